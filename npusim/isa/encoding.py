@@ -1,0 +1,142 @@
+"""How an instruction is laid out in bits: one table per instruction family drives encoder, decoder, assembler and disassembler.
+
+Every instruction is 32 little-endian 32-bit words (128 bytes). Words 0 and 1 are the header that all instructions share;
+the rest belongs to the family. A field lies inside one word, or spans exactly two (``bits=64``, low word first).
+Signed fields are two's complement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.errors import UserError
+
+WORDS = 32
+INSTRUCTION_BYTES = WORDS * 4
+
+UNITS = ("load", "store", "mac", "vector")
+"""In-order queues: load DMA, store DMA, MAC array, vector unit. The position is the unit's number."""
+
+DTYPES = {"u8": (np.uint8, 0, 255), "i8": (np.int8, -128, 127), "i16": (np.int16, -32768, 32767), "i32": (np.int32, -(2**31), 2**31 - 1)}
+"""Element types: NumPy type, least and greatest value."""
+DTYPE_NAMES = tuple(DTYPES)
+
+NO_ADDRESS = 0xFFFF_FFFF
+"""In an optional address field: the operand is absent."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One bit field of an instruction: ``bits`` wide at bit ``lo`` of word ``word``; ``names`` gives the values of an enumeration."""
+
+    name: str
+    word: int
+    lo: int = 0
+    bits: int = 32
+    signed: bool = False
+    names: tuple[str, ...] = ()
+    doc: str = ""
+
+    @property
+    def low(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
+
+
+HEADER = (
+    Field("opcode", 0, 0, 8),
+    Field("unit", 0, 8, 8, names=UNITS, doc="queue that executes the instruction"),
+    Field("layer", 0, 16, 16, doc="index into the program's layer names"),
+    Field("wait_raw", 1, 0, 4, doc="one bit per unit: take a read-after-write token sent by that unit"),
+    Field("wait_war", 1, 4, 4, doc="one bit per unit: take a token that guards an overwrite"),
+    Field("signal_raw", 1, 8, 4, doc="one bit per unit: send that unit a read-after-write token when done"),
+    Field("signal_war", 1, 12, 4, doc="one bit per unit: send that unit an overwrite token when done"),
+)
+
+Decoded = SimpleNamespace
+"""A decoded instruction: ``.op`` is the mnemonic, every field of its table is a Python integer attribute."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A byte range [start, end) of one memory: ``dram``, ``sram`` or ``param``; DRAM ranges also carry their base register."""
+
+    memory: str
+    start: int
+    end: int
+    base: int = 0
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One row of the instruction table.
+
+    ``execute(state, ins)`` is the integer semantics as the reference runs them; ``check(ins, machine)`` lists the broken rules under
+    which the instruction is undefined; ``footprint(ins)`` gives the (reads, writes); ``cycles(ins, machine)`` the busy cycles of the unit.
+    """
+
+    mnemonic: str
+    opcode: int
+    fields: tuple[Field, ...]
+    units: tuple[str, ...]
+    execute: Callable[[Any, Decoded], None]
+    check: Callable[[Decoded, Any], list[str]]
+    footprint: Callable[[Decoded], tuple[list[Region], list[Region]]]
+    cycles: Callable[[Decoded, Any], int]
+    doc: str = ""
+    by_name: dict[str, Field] = field(default_factory=dict, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        used = np.zeros(WORDS * 32, bool)
+        for f in HEADER + self.fields:
+            span = slice(f.word * 32 + f.lo, f.word * 32 + f.lo + f.bits)
+            if span.stop > WORDS * 32 or used[span].any() or (f.bits < 64 and f.lo + f.bits > 32):
+                raise AssertionError(f"{self.mnemonic}.{f.name} overlaps another field or crosses a word")
+            used[span] = True
+            self.by_name[f.name] = f
+
+
+def encode(spec: Instruction, values: Mapping[str, int]) -> NDArray[np.uint32]:
+    """Return the 32 words of one instruction. Unnamed fields are 0. Raises UserError for an unknown field or a value out of range."""
+    words = [0] * WORDS
+    for name in values:
+        if name not in spec.by_name:
+            raise UserError(f"{spec.mnemonic}: no field {name!r}; allowed: {', '.join(spec.by_name)}")
+    for f in HEADER + spec.fields:
+        value = spec.opcode if f.name == "opcode" else int(values.get(f.name, 0))
+        if not f.low <= value <= f.high or (f.names and value >= len(f.names)):
+            top = len(f.names) - 1 if f.names else f.high
+            raise UserError(f"{spec.mnemonic}.{f.name} = {value}: allowed {f.low}..{top}")
+        raw = value & ((1 << f.bits) - 1)
+        words[f.word] |= (raw << f.lo) & 0xFFFF_FFFF
+        if f.bits == 64:
+            words[f.word + 1] |= raw >> 32
+    return np.array(words, np.uint32)
+
+
+def decode_row(words: Sequence[int], table: Mapping[int, Instruction]) -> Decoded:
+    """Decode the 32 words of one instruction. Raises UserError for an unknown opcode or enumeration value."""
+    opcode = int(words[0]) & 0xFF
+    spec = table.get(opcode)
+    if spec is None:
+        raise UserError(f"opcode {opcode} is not an instruction; known: {sorted(table)}")
+    out = {"op": spec.mnemonic}
+    for f in HEADER + spec.fields:
+        raw = int(words[f.word])
+        if f.bits == 64:
+            raw |= int(words[f.word + 1]) << 32
+        raw = (raw >> f.lo) & ((1 << f.bits) - 1)
+        value = raw - (1 << f.bits) if f.signed and raw >> (f.bits - 1) else raw
+        if f.names and value >= len(f.names):
+            raise UserError(f"{spec.mnemonic}.{f.name} = {value}: allowed 0..{len(f.names) - 1} ({', '.join(f.names)})")
+        out[f.name] = value  # type: ignore[assignment]
+    return SimpleNamespace(**out)

@@ -1,0 +1,47 @@
+"""The machine's memories as bytes, and typed strided windows into them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.config import Machine
+
+BASES = 3
+"""Base registers of DRAM addresses: 0 absolute, 1 the step's parameter set, 2 the step's noise."""
+
+
+class MachineState:
+    """Contents of DRAM, scratchpad (``sram``) and parameter memory (``param``), and the base registers of the running step.
+
+    ``dram_bytes`` is the size of the part of DRAM that the program uses. Memories start as zeros.
+    """
+
+    def __init__(self, machine: Machine, dram_bytes: int) -> None:
+        self.machine = machine
+        self.dram = np.zeros(dram_bytes, np.uint8)
+        self.sram = np.zeros(machine.sram.capacity_bytes, np.uint8)
+        self.param = np.zeros(machine.param_memory.capacity_bytes, np.uint8)
+        self.bases = [0] * BASES
+
+    def copy(self) -> MachineState:
+        """Return an independent copy, to run another executor from the same point."""
+        twin = MachineState.__new__(MachineState)
+        twin.machine, twin.bases = self.machine, list(self.bases)
+        twin.dram, twin.sram, twin.param = self.dram.copy(), self.sram.copy(), self.param.copy()
+        return twin
+
+    def window(self, memory: str, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[Any]:
+        """A view of ``shape`` elements of ``dtype`` at byte ``address`` with byte ``strides``. Raises ValueError outside the memory."""
+        return np.ndarray(shape, dtype, getattr(self, memory), address, strides)
+
+    def vector(self, memory: str, address: int, dtype: Any, count: int) -> NDArray[Any]:
+        """``count`` consecutive elements."""
+        return self.window(memory, address, dtype, (count,), (np.dtype(dtype).itemsize,))
+
+
+def span(start: int, element_bytes: int, *loops: tuple[int, int]) -> tuple[int, int]:
+    """Byte range [start, end) touched by nested loops of (count, byte stride) over elements of ``element_bytes``."""
+    return start, start + sum((count - 1) * stride for count, stride in loops) + element_bytes

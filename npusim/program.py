@@ -1,0 +1,165 @@
+"""The program container ``program.npu``: instruction words, constants, parameter sets and the map of DRAM, in one safetensors file.
+
+DRAM as the program sees it: ``constants`` from address 0, then one parameter set per denoising step, then buffers. The prologue runs once
+per video, the step code once per denoising step with base register 1 at the step's parameter set and base 2 at the step's noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa import decode, violations
+from npusim.isa.encoding import DTYPES
+
+FORMAT_VERSION = 1
+MAX_STEPS, MAX_DRAM_BYTES = 10_000, 1 << 40
+TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A named DRAM buffer that the host reads or writes: byte address, element type, shape."""
+
+    address: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(DTYPES[self.dtype][0]).itemsize
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled denoiser.
+
+    ``prologue`` and ``step``: uint32 (count, 32). ``constants``: uint8. ``sets``: uint8 (steps, set_bytes), placed at ``set_address``.
+    ``buffers`` by name; ``noise`` holds one plane per step at ``buffers["noise"]``. ``fractions`` gives the fractional bits of the
+    fixed-point buffers, for the host only. ``layers`` are the names that instructions point to.
+    """
+
+    machine: Machine
+    prologue: NDArray[np.uint32]
+    step: NDArray[np.uint32]
+    constants: NDArray[np.uint8]
+    sets: NDArray[np.uint8]
+    set_address: int
+    dram_bytes: int
+    buffers: dict[str, Buffer]
+    layers: tuple[str, ...]
+    host: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        return int(self.sets.shape[0])
+
+    def bases(self, step: int) -> list[int]:
+        """Base registers in denoising step ``step``."""
+        noise = self.buffers["noise"]
+        return [0, self.set_address + step * self.sets.shape[1], noise.address + step * (noise.bytes // self.steps)]
+
+    def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
+        yield "prologue", self.prologue
+        yield "step", self.step
+
+
+def _digest(tensors: dict[str, NDArray[Any]], header: str) -> str:
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        sha.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
+        sha.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return sha.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name in the same folder, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_program(program: Program, path: Path) -> None:
+    """Write ``program`` to ``path``; the same program gives the same bytes."""
+    tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
+    header = json.dumps(
+        {
+            "machine": program.machine.model_dump(mode="json"),
+            "set_address": program.set_address,
+            "dram_bytes": program.dram_bytes,
+            "buffers": {n: [b.address, b.dtype, list(b.shape)] for n, b in program.buffers.items()},
+            "layers": list(program.layers),
+            "host": program.host,
+        },
+        sort_keys=True,
+    )
+    metadata = {"format": "npusim-program", "version": str(FORMAT_VERSION), "header": header, "sha256": _digest(tensors, header)}
+    write_atomically(Path(path), save(tensors, metadata))
+
+
+def load_program(path: Path) -> Program:
+    """Read a program file. Raises UserError for a missing, truncated, altered or foreign file, or one that names bytes outside its DRAM."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such program file")
+    try:
+        with safe_open(str(path), "numpy") as file:
+            metadata = file.metadata() or {}
+            names = set(file.keys())
+            if metadata.get("format") != "npusim-program" or names != set(TENSORS):
+                raise UserError(f"{path}: not an npusim program file")
+            if metadata.get("version") != str(FORMAT_VERSION):
+                raise UserError(f"{path}: format version {metadata.get('version')!r}; this npusim reads version {FORMAT_VERSION}")
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: truncated or damaged program file ({error})") from None
+    if any(tensors[name].dtype != kind or tensors[name].ndim != (1 if name == "constants" else 2) for name, kind in TENSORS.items()):
+        raise UserError(f"{path}: a tensor has the wrong type or rank")
+    header = metadata.get("header", "")
+    if _digest(tensors, header) != metadata.get("sha256"):
+        raise UserError(f"{path}: contents do not match their SHA-256; the file was altered")
+    try:
+        fields = json.loads(header)
+        machine = Machine.model_validate(fields.pop("machine"))
+        buffers = {n: Buffer(int(a), str(d), tuple(int(x) for x in s)) for n, (a, d, s) in fields.pop("buffers").items()}
+        layers = tuple(str(name) for name in fields.pop("layers"))
+        program = Program(machine=machine, buffers=buffers, layers=layers, **fields, **tensors)
+        _validate(program)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: damaged header ({error})") from None
+    return program
+
+
+def _validate(program: Program) -> None:
+    """Sizes, addresses and every instruction, before anything is allocated or run."""
+    if not 0 < program.dram_bytes <= min(program.machine.dram.npu_budget_bytes, MAX_DRAM_BYTES):
+        raise UserError(f"needs {program.dram_bytes} bytes of DRAM; the machine's budget is {program.machine.dram.npu_budget_bytes}")
+    if not 0 < program.steps <= MAX_STEPS:
+        raise UserError(f"{program.steps} denoising steps; allowed 1..{MAX_STEPS}")
+    spans = {name: (b.address, b.address + b.bytes) for name, b in program.buffers.items()}
+    spans |= {"constants": (0, program.constants.size), "sets": (program.set_address, program.set_address + program.sets.size)}
+    for name, (start, end) in spans.items():
+        if start < 0 or end > program.dram_bytes:
+            raise UserError(f"{name} at bytes {start}..{end} lies outside the program's {program.dram_bytes} bytes of DRAM")
+    for part, code in program.code():
+        broken = violations(decode(code), program.machine)
+        if broken:
+            raise UserError(f"{part}: {broken[0]}")

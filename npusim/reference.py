@@ -1,0 +1,23 @@
+"""The reference executor: instructions one after another in program order, in NumPy int64. It is the definition of what a program computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.encoding import Decoded
+from npusim.memory import MachineState
+
+
+def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
+    """Run decoded instructions on ``state``. Raises ValueError when one reaches outside a memory."""
+    for ins in instructions:
+        BY_MNEMONIC[ins.op].execute(state, ins)
+
+
+def run(state: MachineState, code: NDArray[np.uint32]) -> None:
+    """Run (count, 32) instruction words on ``state``."""
+    execute(state, decode(code))
