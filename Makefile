@@ -1,0 +1,62 @@
+# The two commands of the README are `make demo` and `make test`. Each works alone on a fresh clone: it creates .venv
+# and installs the pinned versions first, and skips that when nothing they depend on has changed.
+#
+# Variables:  PYTHON     the interpreter that creates .venv (3.11 or later)
+#             PIP_FLAGS  further options for pip, e.g. where the CPU build of torch has its own index:
+#                        make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONSTRAINTS := .ci/constraints.txt
+SOURCES := npusim compiler models tests
+
+# The build environment of `pip install -e .` obeys the same pins: older pips read the first, newer ones the second.
+export PIP_CONSTRAINT := $(CONSTRAINTS)
+export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help install demo lint test test-slow check clean
+
+help:
+	@echo "make demo       install, then generate a clip with the float model and on the NPU, and report (runs/demo)"
+	@echo "make test       install, then ruff, mypy and the tests that are not slow"
+	@echo "make test-slow  install, then the slow tests"
+	@echo "make check      what CI runs: test, then test-slow"
+	@echo "make lint       install, then ruff and mypy only"
+	@echo "make clean      remove .venv, caches and runs/demo"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "make: $(PYTHON) is older than Python 3.11; name another one with PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/npusim run --workload emoji --hw hwconfigs/edge_8k.yaml --method cw_tw --out runs/demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" --timeout 300
+
+# pytest exits with 5 when it collects no test; having no slow test is not a failure.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 2700 || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
+
+check:
+	$(MAKE) test
+	$(MAKE) test-slow
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/demo
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
