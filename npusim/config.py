@@ -122,7 +122,7 @@ class VectorUnit(_Section):
 class Sram(_Section):
     """The on-chip buffer that activations and weight tiles are computed from."""
 
-    capacity_bytes: Annotated[int, _whole(1 * KIB, 1 * GIB, "size")]
+    capacity_bytes: Annotated[int, _whole(1 * KIB, 1 * GIB, "size of the buffer")]
     bytes_per_cycle: Annotated[int, _whole(1, 65536, "port width: bytes moved per cycle; a power of two")]
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ class Sram(_Section):
 class ParamMemory(_Section):
     """The small memory that holds the active parameter set: requantization tables, modulation, sampler constants."""
 
-    capacity_bytes: Annotated[int, _whole(256, 256 * MIB, "size")]
+    capacity_bytes: Annotated[int, _whole(256, 256 * MIB, "size of the memory")]
 
 
 class Dram(_Section):
@@ -183,7 +183,7 @@ class Machine(_Section):
     """One NPU with its memories. Immutable and hashable; `model_dump(mode="json")` gives it back as plain data."""
 
     schema_version: Annotated[Literal[1], Field(description="version of this file format")]
-    name: Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case name, used in reports and file names")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, description="the machine's name in reports and file names")]
     clock_mhz: Annotated[int, _whole(1, 10_000, "clock of the NPU; all cycles are its cycles")]
     mac_array: MacArray
     vector_unit: VectorUnit

@@ -1,0 +1,38 @@
+"""What all tests share: the repository's machines, and reproducible, single-threaded settings."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported: on few, shared cores more threads are slower, and results must not depend on their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+from npusim.config import Machine, load_machine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The default repeats the same examples on every run; `pytest --hypothesis-profile=explore` looks for new ones.
+# No deadline: the first call of a compiled kernel takes seconds.
+settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("repeat")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def edge_machine() -> Machine:
+    """hwconfigs/edge_8k.yaml."""
+    return load_machine(REPOSITORY / "hwconfigs" / "edge_8k.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_machine() -> Machine:
+    """hwconfigs/tiny_8x8.yaml."""
+    return load_machine(REPOSITORY / "hwconfigs" / "tiny_8x8.yaml")
