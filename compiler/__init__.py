@@ -1,1 +1,7 @@
-"""Compiler: lowers a quantized video diffusion transformer to an integer-only program for a described machine."""
+"""The compiler: quantized STDiT -> integer graph -> passes -> instructions for a described machine."""
+
+from __future__ import annotations
+
+from compiler.pipeline import compile_model
+
+__all__ = ["compile_model"]

@@ -2,7 +2,7 @@
 
 ``EWLIN: out = clamp(((a * ma + b * mb + bias) + 2^(shift-1) >> shift) + out_zp)``: residual and gated additions, modulation, conversion
 between types, guidance and the sampler's update are all this instruction. ``ma`` and ``mb`` are an immediate or one signed 16-bit
-value per channel in parameter memory; ``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
+value per channel in parameter memory (32-bit for a 32-bit operand, at most 2^30); ``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
 ``EWMUL: out = clamp((a * b + 2^(shift-1) >> shift) + out_zp)``.
 Operands are (batch, rows, cols) windows of SRAM, cols contiguous; a stride of 0 repeats a row or a plane.
 """
@@ -29,7 +29,7 @@ _WINDOWS = (
 _LINEAR = (
     Field("a_mul", 16, signed=True, doc="immediate multiplier of a, used when a_mul_addr is absent"),
     Field("b_mul", 17, signed=True),
-    Field("a_mul_addr", 18, doc="int16 per channel in parameter memory, or absent"),
+    Field("a_mul_addr", 18, doc="int16 (int32 for i32 operands) per channel in parameter memory, or absent"),
     Field("b_mul_addr", 19),
     Field("bias_addr", 20, doc="int32 per channel in parameter memory, or absent"),
 )
@@ -51,7 +51,12 @@ def multiplier(state: Any, ins: Decoded, name: str) -> Any:
     address = getattr(ins, f"{name}_mul_addr")
     if address == NO_ADDRESS:
         return getattr(ins, f"{name}_mul")
-    return state.vector("param", address, np.int16, ins.cols).astype(np.int64)
+    return state.vector("param", address, multiplier_type(ins, name), ins.cols).astype(np.int64)
+
+
+def multiplier_type(ins: Decoded, name: str) -> Any:
+    """Per-channel multipliers have 16 bits, those of a 32-bit operand 32."""
+    return np.dtype(np.int32 if DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32" else np.int16)
 
 
 def bias(state: Any, ins: Decoded) -> Any:
@@ -92,7 +97,8 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
         return Region("sram", *span(getattr(ins, f"{name}_addr"), size, *loops))
 
     reads = [window("a")] + ([window("b")] if ins.b_addr != NO_ADDRESS else [])
-    for name, size in (("a_mul_addr", 2), ("b_mul_addr", 2), ("bias_addr", 4)):
+    sizes = {"a_mul_addr": multiplier_type(ins, "a").itemsize, "b_mul_addr": multiplier_type(ins, "b").itemsize, "bias_addr": 4}
+    for name, size in sizes.items():
         address = getattr(ins, name, NO_ADDRESS)
         if address != NO_ADDRESS:
             reads.append(Region("param", address, address + ins.cols * size))
@@ -106,5 +112,7 @@ def cycles(ins: Decoded, machine: Any) -> int:
     return -(-ins.batch * ins.rows * ins.cols // int(vector.lanes)) * (2 if wide else 1) + int(vector.op_latency_cycles)
 
 
-EWLIN = Instruction("ewlin", 0x20, _WINDOWS + _LINEAR, ("vector",), execute_linear, check, footprint, cycles, doc=__doc__)
+EWLIN = Instruction(
+    "ewlin", 0x20, _WINDOWS + _LINEAR, ("vector",), execute_linear, check, footprint, cycles, doc=__doc__
+)
 EWMUL = Instruction("ewmul", 0x21, _WINDOWS, ("vector",), execute_product, check, footprint, cycles, doc=__doc__)

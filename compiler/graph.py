@@ -1,0 +1,136 @@
+"""The integer graph: whole tensors and integer-only operations, between the quantized model and the instructions.
+
+A value is a matrix of (rows, cols), or a vector for per-channel constants. Activation rows are ordered (branch, frame, position).
+``scale`` and ``zero_point`` say what an integer means (real = (q - zero_point) * scale); they are for people and tests, no operation reads
+them. Operations carry every number they need as integer attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = {"u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "record": 96}
+KINDS = ("input", "const", "step_const", "value")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor. ``data`` holds constants: (shape), or (steps, *shape) for ``step_const``. A view shows rows and columns of ``base``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str = "value"
+    scale: float = 1.0
+    zero_point: int = 0
+    data: NDArray[Any] | None = None
+    base: str | None = None
+    row: int = 0
+    col: int = 0
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: ``kind`` names its semantics in ``compiler/semantics.py``; ``layer`` the source layer; inputs are named roles."""
+
+    kind: str
+    layer: str
+    inputs: dict[str, str]
+    output: str
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Values by name, and two lists of operations: ``prologue`` once per video, ``step`` once per denoising step."""
+
+    values: dict[str, Value]
+    prologue: tuple[Op, ...]
+    step: tuple[Op, ...]
+    steps: int
+    branches: int
+    frames: int
+    positions: int
+    outputs: tuple[str, ...] = ()
+    host: dict[str, int] = field(default_factory=dict)
+
+    def base(self, name: str) -> Value:
+        """The value that owns the storage of ``name``."""
+        value = self.values[name]
+        return self.values[value.base] if value.base else value
+
+    def text(self) -> str:
+        """The graph as text, one value or operation a line."""
+        lines = [f"graph steps={self.steps} branches={self.branches} frames={self.frames} positions={self.positions}"]
+        for v in self.values.values():
+            where = f" view of {v.base}[{v.row}:, {v.col}:]" if v.base else ""
+            lines.append(f"  {v.kind} %{v.name}: {v.dtype}{list(v.shape)} zp={v.zero_point}{where}")
+        for phase in ("prologue", "step"):
+            lines.append(f"{phase}:")
+            for op in getattr(self, phase):
+                inputs = ", ".join(f"{role}=%{name}" for role, name in op.inputs.items())
+                attrs = " ".join(f"{key}={value}" for key, value in op.attrs.items())
+                lines.append(f"  %{op.output} = {op.kind}({inputs}) {attrs}  # {op.layer}")
+        return "\n".join(lines) + "\n"
+
+
+def prune(graph_values: dict[str, Value], ops: Iterable[Op], keep: Iterable[str]) -> dict[str, Value]:
+    """Only the values that some operation, some view or ``keep`` names."""
+    used = set(keep)
+    for op in ops:
+        used |= {*op.inputs.values(), op.output}
+    for name in list(used):
+        base = graph_values[name].base
+        if base:
+            used.add(base)
+    return {name: v for name, v in graph_values.items() if name in used}
+
+
+class Builder:
+    """Collects values and operations; names must be new."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+        self.ops: dict[str, list[Op]] = {"prologue": [], "step": []}
+        self.phase = "prologue"
+
+    def add(self, value: Value) -> str:
+        if value.name in self.values:
+            raise ValueError(f"value {value.name!r} is defined twice")
+        self.values[value.name] = value
+        return value.name
+
+    def const(
+        self, name: str, data: Any, dtype: str, scale: float = 1.0, zero_point: int = 0, per_step: bool = False
+    ) -> str:
+        """Add a constant; ``per_step`` data carry the steps in front. Raises OverflowError if a number does not fit ``dtype``."""
+        array = np.asarray(data)
+        if dtype != "record":
+            limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
+            low = 0 if dtype[0] == "u" else -limit
+            if array.size and not (low <= array.min() and array.max() < limit):
+                raise OverflowError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
+            array = array.astype({"u": np.uint64, "i": np.int64}[dtype[0]]).astype(f"{dtype[0]}{BITS[dtype] // 8}")
+        shape = array.shape[1:] if per_step else array.shape
+        return self.add(Value(name, shape, dtype, "step_const" if per_step else "const", scale, zero_point, array))
+
+    def view(
+        self, name: str, base: str, rows: tuple[int, int], cols: tuple[int, int], scale: float | None = None
+    ) -> str:
+        """Add a view of rows and columns [start, end) of ``base``."""
+        owner = self.values[base]
+        shape = rows[1] - rows[0], cols[1] - cols[0]
+        scale = owner.scale if scale is None else scale
+        return self.add(
+            Value(name, shape, owner.dtype, owner.kind, scale, owner.zero_point, None, base, rows[0], cols[0])
+        )
+
+    def op(self, kind: str, layer: str, inputs: dict[str, str], output: str | Value, **attrs: Any) -> str:
+        name = output if isinstance(output, str) else self.add(output)
+        self.ops[self.phase].append(Op(kind, layer, inputs, name, attrs))
+        return name

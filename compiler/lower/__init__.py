@@ -1,0 +1,5 @@
+"""From a quantized STDiT to the integer graph: the last place where real numbers are seen."""
+
+from compiler.lower.stdit import lower
+
+__all__ = ["lower"]

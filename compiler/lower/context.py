@@ -1,0 +1,166 @@
+"""What every part of the lowering shares: the quantized model, the graph under construction, and the common operations."""
+
+from __future__ import annotations
+
+from math import log2
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.graph import Builder, Value
+from compiler.lower.scales import Activation, common_shift, fraction_bits, multiplier_shift, multipliers_shifts
+from models.quantize import QuantizedLinear, QuantizedModel
+from npusim.errors import UserError
+
+CONST_FRACTION_BITS = 24
+"""Time-embedding constants are int32 with this many fractional bits."""
+GELU_ENTRIES = 513
+
+
+def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """GELU, tanh form, as the model's MLPs use it."""
+    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
+
+
+class Lowering:
+    """The graph builder with the quantized model's scales at hand. ``attention_bits``: 8 or 16, width of q, k, v."""
+
+    def __init__(self, qm: QuantizedModel, attention_bits: int) -> None:
+        if qm.num_ranges != 1:
+            raise UserError(f"quantized model has {qm.num_ranges} time ranges; the compiler takes 1")
+        self.qm, self.attention_bits = qm, attention_bits
+        self.build = Builder()
+        config = qm.config
+        self.frames, height, width = (int(n) for n in config["input_size"])
+        patch = config["patch_size"]
+        if list(patch) != [1, 2, 2]:
+            raise UserError(f"patch_size {list(patch)}: the compiler takes [1, 2, 2]")
+        self.positions = (height // 2) * (width // 2)
+        self.tokens = self.frames * self.positions
+        self.hidden, self.heads, self.depth = int(config["hidden_size"]), int(config["num_heads"]), int(config["depth"])
+        self.text_length = int(config["model_max_length"])
+
+    def absmax(self, point: str) -> float:
+        """Largest calibrated magnitude at a point."""
+        if point not in self.qm.point_absmax:
+            raise UserError(f"quantized model has no calibrated point {point!r}")
+        return float(self.qm.point_absmax[point].max())
+
+    def linear_input(self, layer: str) -> Activation:
+        """The grid of a linear's input: unsigned for 8 bits, shifted to the signed range for 16."""
+        q = self.qm.linears[layer]
+        if q.act_bits == 8:
+            return Activation("u8", float(q.act_scale[0]), int(q.act_zp[0]))
+        return Activation("i16", float(q.act_scale[0]), int(q.act_zp[0]) - 32768)
+
+    def value(self, name: str, rows: int, cols: int, kind: Activation) -> Value:
+        return Value(name, (rows, cols), kind.dtype, scale=kind.scale, zero_point=kind.zero_point)
+
+    def linear(
+        self, layer: str, x: str, out: str, kind: Activation, channel_scale: NDArray[np.float64] | None = None,
+        order: NDArray[np.int64] | None = None, tag: str = "",
+    ) -> str:  # fmt: skip
+        """Add a quantized linear. ``channel_scale`` gives each output channel its own scale; ``order`` permutes output channels."""
+        q: QuantizedLinear = self.qm.linears[layer]
+        pick = np.arange(len(q.bias)) if order is None else order
+        name = layer + tag
+        source = self.build.values[x]
+        out_scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
+        step = source.scale * q.weight_scale[pick]
+        multiplier, shift = multipliers_shifts(step / out_scale, layer)
+        bias = np.rint(q.bias[pick] / step).astype(np.int64)
+        constants = {
+            "weight": self.build.const(f"{name}.weight", q.weight_q[pick], "u8"),
+            "weight_zp": self.build.const(f"{name}.weight_zp", q.weight_zp[pick], "i16"),
+            "bias": self.build.const(f"{name}.bias", bias, "i64"),
+            "multiplier": self.build.const(f"{name}.multiplier", multiplier, "i32"),
+            "shift": self.build.const(f"{name}.shift", shift, "u8"),
+        }
+        value = self.value(out, source.shape[0], len(pick), kind)
+        zps = {"in_zp": source.zero_point, "out_zp": kind.zero_point}
+        return self.build.op("linear_centred", layer, {"x": x, **constants}, value, **zps)
+
+    def convert(self, layer: str, a: str, out: str | Value) -> str:
+        """Change of scale, zero point and type of one symmetric tensor."""
+        source = self.build.values[a]
+        target = self.build.values[out] if isinstance(out, str) else out
+        bits = 31 if source.dtype == "i32" else 16
+        multiplier, shift = multiplier_shift(source.scale / target.scale, bits, layer)
+        attrs = {"a_mul": multiplier, "shift": shift, "out_zp": target.zero_point}
+        return self.build.op("elementwise", layer, {"a": a}, out, **attrs)
+
+    def add(self, layer: str, a: str, b: str, out: str | Value, b_rows: str = "") -> str:
+        """Sum of two symmetric tensors of any scales, with one rounding."""
+        target = self.build.values[out] if isinstance(out, str) else out
+        factors = [self.build.values[name].scale / target.scale for name in (a, b)]
+        shift = common_shift(max(factors))
+        a_mul, b_mul = (round(f * 2.0**shift) for f in factors)
+        attrs = {"a_mul": a_mul, "b_mul": b_mul, "shift": shift, "out_zp": target.zero_point, "b_rows": b_rows}
+        return self.build.op("elementwise", layer, {"a": a, "b": b}, out, **attrs)
+
+    def gated_add(self, layer: str, x: str, branch: str, gate: str, largest_gate: float, out: Value) -> str:
+        """``x + branch * gate`` with the gate's channels from a table of per-step constants (see ``time_vector``)."""
+        factor = self.build.values[branch].scale / out.scale
+        ratio = self.build.values[x].scale / out.scale
+        shift = max(common_shift(factor * largest_gate), 1 - round(log2(ratio)))
+        name = self.time_vector(f"{out.name}.gate", gate, factor * 2.0**shift, "i16")
+        attrs = {"a_mul": round(ratio * 2.0**shift), "shift": shift, "out_zp": 0}
+        return self.build.op("elementwise", layer, {"a": x, "b": branch, "b_mul": name}, out, **attrs)
+
+    def time_vector(self, name: str, source: str, factor: float, dtype: str, offset: float = 0.0) -> str:
+        """``(row + offset) * factor`` as an integer per channel; ``source`` is 'table[row]', a table of fixed-point constants."""
+        table, row = source.rstrip("]").split("[")
+        multiplier, shift = multiplier_shift(factor * 2.0**-CONST_FRACTION_BITS, 31, name)
+        attrs = {
+            "row": int(row),
+            "offset": round(offset * 2**CONST_FRACTION_BITS),
+            "multiplier": multiplier,
+            "shift": shift,
+        }
+        value = Value(name, (self.hidden,), dtype)
+        return self.build.op("const_scale", name, {"a": table}, value, **attrs)
+
+    def time_table(
+        self, name: str, fixed: NDArray[np.float64], per_step: NDArray[np.float64]
+    ) -> tuple[str, NDArray[np.float64]]:
+        """Sum of a learned table (rows, C) and per-step values (steps, rows, C), as fixed point; returns the name and the real sum."""
+        scale = 2.0**-CONST_FRACTION_BITS
+        learned = self.build.const(f"{name}.learned", np.rint(fixed / scale).astype(np.int64), "i32", scale)
+        stepwise = f"{name.split('.')[-1]}.time"
+        if stepwise not in self.build.values:
+            self.build.const(stepwise, np.rint(per_step / scale).astype(np.int64), "i32", scale, per_step=True)
+        table = Value(name, fixed.shape, "i32", scale=scale)
+        self.build.op("const_add", name, {"a": learned, "b": stepwise}, table)
+        return name, fixed[None] + per_step
+
+    def norm_modulate(
+        self, layer: str, x: str, out: str, kind: Activation, table: str, rows: tuple[int, int], real: NDArray[np.float64]
+    ) -> str:  # fmt: skip
+        """LayerNorm, then ``* (1 + scale) + shift``; ``rows`` are the table rows of (shift, scale)."""
+        source = self.build.values[x]
+        bits = min(15, fraction_bits(self.absmax(f"{layer}:out")))
+        columns = source.shape[1]
+        epsilon = max(1, round(1e-6 * columns**2 / source.scale**2))
+        n = Value(f"{out}.n", source.shape, "i16", scale=2.0**-bits)
+        self.build.op("layernorm", layer, {"x": x}, n, epsilon=epsilon, fraction_bits=bits)
+        g_factor = 2.0**-bits / kind.scale
+        largest = float(np.abs(1 + real[:, rows[1]]).max()) * g_factor
+        offset = float(np.abs(real[:, rows[0]]).max()) / kind.scale
+        shift = min(common_shift(largest), common_shift(offset, bits=31))
+        g = self.time_vector(f"{out}.g", f"{table}[{rows[1]}]", g_factor * 2.0**shift, "i16", offset=1.0)
+        b = self.time_vector(f"{out}.b", f"{table}[{rows[0]}]", 2.0**shift / kind.scale, "i32")
+        value = self.value(out, *source.shape, kind)
+        return self.build.op(
+            "modulate", layer, {"x": n.name, "g": g, "b": b}, value, shift=shift, out_zp=kind.zero_point
+        )
+
+    def gelu(self, layer: str, x: str, out: str, kind: Activation) -> str:
+        """GELU (tanh form) by the 513-entry interpolating table."""
+        source = self.build.values[x]
+        knots = gelu_tanh((np.arange(GELU_ENTRIES) * 128.0 - 32768.0) * source.scale)
+        step = np.abs(knots).max() / 32767
+        table = self.build.const(f"{out}.table", np.rint(knots / step).astype(np.int64), "i16", step)
+        multiplier, shift = multiplier_shift(step / 128 / kind.scale, 16, layer)
+        value = self.value(out, *source.shape, kind)
+        attrs = {"multiplier": multiplier, "shift": shift, "out_zp": kind.zero_point}
+        return self.build.op("table", layer, {"x": x, "table": table}, value, **attrs)

@@ -1,0 +1,40 @@
+"""The compiler's stages in order: lower, passes, build, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compiler.graph import Graph
+from compiler.lower import lower
+from compiler.passes import PASSES
+from compiler.schedule.build import build_program
+from compiler.verify import verify
+from models.quantize import QuantizedModel
+from npusim.config import Machine
+from npusim.isa.assembly import disassemble
+from npusim.program import Program
+
+Dump = Callable[[str, str], None]
+
+
+def integer_graph(qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None) -> Graph:
+    """Lower and run every pass. ``dump(stage, text)`` receives each stage as text."""
+    graph = lower(qm, attention_bits)
+    if dump:
+        dump("00_lower", graph.text())
+    for number, one_pass in enumerate(PASSES, 1):
+        graph = one_pass(graph)
+        if dump:
+            dump(f"{number:02d}_{one_pass.__name__}", graph.text())
+    return graph
+
+
+def compile_model(qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None) -> Program:
+    """Compile a quantized model for ``machine``. Raises UserError when it does not fit, naming the layer and the numbers."""
+    graph = integer_graph(qm, attention_bits, dump)
+    program = build_program(graph, machine)
+    if dump:
+        for part, code in program.code():
+            dump(f"{len(PASSES) + 1:02d}_{part}", disassemble(code))
+    verify(program)
+    return program

@@ -1,0 +1,1 @@
+"""From the integer graph to instructions: placement, tiling, tokens, program."""

@@ -1,0 +1,133 @@
+"""Collects instructions; brings operands into SRAM or parameter memory and results back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.graph import Graph, Value
+from compiler.schedule.place import Home, Layout, Ring, Zones, element_bytes, value_bytes
+from npusim.config import Machine
+from npusim.isa import BY_MNEMONIC
+from npusim.isa.dma import MEMORIES
+from npusim.isa.encoding import DTYPE_NAMES, UNITS
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix stands in SRAM: byte address of its first element and distance between rows."""
+
+    address: int
+    row: int
+
+
+class Emitter:
+    """Instructions of one phase, in program order, as (mnemonic, fields); tokens come later."""
+
+    def __init__(
+        self, graph: Graph, machine: Machine, layout: Layout, homes: dict[str, Home], layers: list[str]
+    ) -> None:
+        self.graph, self.machine, self.layout, self.homes, self.layers = graph, machine, layout, homes, layers
+        zones = Zones.of(machine)
+        self.weights = Ring("SRAM weight", zones.resident, zones.weights)
+        self.tiles = Ring("SRAM tile", zones.resident + zones.weights, zones.tiles)
+        self.params = Ring("parameter memory", 0, machine.param_memory.capacity_bytes)
+        self.instructions: list[tuple[str, dict[str, int]]] = []
+        self.layer = ""
+
+    def emit(self, mnemonic: str, **fields: int) -> None:
+        """Append an instruction on its unit, tagged with the current layer."""
+        if self.layer not in self.layers:
+            self.layers.append(self.layer)
+        header = {"unit": UNITS.index(BY_MNEMONIC[mnemonic].units[0]), "layer": self.layers.index(self.layer)}
+        self.instructions.append((mnemonic, {**header, **fields}))
+
+    def dtype(self, name: str) -> int:
+        return DTYPE_NAMES.index(self.graph.values[name].dtype)
+
+    def home(self, name: str) -> Home:
+        """Home of a value, or of the owner of a view."""
+        return self.homes.get(name) or self.homes[self.graph.base(name).name]
+
+    def in_sram(self, name: str) -> bool:
+        return self.home(name).memory == "sram"
+
+    def offset(self, name: str, row: int, col: int) -> tuple[int, int]:
+        """Byte offset of element (row, col) of a value or view in its owner, and the owner's row size in bytes."""
+        value, owner = self.graph.values[name], self.graph.base(name)
+        pitch = owner.shape[-1] * element_bytes(owner)
+        return (row + value.row) * pitch + (col + value.col) * element_bytes(owner), pitch
+
+    def row_bytes(self, name: str) -> int:
+        """Bytes of one row (of the view, if it is one)."""
+        value = self.graph.values[name]
+        return value.shape[-1] * element_bytes(value)
+
+    def load(self, home: Home, offset: int, local: int, row_bytes: int, memory: str = "sram", **loops: int) -> None:
+        """LOAD; ``loops``: rows, planes, dram_row, dram_plane, local_row, local_plane (one run by default)."""
+        self._copy("load", home, offset, local, row_bytes, memory, loops)
+
+    def store(self, home: Home, offset: int, local: int, row_bytes: int, **loops: int) -> None:
+        self._copy("store", home, offset, local, row_bytes, "sram", loops)
+
+    def _copy(
+        self, kind: str, home: Home, offset: int, local: int, row_bytes: int, memory: str, loops: dict[str, Any]
+    ) -> None:
+        shape = {"rows": 1, "planes": 1, **loops}
+        if shape["planes"] == 1 and loops.get("dram_row") == loops.get("local_row") == row_bytes:
+            shape, row_bytes = {"rows": 1, "planes": 1}, row_bytes * shape["rows"]
+        place = {
+            "dram_addr": home.address + offset,
+            "base": home.base,
+            "local_addr": local,
+            "memory": MEMORIES.index(memory),
+        }
+        self.emit(kind, **place, row_bytes=row_bytes, **shape)
+
+    def parameter(self, name: str, first: int = 0, count: int | None = None) -> int:
+        """Load elements of a constant vector (or the records of some channels) into parameter memory; return the address."""
+        value = self.graph.values[name]
+        size = element_bytes(value)
+        count = value.shape[0] if count is None else count
+        address = self.params.take(count * size, self.layer)
+        self.load(self.homes[name], first * size, address, count * size, "param")
+        return address
+
+    def constant_parameter(self, data: bytes) -> int:
+        """Load anonymous constant bytes into parameter memory; return the address."""
+        address = self.params.take(len(data), self.layer)
+        self.load(Home("dram", self.layout.constant(data)), 0, address, len(data), "param")
+        return address
+
+    def whole(self, name: str) -> Place:
+        """A constant or small input matrix, loaded whole into the weight ring for the operation's duration."""
+        value: Value = self.graph.values[name]
+        address = self.weights.take(value_bytes(value), self.layer)
+        self.load(self.home(name), self.offset(name, 0, 0)[0], address, value_bytes(value))
+        return Place(address, self.row_bytes(name))
+
+    def source(self, name: str, row: int, rows: int) -> Place:
+        """Rows of a matrix in SRAM: in place if it lives there, else loaded into the tile ring."""
+        offset, pitch = self.offset(name, row, 0)
+        home = self.home(name)
+        if home.memory == "sram":
+            return Place(home.address + offset, pitch)
+        width = self.row_bytes(name)
+        address = self.tiles.take(rows * width, self.layer)
+        self.load(home, offset, address, width, rows=rows, dram_row=pitch, local_row=width)
+        return Place(address, width)
+
+    def target(self, name: str, row: int, rows: int) -> Place:
+        """Where rows of a result go: in place, or into the tile ring until ``commit``."""
+        if self.in_sram(name):
+            offset, pitch = self.offset(name, row, 0)
+            return Place(self.home(name).address + offset, pitch)
+        return Place(self.tiles.take(rows * self.row_bytes(name), self.layer), self.row_bytes(name))
+
+    def commit(self, name: str, row: int, rows: int, place: Place) -> None:
+        """Store a result that lives in DRAM."""
+        if not self.in_sram(name):
+            offset, pitch = self.offset(name, row, 0)
+            self.store(
+                self.home(name), offset, place.address, place.row, rows=rows, dram_row=pitch, local_row=place.row
+            )

@@ -1,0 +1,173 @@
+"""Where tensors live: SRAM for as long as they are needed if they fit, DRAM otherwise; constants and parameter sets in DRAM.
+
+SRAM is split into three zones: tensors that stay, a ring for weights, and a ring for tiles of tensors that live in DRAM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compiler.graph import BITS, Graph, Op, Value
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa.matmul import RECORD
+
+ALIGN = 64
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def element_bytes(value: Value) -> int:
+    return BITS[value.dtype] // 8
+
+
+def value_bytes(value: Value) -> int:
+    return int(np.prod(value.shape, dtype=np.int64)) * element_bytes(value)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Address of a tensor in ``memory`` ('sram' or 'dram'); ``base`` is the DRAM base register."""
+
+    memory: str
+    address: int
+    base: int = 0
+
+
+@dataclass
+class FirstFit:
+    """Lowest-address allocator of lifetimes; ``peak`` is the size needed so far."""
+
+    start: int
+    capacity: int
+    live: list[tuple[int, int, int]] = field(default_factory=list)  # (address, end, last use)
+    peak: int = 0
+
+    def take(self, size: int, first: int, last: int) -> int | None:
+        """Address of ``size`` bytes alive from operation ``first`` to ``last``, or None."""
+        self.live = sorted(entry for entry in self.live if entry[2] >= first)
+        address = self.start
+        for begin, end, _ in self.live:
+            if begin - address >= size:
+                break
+            address = max(address, end)
+        if address + size > self.start + self.capacity:
+            return None
+        self.live.append((address, address + size, last))
+        self.peak = max(self.peak, address + size - self.start)
+        return address
+
+
+class Ring:
+    """Buffers taken round and round from one zone; nothing larger than half of it, so that two tiles fit."""
+
+    def __init__(self, name: str, start: int, size: int) -> None:
+        self.name, self.start, self.end, self.next = name, start, start + size, start
+
+    @property
+    def half(self) -> int:
+        return (self.end - self.start) // 2
+
+    def take(self, size: int, layer: str) -> int:
+        size = aligned(size)
+        if size > self.half:
+            raise UserError(
+                f"{layer}: a tile of {size} bytes does not fit half of the {self.name} zone ({self.half} bytes); "
+                "the machine is too small: allowed is a larger sram.capacity_bytes or param_memory.capacity_bytes"
+            )
+        if self.next + size > self.end:
+            self.next = self.start
+        address, self.next = self.next, self.next + size
+        return address
+
+
+@dataclass(frozen=True)
+class Zones:
+    """Split of SRAM: [0, resident) stays, then the weight ring, then the tile ring."""
+
+    resident: int
+    weights: int
+    tiles: int
+
+    @classmethod
+    def of(cls, machine: Machine) -> Zones:
+        quarter = machine.sram.capacity_bytes // 4 // ALIGN * ALIGN
+        return cls(machine.sram.capacity_bytes - 2 * quarter, quarter, quarter)
+
+
+def logit_record(op: Op) -> bytes:
+    """The requantization record of an attention's scores: no bias, no zero point."""
+    record = np.zeros(1, RECORD)
+    record["multiplier"], record["shift"] = op.attrs["logit_multiplier"], op.attrs["logit_shift"]
+    return record.tobytes()
+
+
+class Layout:
+    """DRAM addresses of everything, and the bytes of constants and parameter sets."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.constants, self.set_parts = bytearray(), [bytearray() for _ in range(graph.steps)]
+        self.homes: dict[str, Home] = {}
+        self.known: dict[bytes, int] = {}
+        for value in graph.values.values():
+            if value.kind == "const" and value.data is not None:
+                self.homes[value.name] = Home("dram", self.constant(value.data.tobytes()))
+            elif value.kind == "step_const" and value.data is not None:
+                self.homes[value.name] = Home("dram", len(self.set_parts[0]), 1)
+                for part, data in zip(self.set_parts, value.data, strict=True):
+                    part += data.tobytes()
+                    part += bytes(aligned(len(part)) - len(part))
+
+        for op in graph.step:
+            if op.kind == "attention":
+                self.constant(logit_record(op))
+
+    @property
+    def set_address(self) -> int:
+        """Where the first step's parameter set lies: right behind the constants."""
+        return len(self.constants)
+
+    def constant(self, data: bytes) -> int:
+        """DRAM address of constant bytes; equal contents share one place."""
+        if data not in self.known:
+            self.known[data] = len(self.constants)
+            self.constants += data
+            self.constants += bytes(aligned(len(self.constants)) - len(self.constants))
+        return self.known[data]
+
+
+def lifetimes(graph: Graph, ops: tuple[Op, ...]) -> dict[str, tuple[int, int]]:
+    """First and last operation that touches each computed tensor of one phase (views count for their base)."""
+    spans: dict[str, tuple[int, int]] = {}
+    for index, op in enumerate(ops):
+        for name in (*op.inputs.values(), op.output):
+            owner = graph.base(name)
+            if owner.kind == "value":
+                spans[owner.name] = spans.get(owner.name, (index, index))[0], index
+    return spans
+
+
+def place(graph: Graph, phase: str, pinned: dict[str, Home], zones: Zones, spill: FirstFit) -> dict[str, Home]:
+    """Homes of the tensors one phase computes. ``pinned`` ones are given; the rest go to SRAM, or to ``spill`` in DRAM."""
+    ops = getattr(graph, phase)
+    resident, homes = FirstFit(0, zones.resident), dict(pinned)
+    for name, (first, last) in sorted(lifetimes(graph, ops).items(), key=lambda item: item[1]):
+        if name in homes:
+            continue
+        size = aligned(value_bytes(graph.values[name]))
+        address = resident.take(size, first, last)
+        if address is not None:
+            homes[name] = Home("sram", address)
+            continue
+        address = spill.take(size, first, last)
+        if address is None:
+            raise UserError(
+                f"tensor {name} of {size} bytes fits neither SRAM nor the NPU's DRAM budget of {spill.start + spill.capacity} bytes"
+            )
+        homes[name] = Home("dram", address)
+    return homes

@@ -1,0 +1,158 @@
+"""What each graph operation computes, on whole NumPy int64 tensors. The passes are proved against this, and so are the instructions.
+
+The arithmetic primitives (rounding, table lookup, exponential) are the ISA's own, in ``npusim/numerics.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.graph import Graph, Op
+from npusim import numerics
+from npusim.isa.encoding import DTYPES
+from npusim.isa.layernorm import normalise
+from npusim.isa.matmul import bias_of
+
+Array = NDArray[Any]
+Semantics = Callable[[Graph, Op, dict[str, Array]], Array]
+CONST_KINDS = ("const_add", "const_scale")
+"""Operations whose inputs are all constants: the constant-folding pass evaluates them."""
+
+
+def limits(graph: Graph, op: Op) -> tuple[int, int]:
+    _, low, high = DTYPES[graph.values[op.output].dtype]
+    return low, high
+
+
+def const_add(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    return x["a"] + x["b"]
+
+
+def const_scale(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """One row of a table of vectors: ``clamp(rescale(row + offset, multiplier, shift))``."""
+    row = x["a"][..., op.attrs["row"], :] + op.attrs["offset"]
+    return np.clip(numerics.rescale(row, op.attrs["multiplier"], op.attrs["shift"]), *limits(graph, op))
+
+
+def linear_centred(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """The definition of a quantized linear: zero points subtracted first. weight (n, k) uint8, bias (n,) in accumulator units."""
+    acc = (x["x"] - op.attrs["in_zp"]) @ (x["weight"] - x["weight_zp"][:, None]).T + x["bias"]
+    return numerics.requantize(acc, x["multiplier"], x["shift"], op.attrs["out_zp"], *limits(graph, op))
+
+
+def linear(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """As the array does it: raw products, then the record's bias and the row-sum correction. weight (n, k) int8."""
+    records = x["records"]
+    row_sum = x["x"].sum(axis=1, keepdims=True)
+    acc = x["x"] @ x["weight"].T + bias_of(records) - records["zero_point"].astype(np.int64) * row_sum
+    multiplier, shift = records["multiplier"].astype(np.int64), records["shift"].astype(np.int64)
+    return numerics.requantize(acc, multiplier, shift, op.attrs["out_zp"], *limits(graph, op))
+
+
+def layernorm(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    rows = x["x"]
+    total = rows.sum(axis=1, keepdims=True)
+    variance = rows.shape[1] * (rows * rows).sum(axis=1, keepdims=True) - total * total + op.attrs["epsilon"]
+    return np.asarray(normalise(rows, total, *numerics.rsqrt(variance), op.attrs["fraction_bits"]))
+
+
+def modulate(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    total = x["x"] * x["g"] + x["b"]
+    return np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+
+
+def layernorm_modulate(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    return modulate(graph, op, {**x, "x": layernorm(graph, op, x)})
+
+
+def spread(graph: Graph, rows: Array, pattern: str, count: int) -> Array:
+    """Repeat the rows of a table over ``count`` activation rows: by position in the frame, or by frame."""
+    index = np.arange(count)
+    if pattern == "position":
+        return rows[index % graph.positions]
+    if pattern == "frame":
+        return rows[index // graph.positions % graph.frames]
+    return rows
+
+
+def elementwise(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """``clamp((a ma + b mb + bias) >> shift) + out_zp`` with one rounding; multipliers are attributes or per-channel inputs."""
+    total = x["a"] * x.get("a_mul", op.attrs.get("a_mul", 0)) + x.get("bias", 0)
+    if "b" in x:
+        b = spread(graph, x["b"], op.attrs.get("b_rows", ""), len(x["a"]))
+        total = total + b * x.get("b_mul", op.attrs.get("b_mul", 0))
+    return np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+
+
+def product(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    return np.clip(numerics.rescale(x["a"] * x["b"], 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+
+
+def table(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    value = numerics.table_lookup_16(x["x"], x["table"])
+    return numerics.requantize(value, op.attrs["multiplier"], op.attrs["shift"], op.attrs["out_zp"], *limits(graph, op))
+
+
+def heads_first(graph: Graph, op: Op, rows: Array, over: str) -> Array:
+    """(rows, heads * width) -> (groups, heads, tokens, width): groups are frames, positions or branches."""
+    heads = op.attrs["heads"]
+    if over == "text":
+        cut = rows.reshape(graph.branches, -1, heads, rows.shape[1] // heads)
+    else:
+        cut = rows.reshape(graph.branches, graph.frames, graph.positions, heads, -1)
+        if over == "temporal":
+            cut = cut.transpose(0, 2, 1, 3, 4)
+        if over != "cross":
+            cut = cut.reshape(-1, *cut.shape[2:])
+        else:
+            cut = cut.reshape(graph.branches, -1, heads, rows.shape[1] // heads)
+    return cut.transpose(0, 2, 1, 3)
+
+
+def rows_first(graph: Graph, op: Op, cut: Array) -> Array:
+    """The inverse of ``heads_first`` for the query side."""
+    groups, heads, tokens, width = cut.shape
+    rows = cut.transpose(0, 2, 1, 3)
+    if op.attrs["over"] == "temporal":
+        rows = rows.reshape(graph.branches, graph.positions, graph.frames, heads, width).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(-1, heads * width)
+
+
+def attention_parts(graph: Graph, op: Op, x: dict[str, Array]) -> dict[str, Array]:
+    """Every intermediate of an attention: ``logits``, ``p``, ``sums``, ``multiplier``, ``shift`` and ``out``, grouped and heads first."""
+    over, attrs = op.attrs["over"], op.attrs
+    key_side = "text" if over == "cross" else over
+    q = heads_first(graph, op, x["q"], over)
+    k, v = (heads_first(graph, op, x[name], key_side) for name in "kv")
+    valid = max(1, min(int(x["valid"].ravel()[0]), k.shape[2])) if "valid" in x else k.shape[2]
+    logits = numerics.requantize(
+        q @ k.swapaxes(-1, -2), attrs["logit_multiplier"], attrs["logit_shift"], 0, -32768, 32767
+    )
+    kept = logits[..., :valid]
+    p = np.zeros_like(logits)
+    p[..., :valid] = numerics.exp2_negative(
+        kept.max(axis=-1, keepdims=True) - kept, attrs["fraction_bits"], attrs["p_bits"]
+    )
+    sums = p.sum(axis=-1, keepdims=True)
+    mantissa, shift = numerics.reciprocal(sums)
+    scaled = (mantissa * attrs["out_multiplier"] + (1 << 29)) >> 30
+    multiplier, shift = numerics.normalised_multiplier(scaled, shift + attrs["out_shift"] - 30, 16)
+    out = numerics.requantize(p @ v, multiplier, shift, attrs["out_zp"], *limits(graph, op))
+    return {"logits": logits, "p": p, "sums": sums, "multiplier": multiplier, "shift": shift, "out": out}
+
+
+def attention(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    return rows_first(graph, op, attention_parts(graph, op, x)["out"])
+
+
+SEMANTICS: dict[str, Semantics] = {
+    f.__name__: f
+    for f in (
+        const_add, const_scale, linear_centred, linear, layernorm, modulate, layernorm_modulate,
+        elementwise, product, table, attention,
+    )
+}  # fmt: skip
