@@ -1,0 +1,48 @@
+"""Reading checkpoints: every tensor is checked by name and shape before a model takes it."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from models.errors import ModelError
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file whole; raises ModelError if it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def copy_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies tensors into a model, by name, after checking that names and shapes match exactly.
+
+    Raises:
+        ModelError: names the file, the first offending tensor, and the expected and given shape.
+    """
+    expected = model.state_dict()
+    for name, target in expected.items():
+        if name not in tensors:
+            raise ModelError(f"{path}: tensor '{name}' is missing; expected shape {tuple(target.shape)}")
+        if tensors[name].shape != target.shape:
+            given = tuple(tensors[name].shape)
+            raise ModelError(f"{path}: tensor '{name}' has shape {given}; expected {tuple(target.shape)}")
+    unknown = sorted(set(tensors) - set(expected))
+    if unknown:
+        raise ModelError(f"{path}: unknown tensor '{unknown[0]}' ({len(unknown)} in all)")
+    model.load_state_dict(tensors)
+
+
+def config_of(metadata: dict[str, str], path: Path) -> dict[str, object]:
+    """Returns the constructor arguments stored in a checkpoint's metadata under `config` (JSON)."""
+    try:
+        config = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{path}: metadata holds no readable 'config': {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: metadata 'config' is {type(config).__name__}; expected an object")
+    return config

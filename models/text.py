@@ -1,0 +1,73 @@
+"""Text states of the known captions, computed once with MiniLM-L6 and stored (models/data/text_states.safetensors).
+
+The states are the last hidden states of every token, [CLS] and [SEP] included: the same kind of conditioning as
+Open-Sora's T5 states, 384 wide instead of 4096.
+"""
+
+import difflib
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from models.clips import DATA_DIR, TEXT_FILE
+from models.errors import ModelError
+
+MAX_TOKENS = 16
+TEXT_WIDTH = 384
+
+
+class TextStates:
+    """Token states by caption.
+
+    Args:
+        path: the safetensors file: `states` (tokens of all captions, 384) float16, `offsets` (captions + 1,) int64,
+            metadata `captions` as a JSON list.
+
+    Raises:
+        ModelError: if the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path = DATA_DIR / TEXT_FILE) -> None:
+        try:
+            with safe_open(path, framework="np") as file:
+                captions: list[str] = json.loads(file.metadata()["captions"])
+                self._states: NDArray[np.float16] = file.get_tensor("states")
+                self._offsets: NDArray[np.int64] = file.get_tensor("offsets")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path}: not a readable file of text states: {error}") from error
+        self._index = {caption: index for index, caption in enumerate(captions)}
+
+    @property
+    def captions(self) -> list[str]:
+        """All known captions, in file order."""
+        return list(self._index)
+
+    def get(self, caption: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Returns the token states of one caption.
+
+        Returns:
+            states: (16, 384) float32, rows past the last token zero.
+            mask: (16,) bool, True where there is a token.
+
+        Raises:
+            ModelError: if the caption is unknown; the message names the nearest known ones.
+        """
+        if caption not in self._index:
+            nearest = difflib.get_close_matches(caption.lower(), self._index, n=3, cutoff=0.0)
+            raise ModelError(
+                f"unknown caption {caption!r}: text states are stored for {len(self._index)} captions; "
+                f"nearest: {', '.join(repr(name) for name in nearest)}"
+            )
+        index = self._index[caption]
+        tokens = self._states[self._offsets[index] : self._offsets[index + 1]]
+        states = np.zeros((MAX_TOKENS, TEXT_WIDTH), np.float32)
+        states[: len(tokens)] = tokens
+        return states, np.arange(MAX_TOKENS) < len(tokens)
+
+    def batch(self, captions: list[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Returns states (captions, 16, 384) float32 and masks (captions, 16) bool; errors as in `get`."""
+        pairs = [self.get(caption) for caption in captions]
+        return np.stack([states for states, _ in pairs]), np.stack([mask for _, mask in pairs])
