@@ -1,0 +1,176 @@
+"""Sampling: the guided denoising loop over any predictor, its replay on equal inputs, and pictures of the result.
+
+A predictor is a function of the executed step i (0 is the noisiest) and the state x (4, T, H, W) float32 that returns
+(eps_cond, eps_uncond, v_cond), each (4, T, H, W): the noise predictions of both guidance branches and the conditional
+branch's variance channels. The float model, its fake-quantized copy and an integer machine all fit.
+
+    python -m models.sample --workload emoji --prompt "rocket" --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from models.errors import ModelError
+from models.fakequant import FakeQuantSTDiT
+from models.iddpm import IDDPM, draw_noise
+from models.store import write_atomically
+from models.vae import Autoencoder
+from models.workloads import get_workload
+
+Predictor = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
+Frames = NDArray[np.uint8]
+
+FRAME_MS = 125
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sampling run: every state and every guided noise prediction.
+
+    states: (steps + 1, 4, T, H, W) float32; states[i] enters step i, states[-1] is the finished latent clip.
+    eps: (steps, 4, T, H, W) float32, the guided noise prediction of step i.
+    """
+
+    states: NDArray[np.float32]
+    eps: NDArray[np.float32]
+
+
+def float_predictor(model: nn.Module, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor) -> Predictor:
+    """The float model as a predictor; both branches run as one batch [conditional, unconditional].
+
+    Args:
+        model: STDiT (or anything called like it); its output has 8 channels, noise prediction first.
+        sampler: gives each executed step its original timestep.
+        states: (L, caption channels) float32, token states of the prompt.
+        mask: (L,) bool, the valid tokens.
+        null: (L, caption channels) float32, the null caption, cut to the prompt's length by the same mask.
+    """
+    captions = torch.stack([states, null])[:, None]
+    masks = mask[None].expand(2, -1)
+
+    def predict(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        timestep = torch.full((2,), float(sampler.timesteps[sampler.num_sampling_steps - 1 - step]))
+        with torch.inference_mode():
+            out = model(x.expand(2, *x.shape), timestep, captions, masks)
+        eps, v = out.chunk(2, dim=1)
+        return eps[0], eps[1], v[0]
+
+    return predict
+
+
+def fakequant_predictor(model: FakeQuantSTDiT, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor) -> Predictor:
+    """The fake-quantized model as a predictor: `float_predictor` with each step's quantization range selected."""
+    base = float_predictor(model, sampler, states, mask, null)
+
+    def predict(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model.set_step(step)
+        return base(step, x)
+
+    return predict
+
+
+def denoise(predict: Predictor, x_T: Tensor, noises: Tensor, sampler: IDDPM) -> Trajectory:
+    """Run all steps from x_T, each on the state that the one before left ("free running").
+
+    Args:
+        predict: the predictor.
+        x_T: (4, T, H, W) float32, the state that enters step 0.
+        noises: (steps, 4, T, H, W) float32, the noise that each step adds; both as `draw_noise` gives them.
+        sampler: guidance and update rule.
+    """
+    x = x_T
+    states, guided = [x_T.numpy()], []
+    for step in range(sampler.num_sampling_steps):
+        eps_cond, eps_uncond, v = predict(step, x)
+        eps = sampler.guide(eps_cond[None], eps_uncond[None])
+        x = sampler.step(sampler.num_sampling_steps - 1 - step, x[None], eps, v[None], noises[step][None])[0]
+        guided.append(eps[0].numpy())
+        states.append(x.numpy())
+    return Trajectory(np.stack(states), np.stack(guided))
+
+
+def replay(predict: Predictor, trajectory: Trajectory, sampler: IDDPM) -> NDArray[np.float32]:
+    """Guided noise predictions (steps, 4, T, H, W) of a predictor fed the states of another's run ("teacher forced").
+
+    So each step is compared with `trajectory.eps` on equal inputs, free of what earlier steps did.
+    """
+    guided = []
+    for step in range(sampler.num_sampling_steps):
+        eps_cond, eps_uncond, _ = predict(step, torch.from_numpy(trajectory.states[step]))
+        guided.append(sampler.guide(eps_cond[None], eps_uncond[None])[0].numpy())
+    return np.stack(guided)
+
+
+def decode_frames(vae: Autoencoder, latent: NDArray[np.float32]) -> Frames:
+    """A latent clip (4, T, H, W) float32 as frames (T, 8H, 8W, 3) uint8."""
+    with torch.inference_mode():
+        frames: Frames = vae.decode(torch.from_numpy(latent)[None])[0].numpy()
+    return frames
+
+
+def save_gif(frames: Frames, path: Path) -> None:
+    """Write frames (T, H, W, 3) as an endless animated GIF of 8 frames a second; raises ModelError if it cannot."""
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    data = io.BytesIO()
+    first.save(data, "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    write_atomically(path, data.getvalue())
+
+
+def save_strip(frames: Frames, path: Path) -> None:
+    """Write frames (T, H, W, 3) side by side as one PNG; raises ModelError if it cannot."""
+    data = io.BytesIO()
+    Image.fromarray(np.concatenate(list(frames), axis=1)).save(data, "PNG")
+    write_atomically(path, data.getvalue())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command-line entry; returns the exit code (2 on a user error)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.sample", description="Sample one clip with the float model."
+    )
+    parser.add_argument("--workload", required=True)
+    parser.add_argument("--prompt", required=True, help="one of the known captions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for clip.gif and clip.png")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        workload = get_workload(options.workload)
+        states, mask = workload.text(options.prompt)
+        model, vae, sampler = workload.load_model(), workload.load_vae(), workload.sampler()
+        noise = draw_noise(options.seed, workload.latent_shape, sampler.num_sampling_steps)
+        base = float_predictor(model, sampler, states, mask, model.y_embedder.y_embedding)
+        with Progress(console=console) as progress:
+            task = progress.add_task("sample", total=sampler.num_sampling_steps)
+
+            def predict(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                progress.advance(task)
+                return base(step, x)
+
+            trajectory = denoise(predict, *noise, sampler)
+        frames = decode_frames(vae, trajectory.states[-1])
+        save_gif(frames, options.out / "clip.gif")
+        save_strip(frames, options.out / "clip.png")
+    except ModelError as error:
+        console.print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    console.print(f"{options.out / 'clip.gif'}, {options.out / 'clip.png'}: '{options.prompt}', seed {options.seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

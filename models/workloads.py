@@ -1,0 +1,218 @@
+"""Named workloads: a model, its sampler settings, and the fixed captions and seeds that everything is measured on.
+
+`emoji` is the trained small model in the latent space of the small autoencoder; its results have meaning.
+`tiny` is a model of random weights, small enough for tests; it has no autoencoder and no committed calibration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import ModelError
+from models.iddpm import IDDPM
+from models.stats import CalibrationStats
+from models.stdit import EMOJI_CONFIG, STDiT, load_checkpoint
+from models.text import TextStates
+from models.vae import Autoencoder, load_autoencoder
+
+MODELS_DIR = Path(__file__).parent
+
+# The three sets share no caption: ranges must not be fitted to what is measured or shown.
+CALIBRATION_CAPTIONS = (
+    "cat face",
+    "clock face four oclock",
+    "beating heart",
+    "racing car",
+    "family of man and woman and girl and boy",
+    "cloud with lightning",
+    "grinning face with smiling eyes",
+    "clapping hands sign",
+    "digit zero moving right",
+    "digit eight moving down",
+)
+EVALUATION_CAPTIONS = (
+    "ghost",
+    "honeybee",
+    "whale",
+    "sun with face",
+    "birthday cake",
+    "woman with rocket",
+    "male police officer",
+    "heart with arrow",
+    "clock face ten-thirty",
+    "face with tears of joy",
+    "kissing face with closed eyes",
+    "thumbs up sign",
+    "roller coaster",
+    "digit two moving left",
+    "digit five moving up",
+    "digit nine moving right",
+)
+SHEET_CAPTIONS = (
+    "fire",
+    "rainbow",
+    "penguin",
+    "turtle",
+    "growing heart",
+    "smiling face with sunglasses",
+    "digit three moving up",
+    "digit seven moving left",
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is run under one name.
+
+    config: constructor arguments of the STDiT.
+    checkpoint, vae, calibration: the files; None where the workload has random weights, no autoencoder, or statistics
+    that are collected on demand.
+    num_steps, cfg_scale, cfg_channels: sampler settings, as `IDDPM` takes them.
+    *_captions, *_seeds: the clips of each set, one noise seed per caption.
+    weights_seed: seed of the random weights where there is no checkpoint.
+    """
+
+    name: str
+    config: dict[str, Any]
+    checkpoint: Path | None
+    vae: Path | None
+    calibration: Path | None
+    num_steps: int = 20
+    cfg_scale: float = 4.0
+    cfg_channels: int = 3
+    calibration_captions: tuple[str, ...] = CALIBRATION_CAPTIONS
+    calibration_seeds: tuple[int, ...] = tuple(range(1000, 1000 + len(CALIBRATION_CAPTIONS)))
+    evaluation_captions: tuple[str, ...] = EVALUATION_CAPTIONS
+    evaluation_seeds: tuple[int, ...] = tuple(range(2000, 2000 + len(EVALUATION_CAPTIONS)))
+    sheet_captions: tuple[str, ...] = SHEET_CAPTIONS
+    sheet_seeds: tuple[int, ...] = tuple(range(3000, 3000 + len(SHEET_CAPTIONS)))
+    weights_seed: int = 0
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Latent clip (channels, T, H, W)."""
+        frames, height, width = self.config["input_size"]
+        return self.config["in_channels"], frames, height, width
+
+    def sampler(self) -> IDDPM:
+        """The sampler with this workload's settings."""
+        return IDDPM(self.num_steps, self.cfg_scale, self.cfg_channels)
+
+    def text(self, caption: str) -> tuple[Tensor, Tensor]:
+        """Token states (L, width) float32 and mask (L,) bool of a known caption.
+
+        Raises:
+            ModelError: the caption is unknown; names the nearest ones.
+        """
+        states, mask = TextStates().get(caption)
+        return torch.from_numpy(states), torch.from_numpy(mask)
+
+    def load_model(self) -> STDiT:
+        """The float model in evaluation mode, without gradients.
+
+        Raises:
+            ModelError: the checkpoint is missing, damaged, or of another architecture.
+        """
+        if self.checkpoint is None:
+            return random_stdit(self.config, self.weights_seed)
+        model, metadata = load_checkpoint(self.checkpoint)
+        found = json.loads(metadata["config"])
+        for name, value in json.loads(json.dumps(self.config)).items():
+            if found.get(name, value) != value:
+                raise ModelError(f"{self.checkpoint}: config {name}={found[name]}, workload '{self.name}' has {value}")
+        return model
+
+    def load_vae(self) -> Autoencoder:
+        """The autoencoder whose latents the model makes.
+
+        Raises:
+            ModelError: the workload has none, or its file is missing or damaged.
+        """
+        if self.vae is None:
+            raise ModelError(f"workload '{self.name}' has no autoencoder; its latents cannot be shown as frames")
+        return load_autoencoder(self.vae)[0]
+
+    def load_stats(self) -> CalibrationStats:
+        """The committed calibration statistics, or, where there is no file, freshly collected ones.
+
+        Raises:
+            ModelError: the file is missing or damaged, or was made with other sampler settings.
+        """
+        if self.calibration is None:
+            # Imported here because `models.calibrate` builds on this module.
+            from models.calibrate import collect
+
+            return collect(self.load_model(), self)
+        stats = CalibrationStats.load(self.calibration)
+        for name, found, expected in (
+            ("workload", stats.workload, self.name),
+            ("steps", stats.steps, self.num_steps),
+            ("cfg_scale", stats.cfg_scale, self.cfg_scale),
+            ("cfg_channels", stats.cfg_channels, self.cfg_channels),
+        ):
+            if found != expected:
+                raise ModelError(f"{self.calibration}: {name} is {found}, workload '{self.name}' has {expected}")
+        return stats
+
+
+def random_stdit(config: dict[str, Any], seed: int) -> STDiT:
+    """An STDiT with random weights everywhere, also where training starts from zero, so that every path matters.
+
+    Weights are normal with deviation 1 / sqrt(inputs), biases and tables are small; drawn by numpy from `seed` in
+    the order of the state dict, so the same on every machine.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = STDiT(**config)
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in ("pos_embed", "pos_embed_temporal"):
+                continue
+            inputs = tensor[0].numel() if tensor.ndim > 1 and name.endswith("weight") else tensor.shape[-1]
+            deviation = 0.05 if name.endswith("bias") else inputs**-0.5
+            tensor.copy_(torch.from_numpy(rng.standard_normal(tuple(tensor.shape)) * deviation))
+    return model.eval().requires_grad_(False)
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(
+            name="emoji",
+            config=EMOJI_CONFIG,
+            checkpoint=MODELS_DIR / "checkpoints" / "emoji_stdit.safetensors",
+            vae=MODELS_DIR / "checkpoints" / "emoji_vae.safetensors",
+            calibration=MODELS_DIR / "calibration" / "emoji.safetensors",
+        ),
+        Workload(
+            name="tiny",
+            config={**EMOJI_CONFIG, "input_size": (4, 8, 8), "hidden_size": 32, "depth": 2, "num_heads": 2},
+            checkpoint=None,
+            vae=None,
+            calibration=None,
+            num_steps=4,
+            calibration_captions=CALIBRATION_CAPTIONS[:4],
+            calibration_seeds=(1000, 1001, 1002, 1003),
+        ),
+    )
+}
+
+
+def get_workload(name: str) -> Workload:
+    """The workload of that name.
+
+    Raises:
+        ModelError: there is none; names the allowed ones and the nearest.
+    """
+    if name not in WORKLOADS:
+        nearest = difflib.get_close_matches(name, WORKLOADS, n=1, cutoff=0.0)[0]
+        raise ModelError(f"workload '{name}' is unknown; allowed: {', '.join(WORKLOADS)}; nearest: {nearest}")
+    return WORKLOADS[name]
