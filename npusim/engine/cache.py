@@ -1,0 +1,75 @@
+"""Compiles kernels, and keeps them on disk in a folder that changes whenever their sources do.
+
+Numba's own disk cache looks at the file of the outermost kernel only: after an edit to a function that the kernel
+calls in another file, or to a table that it holds as a constant, it would go on running the old machine code. So the
+folder's name is a hash of every source of this package, of Numba's and llvmlite's versions and of the processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite  # type: ignore[import-untyped]
+import llvmlite.binding  # type: ignore[import-untyped]
+import numba
+from numba.core import config as numba_config
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def source_key(package: Path = PACKAGE) -> str:
+    """Return 24 hex digits that differ for different sources, compilers or processors."""
+    sha = hashlib.sha256()
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    for part in (numba.__version__, llvmlite.__version__, llvmlite.binding.get_host_cpu_name(), features):
+        sha.update(f"{part}\0".encode())
+    for path in sorted(package.rglob("*.py")):
+        data = path.read_bytes()
+        sha.update(f"{path.relative_to(package).as_posix()}\0{len(data)}\0".encode() + data)
+    return sha.hexdigest()[:24]
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Return the folder of the compiled kernels, or None where no such folder can be written (then nothing is cached).
+
+    It lies in ``$NUMBA_CACHE_DIR`` where that is set, else in ``$XDG_CACHE_HOME/npusim`` or ``~/.cache/npusim``.
+    """
+    chosen, xdg = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
+    if chosen:
+        parent = Path(chosen)
+    else:
+        parent = (Path(xdg) if os.path.isabs(xdg) else Path("~/.cache").expanduser()) / "npusim"
+    folder = parent / f"kernels-{source_key()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return None
+    return folder
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Return ``function`` as a Numba kernel: compiled at its first call, kept on disk, run without the global lock."""
+    folder = cache_folder()
+    if folder is None:
+        return numba.njit(nogil=True)(function)
+    # Numba reads the setting when the kernel is defined. It is put back, so that other packages' kernels, subprocesses
+    # and the environment see nothing of it.
+    settings: Any = numba_config
+    before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    finally:
+        settings.CACHE_DIR = before
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Return ``function`` as a Numba function that kernels call; it is compiled into each of them."""
+    return numba.njit(function)

@@ -1,0 +1,60 @@
+"""LNSTAT and LNAPPLY."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npusim.engine.cache import kernel
+from npusim.engine.scalar import clamp, rescale, rsqrt
+from npusim.engine.threads import in_threads
+from npusim.engine.windows import gather, limits, scatter, scratch
+from npusim.isa.encoding import Decoded
+from npusim.isa.layernorm import apply_operands, rows_of, statistics_of
+
+
+@kernel
+def measure(a: Any, epsilon: int, out: Any, first: int, last: int) -> int:
+    """Sum, and mantissa and shift of ``1 / sqrt(cols * sum(a^2) - sum(a)^2 + epsilon)``, to ``out`` int32 (rows, 3)."""
+    for i in range(first, last):
+        total, squares = np.int64(0), np.int64(0)
+        for j in range(a.shape[1]):
+            value = np.int64(a[i, j])
+            total += value
+            squares += value * value
+        mantissa, shift = rsqrt(a.shape[1] * squares - total * total + epsilon)
+        out[i, 0], out[i, 1], out[i, 2] = total, mantissa, shift
+    return 0
+
+
+@kernel
+def modulate(
+    a: Any, statistics: Any, g: Any, b: Any, fraction_bits: int, shift: int, zero_point: int, low: int, high: int,
+    out: Any, first: int, last: int,
+) -> int:  # fmt: skip
+    """Normalise with ``statistics`` int64 (rows, 3); ``out = clamp(rescale(n * g + b, 1, shift) + zero_point)``."""
+    cols = a.shape[1]
+    for i in range(first, last):
+        total, mantissa, down = statistics[i, 0], statistics[i, 1], max(statistics[i, 2] - fraction_bits, 1)
+        for j in range(cols):
+            n = clamp(rescale(cols * a[i, j] - total, mantissa, down), -32768, 32767)
+            out[i, j] = clamp(rescale(n * g[j] + b[j], 1, shift) + zero_point, low, high)
+    return 0
+
+
+def execute_statistics(state: Any, ins: Decoded) -> None:
+    window, statistics = rows_of(state, ins)
+    a, out = gather(window), np.empty((ins.rows, 3), np.int32)
+    in_threads(measure, len(a), a.size, a, ins.epsilon, out)
+    statistics["sum"], statistics["mantissa"], statistics["shift"] = out.T
+
+
+def execute_apply(state: Any, ins: Decoded) -> None:
+    window, _ = rows_of(state, ins)
+    target, g, b = apply_operands(state, ins)
+    a, out, (low, high) = gather(window), scratch(target), limits(ins.out_dtype)
+    statistics = np.concatenate(statistics_of(state, ins), axis=1)
+    parameters = ins.fraction_bits, ins.shift, ins.out_zp, low, high
+    in_threads(modulate, len(a), 2 * a.size, a, statistics, g.astype(np.int64), b.astype(np.int64), *parameters, out)
+    scatter(out, target)
