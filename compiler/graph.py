@@ -1,26 +1,32 @@
 """The integer graph: whole tensors and integer-only operations, between the quantized model and the instructions.
 
-A value is a matrix of (rows, cols), or a vector for per-channel constants. Activation rows are ordered (branch, frame, position).
-``scale`` and ``zero_point`` say what an integer means (real = (q - zero_point) * scale); they are for people and tests, no operation reads
-them. Operations carry every number they need as integer attributes.
+A value is a matrix of (rows, cols), or a vector for per-channel constants. Activation rows are ordered (branch, frame,
+position). ``scale`` and ``zero_point`` say what an integer means (real = (q - zero_point) * scale); they are for people
+and tests, no operation reads them. Operations carry every number they need as integer attributes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npusim.errors import UserError
+
 BITS = {"u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "record": 96}
-KINDS = ("input", "const", "step_const", "value")
 
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor. ``data`` holds constants: (shape), or (steps, *shape) for ``step_const``. A view shows rows and columns of ``base``."""
+    """One tensor.
+
+    ``kind``: "input" (the host writes it), "const", "step_const" (one constant per denoising step) or "value" (computed).
+    ``data`` holds constants: (shape), or (steps, *shape) for ``step_const``. A view shows rows [row, row + shape[0]) and
+    columns [col, col + shape[1]) of ``base`` and has no storage of its own.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +42,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: ``kind`` names its semantics in ``compiler/semantics.py``; ``layer`` the source layer; inputs are named roles."""
+    """One operation: ``kind`` names its function in ``compiler/semantics.py``, ``layer`` the model's layer.
+
+    ``inputs`` gives a value's name for each role, ``attrs`` the integers that the function needs beside them.
+    """
 
     kind: str
     layer: str
@@ -64,6 +73,16 @@ class Graph:
         value = self.values[name]
         return self.values[value.base] if value.base else value
 
+    def rewritten(self, values: dict[str, Value], prologue: Iterable[Op], step: Iterable[Op]) -> Graph:
+        """The graph with other operations; values that none of them needs are dropped, inputs and outputs stay."""
+        prologue, step = tuple(prologue), tuple(step)
+        used = {*self.outputs, *(name for name, value in values.items() if value.kind == "input")}
+        for op in (*prologue, *step):
+            used |= {*op.inputs.values(), op.output}
+        used |= {base for name in used if (base := values[name].base)}
+        kept = {name: value for name, value in values.items() if name in used}
+        return replace(self, values=kept, prologue=prologue, step=step)
+
     def text(self) -> str:
         """The graph as text, one value or operation a line."""
         lines = [f"graph steps={self.steps} branches={self.branches} frames={self.frames} positions={self.positions}"]
@@ -77,18 +96,6 @@ class Graph:
                 attrs = " ".join(f"{key}={value}" for key, value in op.attrs.items())
                 lines.append(f"  %{op.output} = {op.kind}({inputs}) {attrs}  # {op.layer}")
         return "\n".join(lines) + "\n"
-
-
-def prune(graph_values: dict[str, Value], ops: Iterable[Op], keep: Iterable[str]) -> dict[str, Value]:
-    """Only the values that some operation, some view or ``keep`` names."""
-    used = set(keep)
-    for op in ops:
-        used |= {*op.inputs.values(), op.output}
-    for name in list(used):
-        base = graph_values[name].base
-        if base:
-            used.add(base)
-    return {name: v for name, v in graph_values.items() if name in used}
 
 
 class Builder:
@@ -108,13 +115,13 @@ class Builder:
     def const(
         self, name: str, data: Any, dtype: str, scale: float = 1.0, zero_point: int = 0, per_step: bool = False
     ) -> str:
-        """Add a constant; ``per_step`` data carry the steps in front. Raises OverflowError if a number does not fit ``dtype``."""
+        """Add a constant; ``per_step`` data carry the steps in front. Raises UserError if a number does not fit ``dtype``."""
         array = np.asarray(data)
         if dtype != "record":
             limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
             low = 0 if dtype[0] == "u" else -limit
             if array.size and not (low <= array.min() and array.max() < limit):
-                raise OverflowError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
+                raise UserError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
             array = array.astype({"u": np.uint64, "i": np.int64}[dtype[0]]).astype(f"{dtype[0]}{BITS[dtype] // 8}")
         shape = array.shape[1:] if per_step else array.shape
         return self.add(Value(name, shape, dtype, "step_const" if per_step else "const", scale, zero_point, array))

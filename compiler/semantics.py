@@ -1,6 +1,6 @@
-"""What each graph operation computes, on whole NumPy int64 tensors. The passes are proved against this, and so are the instructions.
+"""What each graph operation computes, on whole NumPy int64 tensors.
 
-The arithmetic primitives (rounding, table lookup, exponential) are the ISA's own, in ``npusim/numerics.py``.
+The passes are proved against this, and so are the instructions. The arithmetic primitives (rounding, table lookup, exponential) are the ISA's own, in ``npusim/numerics.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def limits(graph: Graph, op: Op) -> tuple[int, int]:
     return low, high
 
 
+def rounded(graph: Graph, op: Op, total: Array) -> Array:
+    """``clamp((total >> shift) + out_zp)``, rounded to nearest: how the vector unit ends every linear operation."""
+    return np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+
+
 def const_add(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     return x["a"] + x["b"]
 
@@ -35,11 +40,14 @@ def const_add(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
 def const_scale(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     """One row of a table of vectors: ``clamp(rescale(row + offset, multiplier, shift))``."""
     row = x["a"][..., op.attrs["row"], :] + op.attrs["offset"]
-    return np.clip(numerics.rescale(row, op.attrs["multiplier"], op.attrs["shift"]), *limits(graph, op))
+    return np.asarray(np.clip(numerics.rescale(row, op.attrs["multiplier"], op.attrs["shift"]), *limits(graph, op)))
 
 
 def linear_centred(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    """The definition of a quantized linear: zero points subtracted first. weight (n, k) uint8, bias (n,) in accumulator units."""
+    """The definition of a quantized linear: zero points subtracted first.
+
+    x (rows, k), weight (n, k) uint8, bias (n,) in accumulator units.
+    """
     acc = (x["x"] - op.attrs["in_zp"]) @ (x["weight"] - x["weight_zp"][:, None]).T + x["bias"]
     return numerics.requantize(acc, x["multiplier"], x["shift"], op.attrs["out_zp"], *limits(graph, op))
 
@@ -54,6 +62,7 @@ def linear(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
 
 
 def layernorm(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """LayerNorm of each row without affine parameters, with ``fraction_bits`` fractional bits, clamped to 16 bits."""
     rows = x["x"]
     total = rows.sum(axis=1, keepdims=True)
     variance = rows.shape[1] * (rows * rows).sum(axis=1, keepdims=True) - total * total + op.attrs["epsilon"]
@@ -61,11 +70,12 @@ def layernorm(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
 
 
 def modulate(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    total = x["x"] * x["g"] + x["b"]
-    return np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+    """``x * g + b`` per channel, one rounding."""
+    return rounded(graph, op, x["x"] * x["g"] + x["b"])
 
 
 def layernorm_modulate(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """``modulate`` of ``layernorm``, as LNSTAT and LNAPPLY do it."""
     return modulate(graph, op, {**x, "x": layernorm(graph, op, x)})
 
 
@@ -80,54 +90,55 @@ def spread(graph: Graph, rows: Array, pattern: str, count: int) -> Array:
 
 
 def elementwise(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    """``clamp((a ma + b mb + bias) >> shift) + out_zp`` with one rounding; multipliers are attributes or per-channel inputs."""
+    """``clamp(((a ma + b mb + bias) >> shift) + out_zp)`` with one rounding.
+
+    Multipliers are attributes or per-channel inputs; ``b`` may be a table of rows (see ``spread``).
+    """
     total = x["a"] * x.get("a_mul", op.attrs.get("a_mul", 0)) + x.get("bias", 0)
     if "b" in x:
         b = spread(graph, x["b"], op.attrs.get("b_rows", ""), len(x["a"]))
         total = total + b * x.get("b_mul", op.attrs.get("b_mul", 0))
-    return np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+    return rounded(graph, op, total)
 
 
 def product(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    return np.clip(numerics.rescale(x["a"] * x["b"], 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+    """Element-wise ``a * b``, one rounding."""
+    return rounded(graph, op, x["a"] * x["b"])
 
 
 def table(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """The 513-entry interpolating lookup of 16-bit values, then a requantization."""
     value = numerics.table_lookup_16(x["x"], x["table"])
     return numerics.requantize(value, op.attrs["multiplier"], op.attrs["shift"], op.attrs["out_zp"], *limits(graph, op))
 
 
 def heads_first(graph: Graph, op: Op, rows: Array, over: str) -> Array:
     """(rows, heads * width) -> (groups, heads, tokens, width): groups are frames, positions or branches."""
-    heads = op.attrs["heads"]
-    if over == "text":
-        cut = rows.reshape(graph.branches, -1, heads, rows.shape[1] // heads)
+    heads, width = op.attrs["heads"], rows.shape[1] // op.attrs["heads"]
+    if over == "spatial":
+        cut = rows.reshape(-1, graph.positions, heads, width)
+    elif over == "temporal":
+        by_frame = rows.reshape(graph.branches, graph.frames, graph.positions, heads, width)
+        cut = by_frame.transpose(0, 2, 1, 3, 4).reshape(-1, graph.frames, heads, width)
     else:
-        cut = rows.reshape(graph.branches, graph.frames, graph.positions, heads, -1)
-        if over == "temporal":
-            cut = cut.transpose(0, 2, 1, 3, 4)
-        if over != "cross":
-            cut = cut.reshape(-1, *cut.shape[2:])
-        else:
-            cut = cut.reshape(graph.branches, -1, heads, rows.shape[1] // heads)
+        cut = rows.reshape(graph.branches, -1, heads, width)
     return cut.transpose(0, 2, 1, 3)
 
 
 def rows_first(graph: Graph, op: Op, cut: Array) -> Array:
     """The inverse of ``heads_first`` for the query side."""
-    groups, heads, tokens, width = cut.shape
+    _, heads, _, width = cut.shape
     rows = cut.transpose(0, 2, 1, 3)
     if op.attrs["over"] == "temporal":
-        rows = rows.reshape(graph.branches, graph.positions, graph.frames, heads, width).transpose(0, 2, 1, 3, 4)
+        by_position = rows.reshape(graph.branches, graph.positions, graph.frames, heads, width)
+        rows = by_position.transpose(0, 2, 1, 3, 4)
     return rows.reshape(-1, heads * width)
 
 
 def attention_parts(graph: Graph, op: Op, x: dict[str, Array]) -> dict[str, Array]:
-    """Every intermediate of an attention: ``logits``, ``p``, ``sums``, ``multiplier``, ``shift`` and ``out``, grouped and heads first."""
+    """Every intermediate of an attention, grouped and heads first: logits, p, sums, multiplier, shift and out."""
     over, attrs = op.attrs["over"], op.attrs
-    key_side = "text" if over == "cross" else over
-    q = heads_first(graph, op, x["q"], over)
-    k, v = (heads_first(graph, op, x[name], key_side) for name in "kv")
+    q, k, v = (heads_first(graph, op, x[name], over) for name in "qkv")
     valid = max(1, min(int(x["valid"].ravel()[0]), k.shape[2])) if "valid" in x else k.shape[2]
     logits = numerics.requantize(
         q @ k.swapaxes(-1, -2), attrs["logit_multiplier"], attrs["logit_shift"], 0, -32768, 32767
@@ -146,6 +157,7 @@ def attention_parts(graph: Graph, op: Op, x: dict[str, Array]) -> dict[str, Arra
 
 
 def attention(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """softmax(q k^T) v within a frame, over the frames of a position, or over the text ("cross")."""
     return rows_first(graph, op, attention_parts(graph, op, x)["out"])
 
 

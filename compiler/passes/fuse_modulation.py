@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from compiler.graph import Graph, Op, prune
+from compiler.graph import Graph, Op
 
 
 def fuse_modulation(graph: Graph) -> Graph:
-    norms = {op.output: op for op in graph.step if op.kind == "layernorm"}
+    """Replace ``layernorm`` and its only reader ``modulate`` by one ``layernorm_modulate``."""
+    norms = {op.output: op for op in graph.step if op.kind == "layernorm" and op.output not in graph.outputs}
     readers = [name for op in graph.step for name in op.inputs.values()]
-    ops: list[Op] = []
+    fused: dict[str, Op] = {}
     for op in graph.step:
         norm = norms.get(op.inputs.get("x", ""))
         if op.kind == "modulate" and norm is not None and readers.count(norm.output) == 1:
-            ops.remove(norm)
-            inputs = {**op.inputs, "x": norm.inputs["x"]}
-            op = Op("layernorm_modulate", norm.layer, inputs, op.output, {**norm.attrs, **op.attrs})
-        ops.append(op)
-    kept = prune(
-        graph.values,
-        [*graph.prologue, *ops],
-        [*graph.outputs, *(n for n, v in graph.values.items() if v.kind == "input")],
-    )
-    return replace(graph, values=kept, step=tuple(ops))
+            inputs, attrs = {**op.inputs, "x": norm.inputs["x"]}, {**norm.attrs, **op.attrs}
+            fused[norm.output] = fused[op.output] = Op("layernorm_modulate", norm.layer, inputs, op.output, attrs)
+    # The joined operation stands where the modulation stood.
+    step = [fused.get(op.output, op) for op in graph.step if op.kind != "layernorm" or op.output not in fused]
+    return graph.rewritten(graph.values, graph.prologue, step)
