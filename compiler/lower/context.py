@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log2
+from math import frexp, log2
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from npusim.errors import UserError
 CONST_FRACTION_BITS = 24
 """Time-embedding constants are int32 with this many fractional bits."""
 GELU_ENTRIES = 513
+IMMEDIATE_BITS = 24
+"""Width of immediate multipliers: a 16-bit one would itself cost up to one step of a 16-bit result."""
 
 
 def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,7 +86,7 @@ class Lowering:
         """Change of scale, zero point and type of one symmetric tensor."""
         source = self.build.values[a]
         target = self.build.values[out] if isinstance(out, str) else out
-        bits = 31 if source.dtype == "i32" else 16
+        bits = 31 if source.dtype == "i32" else IMMEDIATE_BITS
         multiplier, shift = multiplier_shift(source.scale / target.scale, bits, layer)
         attrs = {"a_mul": multiplier, "shift": shift, "out_zp": target.zero_point}
         return self.build.op("elementwise", layer, {"a": a}, out, **attrs)
@@ -93,7 +95,8 @@ class Lowering:
         """Sum of two symmetric tensors of any scales, with one rounding."""
         target = self.build.values[out] if isinstance(out, str) else out
         factors = [self.build.values[name].scale / target.scale for name in (a, b)]
-        shift = common_shift(max(factors))
+        # A power of two is a shift, whatever its size; only true multipliers are held to 16 bits.
+        shift = common_shift(max((f for f in factors if frexp(f)[0] != 0.5), default=0.0), IMMEDIATE_BITS)
         a_mul, b_mul = (round(f * 2.0**shift) for f in factors)
         attrs = {"a_mul": a_mul, "b_mul": b_mul, "shift": shift, "out_zp": target.zero_point, "b_rows": b_rows}
         return self.build.op("elementwise", layer, {"a": a, "b": b}, out, **attrs)

@@ -43,7 +43,7 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
 
     keep, drop, sigma = _coefficients(sampler)
     room = max(ceil_power(np.abs(keep).max()), ceil_power(np.abs(drop).max()) + STATE_FRACTION_BITS - bits)
-    shift = 29 - room
+    shift = 30 - room
     a_mul = np.rint(keep * 2.0**shift).astype(np.int64)
     b_mul = np.rint(drop * 2.0 ** (shift + STATE_FRACTION_BITS - bits)).astype(np.int64)
     vectors = [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npusim.errors import UserError
 
-HEADROOM = 1.5
+HEADROOM = 2.0
 """16-bit tensors hold this many times the calibrated maximum: unseen prompts reach further than the calibration's."""
 
 
@@ -55,7 +55,7 @@ def fraction_bits(largest: float, bits: int = 16, headroom: float = HEADROOM) ->
 
 def power_of_two(largest: float) -> Activation:
     """A symmetric 16-bit tensor whose step is a power of two, so that later changes of scale are exact shifts."""
-    return Activation("i16", 2.0 ** -fraction_bits(largest))
+    return Activation("i16", 2.0 ** -fraction_bits(largest, headroom=1.25))
 
 
 def symmetric(largest: float, dtype: str = "i16") -> Activation:

@@ -6,7 +6,7 @@ keys and values of cross-attention depend on the prompt only and form the prolog
 
 from __future__ import annotations
 
-from math import log2
+from math import floor, log2
 
 import numpy as np
 
@@ -112,9 +112,11 @@ def _embed(low: Lowering) -> str:
     for branch in range(BRANCHES):
         part = build.view(f"x.{branch}", "x", (branch * low.tokens, (branch + 1) * low.tokens), (0, low.hidden))
         low.add("pos_embed", "patch", "pos_embed", part, b_rows="position")
-    frame = power_of_two(float(np.abs(low.qm.pos_embed_temporal).max()))
-    values = np.rint(low.qm.pos_embed_temporal / frame.scale).astype(np.int64)
-    build.const("pos_embed_temporal", values, "i16", frame.scale)
+    largest = float(np.abs(low.qm.pos_embed_temporal).max())
+    target = low.linear_input("blocks.0.attn_temp.qkv").scale
+    # Any power of two times the scale of the sum's grid: the addition then has one inexact factor, not two.
+    step = target * 2.0 ** -floor(log2(32767 * target / largest))
+    build.const("pos_embed_temporal", np.rint(low.qm.pos_embed_temporal / step).astype(np.int64), "i16", step)
     return "x"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region, shift_rules
 from npusim.memory import span
 
 _WINDOWS = (
@@ -34,6 +34,9 @@ _LINEAR = (
     Field("bias_addr", 20, doc="int32 per channel in parameter memory, or absent"),
 )
 
+MAX_MULTIPLIER = 1 << 30
+"""Greatest magnitude of a 32-bit operand's multiplier: two such products, the bias and the rounding term fit int64."""
+
 
 def dtype_of(code: int) -> Any:
     return np.dtype(DTYPES[DTYPE_NAMES[code]][0])
@@ -47,11 +50,14 @@ def operand(state: Any, ins: Decoded, name: str) -> Any:
 
 
 def multiplier(state: Any, ins: Decoded, name: str) -> Any:
-    """Multiplier of operand ``a`` or ``b``: an int, or int64 per channel."""
+    """Multiplier of operand ``a`` or ``b``: an int, or int64 per channel. Raises ValueError where int64 could overflow."""
     address = getattr(ins, f"{name}_mul_addr")
     if address == NO_ADDRESS:
         return getattr(ins, f"{name}_mul")
-    return state.vector("param", address, multiplier_type(ins, name), ins.cols).astype(np.int64)
+    values = state.vector("param", address, multiplier_type(ins, name), ins.cols).astype(np.int64)
+    if (np.abs(values) > MAX_MULTIPLIER).any():
+        raise ValueError(f"a multiplier of {name} at param byte {address} is outside -2^30..2^30")
+    return values
 
 
 def multiplier_type(ins: Decoded, name: str) -> Any:
@@ -82,10 +88,12 @@ def execute_product(state: Any, ins: Decoded) -> None:
 
 
 def check(ins: Decoded, machine: Any) -> list[str]:
-    broken = [f"{name} is 0" for name in ("rows", "cols", "batch", "shift") if getattr(ins, name) == 0]
+    broken = [f"{name} is 0" for name in ("rows", "cols", "batch") if getattr(ins, name) == 0] + shift_rules(ins)
+    if ins.op == "ewmul" and ins.b_addr == NO_ADDRESS:
+        broken.append("b_addr is absent: a product needs both operands")
     for name in ("a", "b"):
         wide = DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32"
-        if wide and abs(getattr(ins, f"{name}_mul", 0)) > 1 << 30:
+        if wide and abs(getattr(ins, f"{name}_mul", 0)) > MAX_MULTIPLIER:
             broken.append(f"{name}_mul of a 32-bit operand is above 2^30, so that int64 could overflow")
     return broken
 
@@ -97,7 +105,11 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
         return Region("sram", *span(getattr(ins, f"{name}_addr"), size, *loops))
 
     reads = [window("a")] + ([window("b")] if ins.b_addr != NO_ADDRESS else [])
-    sizes = {"a_mul_addr": multiplier_type(ins, "a").itemsize, "b_mul_addr": multiplier_type(ins, "b").itemsize, "bias_addr": 4}
+    sizes = {
+        "a_mul_addr": multiplier_type(ins, "a").itemsize,
+        "b_mul_addr": multiplier_type(ins, "b").itemsize,
+        "bias_addr": 4,
+    }
     for name, size in sizes.items():
         address = getattr(ins, name, NO_ADDRESS)
         if address != NO_ADDRESS:
@@ -106,10 +118,11 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """One pass over the elements, two where an operand has 32 bits; a row occupies whole groups of lanes."""
+    """One pass over the elements, two where an operand has 32 bits: each lane multiplies 16 by 32 bits in a cycle."""
     vector = machine.vector_unit
     wide = "i32" in {DTYPE_NAMES[d] for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype)}
-    return -(-ins.batch * ins.rows * ins.cols // int(vector.lanes)) * (2 if wide else 1) + int(vector.op_latency_cycles)
+    passes = -(-ins.batch * ins.rows * ins.cols // vector.lanes) * (2 if wide else 1)
+    return int(passes + vector.op_latency_cycles)
 
 
 EWLIN = Instruction(

@@ -1,0 +1,74 @@
+"""Every operation, fed the integer run's own inputs, against float64: linear ones within one output step, nonlinear ones 60 dB at 16 bits."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from compiler.lower import lower
+from models.calibrate import collect
+from models.iddpm import IDDPM, draw_noise
+from models.quantize import quantize
+from models.workloads import Workload, get_workload
+from tests.compiler.float64_ops import audit
+
+NONLINEAR = {"table", "attention", "layernorm", "modulate"}  # LayerNorm and modulation are one operation in the program
+
+
+def tokens(latent: np.ndarray) -> np.ndarray:
+    """Latents (4, T, H, W) as tokens (T * H/2 * W/2, 16), each (channel, patch row, patch column)."""
+    c, t, h, w = latent.shape
+    return latent.reshape(c, t, h // 2, 2, w // 2, 2).transpose(1, 2, 4, 0, 3, 5).reshape(-1, 16)
+
+
+class FreshNoise(IDDPM):
+    """A sampler whose every state is new noise: random weights predict no noise, and real sampling with them diverges."""
+
+    def step(self, k, x, eps, v, noise):
+        return noise.to(x.dtype)
+
+
+class Stationary(Workload):
+    def sampler(self):
+        return FreshNoise(self.num_steps, self.cfg_scale, self.cfg_channels)
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    tiny = get_workload("tiny")
+    workload = Stationary(**{field.name: getattr(tiny, field.name) for field in fields(tiny)})
+    model = workload.load_model()
+    return workload, model, collect(model, workload)
+
+
+@pytest.mark.parametrize(("act_bits", "attention_bits"), [(8, 16), (16, 16), (8, 8)])
+def test_every_op_against_float64(calibrated, act_bits: int, attention_bits: int) -> None:
+    workload, model, stats = calibrated
+    qm = quantize(model, stats, act_bits=act_bits)
+    graph = lower(qm, attention_bits)
+    caption = workload.calibration_captions[0]
+    states, mask = workload.text(caption)
+    start, noise = draw_noise(workload.calibration_seeds[0], workload.latent_shape, workload.num_steps)
+    states_in = [start, *noise]
+    text = {
+        "text": np.clip(np.rint(states.numpy() * 2.0 ** graph.host["text_fraction_bits"]), -32768, 32767),
+        "text_len": np.array([[int(mask.sum())]]),
+    }
+    findings = []
+    for step in (0, workload.num_steps // 2, workload.num_steps - 1):
+        state = np.rint(tokens(states_in[step].numpy().astype(float)) * 2**24)
+        inputs = {**text, "state": state, "noise": np.rint(tokens(noise[step].numpy()) * 4096)}
+        findings += audit(graph, qm, workload.sampler(), inputs, step)
+    assert {f.kind for f in findings} >= NONLINEAR | {"linear_centred", "elementwise", "product", "modulate"}
+    for f in findings:
+        if f.dtype == "i32":  # The sampler's state: a step is 2^-24, beside values that may be large.
+            assert f.largest_lsb <= 1.0 or f.sqnr_db >= 130, f
+        elif f.kind not in NONLINEAR:
+            assert f.largest_lsb <= 1.0 + 1e-6, f
+        elif f.dtype == "i16":
+            # With 8-bit queries, keys and probabilities the products inside are 8-bit too, whatever the output's width.
+            assert attention_bits == 8 or f.sqnr_db >= 60.0, f
+        else:
+            assert f.largest_lsb <= 1.0 + 1e-6 or attention_bits == 8, f
