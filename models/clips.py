@@ -6,7 +6,9 @@ stored files from public packages; nothing here needs them.
 
 import hashlib
 import io
+import itertools
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -54,7 +56,7 @@ def load_emoji(data_dir: Path = DATA_DIR) -> ClipSet:
     captions = _load_captions(data_dir / CAPTIONS_FILE)
     if len(captions) != len(offsets) - 1:
         raise ModelError(f"{data_dir / CAPTIONS_FILE}: {len(captions)} captions for {len(offsets) - 1} clips")
-    strips = [data[start:end].tobytes() for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    strips = [data[start:end].tobytes() for start, end in itertools.pairwise(offsets)]
     return ClipSet(captions, np.stack([decode_strip(strip, data_dir / EMOJI_FILE) for strip in strips]))
 
 
@@ -134,9 +136,9 @@ def _existing(path: Path) -> Path:
 
 def _load_arrays(path: Path, names: tuple[str, str]) -> list[NDArray[np.uint8]]:
     try:
-        with np.load(_existing(path), allow_pickle=False) as archive:
+        with np.load(io.BytesIO(_existing(path).read_bytes()), allow_pickle=False) as archive:
             return [archive[name] for name in names]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path}: not a readable archive of {', '.join(names)}: {error}") from error
 
 

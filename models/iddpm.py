@@ -55,7 +55,7 @@ class DiffusionTables:
     def of(cls, betas: NDArray[np.float64]) -> "DiffusionTables":
         """Derives the tables from betas (steps,)."""
         alphas = 1.0 - betas
-        acp = np.cumprod(alphas)
+        acp = np.cumprod(alphas).astype(np.float64)
         acp_prev = np.append(1.0, acp[:-1])
         variance = betas * (1.0 - acp_prev) / (1.0 - acp)
         return cls(
@@ -110,7 +110,8 @@ class IDDPM:
         """Applies classifier-free guidance.
 
         Args:
-            eps_cond, eps_uncond: (B, 4, T, H, W), noise predictions of the two branches.
+            eps_cond: (B, 4, T, H, W), noise prediction of the conditional branch.
+            eps_uncond: the same of the unconditional branch.
 
         Returns:
             (B, 4, T, H, W): channels below cfg_channels guided, the others conditional.
@@ -125,8 +126,10 @@ class IDDPM:
 
         Args:
             k: respaced step index, steps - 1 .. 0.
-            x, eps, v, noise: (B, 4, T, H, W); eps guided, v the conditional branch's variance channels in [-1, 1].
-                The noise is not used at k = 0.
+            x: (B, 4, T, H, W), the state.
+            eps: the guided noise prediction, shaped like x.
+            v: the conditional branch's variance channels (-1: posterior variance, 1: beta), shaped like x.
+            noise: normal noise, shaped like x; not used at k = 0.
 
         Returns:
             (B, 4, T, H, W), x's dtype.

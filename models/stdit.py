@@ -150,17 +150,20 @@ class _AttentionTaps(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """softmax(q k^T / sqrt(head_dim)) v.
 
-        The fused kernel never forms the logits; so if they are hooked, the product is spelled out instead.
+        The fused kernel never forms the logits; so if they are hooked, the product is spelled out instead. So it is in
+        training on a CPU, where the fused kernel's backward pass is the slower one for such short sequences.
 
         Args:
-            q: (B, heads, queries, head_dim); k, v: (B, heads, keys, head_dim).
+            q: (B, heads, queries, head_dim).
+            k: (B, heads, keys, head_dim).
+            v: (B, heads, keys, head_dim).
             mask: (B, 1, 1, keys) bool, True where a key takes part; None for all.
 
         Returns:
             (B, queries, heads * head_dim).
         """
         q, k, v = self.tap_q(q), self.tap_k(k), self.tap_v(v)
-        if self.tap_logits._forward_hooks:
+        if self.tap_logits._forward_hooks or (self.training and not q.is_cuda):
             logits = self.tap_logits(q @ k.transpose(-2, -1) * self.head_dim**-0.5)
             if mask is not None:
                 logits = logits.masked_fill(~mask, -math.inf)
@@ -211,7 +214,7 @@ class MultiHeadCrossAttention(_AttentionTaps):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift."""
+    """Returns x * (1 + scale) + shift."""
     return x * (1 + scale) + shift
 
 
@@ -258,8 +261,11 @@ class STDiTBlock(nn.Module):
         """Runs the block.
 
         Args:
-            x: (B, N, C) residual stream. y: (B, L, C) projected text. t0: (B, 6C) time embedding.
-            mask: (B, 1, 1, L) bool or None. frames: T.
+            x: (B, N, C) residual stream.
+            y: (B, L, C) projected text.
+            t0: (B, 6C) time embedding.
+            mask: (B, 1, 1, L) bool or None.
+            frames: T.
             tpe: (1, T, C) temporal position embedding for the first block, else None. It enters the temporal
                 branch only, not the residual stream.
 
@@ -296,7 +302,7 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
 
     def forward(self, x: Tensor, te: Tensor) -> Tensor:
-        """x (B, N, C), te (B, C)."""
+        """See the class; te (B, C)."""
         shift, scale = (self.scale_shift_table[None] + te[:, None]).chunk(2, dim=1)
         out: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
         return out
@@ -392,7 +398,8 @@ class STDiT(nn.Module):
         """Predicts noise and variance.
 
         Args:
-            x: (B, 4, T, H, W) latents. timestep: (B,) original timesteps 0..999.
+            x: (B, 4, T, H, W) latents.
+            timestep: (B,) original timesteps 0..999.
             y: (B, 1, L, caption_channels) text states.
             mask: (B', L), nonzero where there is a text token; repeated if B' < B (so that, under guidance, the null
                 caption is cut to the length of the prompt's); None keeps all tokens.

@@ -30,7 +30,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = x + self.conv2(F.silu(self.norm2(h)))
+        return out
 
 
 class Autoencoder(nn.Module):
@@ -87,7 +88,8 @@ class Autoencoder(nn.Module):
         raw = self.encoder(frames)
         out = self.decoder(raw + LATENT_NOISE * noise)
         error = out.float() - frames
-        return error.abs().mean() + error.square().mean() + 1e-4 * raw.float().square().mean()
+        loss: Tensor = error.abs().mean() + error.square().mean() + 1e-4 * raw.float().square().mean()
+        return loss
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encodes a batch of clips.
@@ -100,7 +102,7 @@ class Autoencoder(nn.Module):
         """
         batch, time, height, width, _ = frames.shape
         x = frames.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        raw = self.encoder(x)
+        raw: Tensor = self.encoder(x)
         z = (raw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
         return z.view(batch, time, LATENT_CHANNELS, height // 8, width // 8).transpose(1, 2).contiguous()
 
@@ -115,7 +117,7 @@ class Autoencoder(nn.Module):
         """
         batch, channels, time, height, width = latents.shape
         z = latents.transpose(1, 2).reshape(-1, channels, height, width)
-        x = self.decoder(z * self.latent_std[:, None, None] + self.latent_mean[:, None, None])
+        x: Tensor = self.decoder(z * self.latent_std[:, None, None] + self.latent_mean[:, None, None])
         pixels = ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).reshape(batch, time, 8 * height, 8 * width, 3)
 
