@@ -33,9 +33,19 @@ class MachineState:
         twin.dram, twin.sram, twin.param = self.dram.copy(), self.sram.copy(), self.param.copy()
         return twin
 
-    def window(self, memory: str, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[Any]:
-        """A view of ``shape`` elements of ``dtype`` at byte ``address`` with byte ``strides``. Raises ValueError outside the memory."""
-        return np.ndarray(shape, dtype, getattr(self, memory), address, strides)
+    def window(
+        self, memory: str, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> NDArray[Any]:
+        """A view of ``shape`` elements of ``dtype`` at byte ``address`` with byte ``strides``.
+
+        Raises ValueError if a byte of it lies outside the memory; the bounds are Python integers, which cannot overflow.
+        """
+        contents = getattr(self, memory)
+        start, end = span(address, np.dtype(dtype).itemsize, *zip(shape, strides, strict=True))
+        if start < 0 or end > contents.size:
+            raise ValueError(f"{memory} bytes {start}..{end} lie outside its {contents.size} bytes")
+        kept = tuple(stride if count > 1 else 0 for count, stride in zip(shape, strides, strict=True))
+        return np.ndarray(shape, dtype, contents, address, kept)
 
     def vector(self, memory: str, address: int, dtype: Any, count: int) -> NDArray[Any]:
         """``count`` consecutive elements."""

@@ -30,7 +30,9 @@ def rescale_double(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) ->
     return (v * m + (np.int64(1) << (s - 1)) + extra) >> s
 
 
-def requantize(value: Int64, multiplier: ArrayLike, shift: ArrayLike, zero_point: int, low: int, high: int, double: bool = False) -> Int64:
+def requantize(
+    value: Int64, multiplier: ArrayLike, shift: ArrayLike, zero_point: int, low: int, high: int, double: bool = False
+) -> Int64:
     """RESCALE as TOSA orders it: scale, saturate to int32, add the output zero point, clamp to the output type."""
     scaled = rescale_double(value, multiplier, shift) if double else rescale(value, multiplier, shift)
     scaled = np.clip(scaled, -(2**31), 2**31 - 1)
@@ -122,8 +124,9 @@ def normalised_multiplier(value: Int64, shift: Int64, bits: int) -> tuple[Int64,
 
 
 def exp2_negative(distance: Int64, fraction_bits: int, result_bits: int) -> Int64:
-    """``round((2^result_bits - 1) * 2^(-distance / 2^fraction_bits))`` nearly (within one unit); distance >= 0, fraction_bits <= 16,
-    result_bits <= 16.
+    """``round((2^result_bits - 1) * 2^(-distance / 2^fraction_bits))`` nearly (within one unit).
+
+    distance >= 0, fraction_bits <= 16, result_bits <= 16.
 
     The fraction picks one of 128 segments of 2^-x on [0, 1) and interpolates linearly; the integer part shifts.
     """
@@ -134,11 +137,11 @@ def exp2_negative(distance: Int64, fraction_bits: int, result_bits: int) -> Int6
     knot = EXP2_KNOTS[segment]
     value = knot - (((knot - EXP2_KNOTS[segment + 1]) * rest) >> 9)
     scaled = (value * ((1 << result_bits) - 1)) >> 16
-    return (scaled + (np.int64(1) << (13 + whole))) >> (14 + whole)
+    return np.asarray((scaled + (np.int64(1) << (13 + whole))) >> (14 + whole), np.int64)
 
 
 def table_lookup_16(value: Int64, table: Int64) -> Int64:
     """TOSA TABLE for int16: 513 int16 entries, linear interpolation over 7 fraction bits; the result has 7 more fraction bits (int32)."""
     index = (value + 32768) >> 7
     left = table[index]
-    return (left << 7) + (table[index + 1] - left) * ((value + 32768) & 127)
+    return np.asarray((left << 7) + (table[index + 1] - left) * ((value + 32768) & 127), np.int64)

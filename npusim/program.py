@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import decode, violations
-from npusim.isa.encoding import DTYPES
+from npusim.isa import BY_MNEMONIC, decode, violations
+from npusim.isa.encoding import DTYPES, Decoded
 
 FORMAT_VERSION = 1
 MAX_STEPS, MAX_DRAM_BYTES = 10_000, 1 << 40
@@ -39,7 +40,8 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(DTYPES[self.dtype][0]).itemsize
+        """Size; a Python integer, so that an absurd shape cannot overflow it."""
+        return prod(self.shape) * np.dtype(DTYPES[self.dtype][0]).itemsize
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,21 @@ def save_program(program: Program, path: Path) -> None:
         },
         sort_keys=True,
     )
-    metadata = {"format": "npusim-program", "version": str(FORMAT_VERSION), "header": header, "sha256": _digest(tensors, header)}
-    write_atomically(Path(path), save(tensors, metadata))
+    metadata = {
+        "format": "npusim-program",
+        "version": str(FORMAT_VERSION),
+        "header": header,
+        "sha256": _digest(tensors, header),
+    }
+    write_atomically(Path(path), _sorted_header(save(tensors, metadata)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """A safetensors file with the keys of its header in order; safetensors writes the metadata in a random order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def load_program(path: Path) -> Program:
@@ -125,41 +140,98 @@ def load_program(path: Path) -> Program:
             if metadata.get("format") != "npusim-program" or names != set(TENSORS):
                 raise UserError(f"{path}: not an npusim program file")
             if metadata.get("version") != str(FORMAT_VERSION):
-                raise UserError(f"{path}: format version {metadata.get('version')!r}; this npusim reads version {FORMAT_VERSION}")
+                raise UserError(
+                    f"{path}: format version {metadata.get('version')!r}; this npusim reads version {FORMAT_VERSION}"
+                )
             tensors = {name: file.get_tensor(name) for name in TENSORS}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: truncated or damaged program file ({error})") from None
-    if any(tensors[name].dtype != kind or tensors[name].ndim != (1 if name == "constants" else 2) for name, kind in TENSORS.items()):
+    if any(
+        tensors[name].dtype != kind or tensors[name].ndim != (1 if name == "constants" else 2)
+        for name, kind in TENSORS.items()
+    ):
         raise UserError(f"{path}: a tensor has the wrong type or rank")
     header = metadata.get("header", "")
     if _digest(tensors, header) != metadata.get("sha256"):
         raise UserError(f"{path}: contents do not match their SHA-256; the file was altered")
     try:
-        fields = json.loads(header)
-        machine = Machine.model_validate(fields.pop("machine"))
-        buffers = {n: Buffer(int(a), str(d), tuple(int(x) for x in s)) for n, (a, d, s) in fields.pop("buffers").items()}
-        layers = tuple(str(name) for name in fields.pop("layers"))
-        program = Program(machine=machine, buffers=buffers, layers=layers, **fields, **tensors)
+        program = _program(json.loads(header), tensors)
         _validate(program)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path}: damaged header ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged header ({' '.join(str(error).split())})") from None
     return program
+
+
+def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
+    """Build the program of a header's ``fields``. Numbers must be integers: nothing is converted or rounded here."""
+    machine = Machine.model_validate(fields.pop("machine"))
+    buffers = {}
+    for name, (address, dtype, shape) in fields.pop("buffers").items():
+        if dtype not in DTYPES:
+            raise UserError(f"buffer {name}: element type {dtype!r}; allowed: {', '.join(DTYPES)}")
+        sizes = tuple(_whole(f"buffer {name}: size", size) for size in shape)
+        buffers[name] = Buffer(_whole(f"buffer {name}: address", address), dtype, sizes)
+    host = {name: _whole(f"host.{name}", value, low=-MAX_DRAM_BYTES) for name, value in fields.pop("host").items()}
+    set_address, dram_bytes = (_whole(name, fields.pop(name)) for name in ("set_address", "dram_bytes"))
+    layers = tuple(str(name) for name in fields.pop("layers"))
+    if fields:
+        raise UserError(f"unknown header field {next(iter(fields))!r}")
+    prologue, step, constants, sets = (tensors[name] for name in TENSORS)
+    return Program(machine, prologue, step, constants, sets, set_address, dram_bytes, buffers, layers, host)
+
+
+def _whole(name: str, value: Any, low: int = 0) -> int:
+    if type(value) is not int or not low <= value <= MAX_DRAM_BYTES:
+        raise UserError(f"{name} is {value!r}; allowed: an integer {low}..{MAX_DRAM_BYTES}")
+    return value
 
 
 def _validate(program: Program) -> None:
     """Sizes, addresses and every instruction, before anything is allocated or run."""
     if not 0 < program.dram_bytes <= min(program.machine.dram.npu_budget_bytes, MAX_DRAM_BYTES):
-        raise UserError(f"needs {program.dram_bytes} bytes of DRAM; the machine's budget is {program.machine.dram.npu_budget_bytes}")
+        raise UserError(
+            f"needs {program.dram_bytes} bytes of DRAM; the machine's budget is {program.machine.dram.npu_budget_bytes}"
+        )
     if not 0 < program.steps <= MAX_STEPS:
         raise UserError(f"{program.steps} denoising steps; allowed 1..{MAX_STEPS}")
     spans = {name: (b.address, b.address + b.bytes) for name, b in program.buffers.items()}
-    spans |= {"constants": (0, program.constants.size), "sets": (program.set_address, program.set_address + program.sets.size)}
+    spans |= {
+        "constants": (0, program.constants.size),
+        "sets": (program.set_address, program.set_address + program.sets.size),
+    }
     for name, (start, end) in spans.items():
         if start < 0 or end > program.dram_bytes:
-            raise UserError(f"{name} at bytes {start}..{end} lies outside the program's {program.dram_bytes} bytes of DRAM")
+            raise UserError(
+                f"{name} at bytes {start}..{end} lies outside the program's {program.dram_bytes} bytes of DRAM"
+            )
+    if "noise" not in program.buffers or program.buffers["noise"].bytes % program.steps:
+        raise UserError(f"buffer noise is missing or does not hold one plane for each of {program.steps} steps")
     for part, code in program.code():
-        broken = violations(decode(code), program.machine)
+        instructions = decode(code)
+        broken = violations(instructions, program.machine) or outside(program, instructions)
         if broken:
             raise UserError(f"{part}: {broken[0]}")
+
+
+def outside(program: Program, instructions: list[Decoded]) -> list[str]:
+    """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name."""
+    limits = {
+        ("sram", 0): program.machine.sram.capacity_bytes,
+        ("param", 0): program.machine.param_memory.capacity_bytes,
+        ("dram", 0): program.dram_bytes,
+        ("dram", 1): program.sets.shape[1],
+        ("dram", 2): program.buffers["noise"].bytes // program.steps,
+    }
+    found = []
+    for index, ins in enumerate(instructions):
+        if ins.layer >= len(program.layers):
+            found.append(f"instruction {index} ({ins.op}): layer {ins.layer}; allowed 0..{len(program.layers) - 1}")
+            continue
+        for region in (r for regions in BY_MNEMONIC[ins.op].footprint(ins) for r in regions):
+            limit = limits[region.memory, region.base]
+            if region.end > limit:
+                where = f"{program.layers[ins.layer]}: {region.memory} bytes {region.start}..{region.end}"
+                found.append(f"instruction {index} ({ins.op}): {where} lie outside its {limit} bytes")
+    return found

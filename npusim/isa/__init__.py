@@ -11,7 +11,7 @@ from npusim.errors import UserError
 from npusim.isa.control import BARRIER
 from npusim.isa.dma import LOAD, STORE
 from npusim.isa.elementwise import EWLIN, EWMUL
-from npusim.isa.encoding import WORDS, Decoded, Instruction, decode_row
+from npusim.isa.encoding import UNITS, WORDS, Decoded, Instruction, decode_row
 from npusim.isa.layernorm import LNAPPLY, LNSTAT
 from npusim.isa.matmul import MATMUL
 from npusim.isa.softmax import RECIP, SMEXP
@@ -37,4 +37,11 @@ def decode(code: NDArray[np.uint32]) -> list[Decoded]:
 
 def violations(instructions: Iterable[Decoded], machine: object) -> list[str]:
     """Rules that make an instruction undefined, each with its index; empty for legal code."""
-    return [f"instruction {i} ({ins.op}): {rule}" for i, ins in enumerate(instructions) for rule in BY_MNEMONIC[ins.op].check(ins, machine)]
+    found = []
+    for index, ins in enumerate(instructions):
+        spec = BY_MNEMONIC[ins.op]
+        rules = spec.check(ins, machine)
+        if UNITS[ins.unit] not in spec.units:
+            rules = [*rules, f"unit = {UNITS[ins.unit]}: allowed {', '.join(spec.units)}"]
+        found += [f"instruction {index} ({ins.op}): {rule}" for rule in rules]
+    return found

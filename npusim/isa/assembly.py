@@ -42,7 +42,10 @@ def _value(f: Field, text: str) -> int:
 def assemble(text: str, name: str = "<text>") -> NDArray[np.uint32]:
     """Words (count, 32) of assembler text. Raises UserError with ``name``, line number, field and what is allowed."""
     rows = []
-    for number, line in enumerate(text.splitlines()[:MAX_LINES], 1):
+    lines = text.splitlines()
+    if len(lines) > MAX_LINES:
+        raise UserError(f"{name}: {len(lines)} lines; allowed: at most {MAX_LINES}")
+    for number, line in enumerate(lines, 1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue

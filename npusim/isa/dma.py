@@ -24,8 +24,12 @@ FIELDS = (
 def windows(state: Any, ins: Decoded) -> tuple[Any, Any]:
     """Byte windows (planes, rows, row_bytes) of DRAM and of the on-chip memory."""
     shape = (ins.planes, ins.rows, ins.row_bytes)
-    dram = state.window("dram", state.bases[ins.base] + ins.dram_addr, np.uint8, shape, (ins.dram_plane, ins.dram_row, 1))
-    return dram, state.window(MEMORIES[ins.memory], ins.local_addr, np.uint8, shape, (ins.local_plane, ins.local_row, 1))
+    dram = state.window(
+        "dram", state.bases[ins.base] + ins.dram_addr, np.uint8, shape, (ins.dram_plane, ins.dram_row, 1)
+    )
+    return dram, state.window(
+        MEMORIES[ins.memory], ins.local_addr, np.uint8, shape, (ins.local_plane, ins.local_row, 1)
+    )
 
 
 def execute_load(state: Any, ins: Decoded) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +24,17 @@ INSTRUCTION_BYTES = WORDS * 4
 UNITS = ("load", "store", "mac", "vector")
 """In-order queues: load DMA, store DMA, MAC array, vector unit. The position is the unit's number."""
 
-DTYPES = {"u8": (np.uint8, 0, 255), "i8": (np.int8, -128, 127), "i16": (np.int16, -32768, 32767), "i32": (np.int32, -(2**31), 2**31 - 1)}
+DTYPES = {
+    "u8": (np.uint8, 0, 255),
+    "i8": (np.int8, -128, 127),
+    "i16": (np.int16, -32768, 32767),
+    "i32": (np.int32, -(2**31), 2**31 - 1),
+}
 """Element types: NumPy type, least and greatest value."""
 DTYPE_NAMES = tuple(DTYPES)
+
+MAX_SHIFT = 62
+"""Greatest right shift of a rescale: the rounding term ``2^(shift-1)`` and the sum before it fit int64."""
 
 NO_ADDRESS = 0xFFFF_FFFF
 """In an optional address field: the operand is absent."""
@@ -94,6 +103,7 @@ class Instruction:
     cycles: Callable[[Decoded, Any], int]
     doc: str = ""
     by_name: dict[str, Field] = field(default_factory=dict, compare=False, hash=False)
+    reserved: list[int] = field(default_factory=list, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         used = np.zeros(WORDS * 32, bool)
@@ -103,16 +113,26 @@ class Instruction:
                 raise AssertionError(f"{self.mnemonic}.{f.name} overlaps another field or crosses a word")
             used[span] = True
             self.by_name[f.name] = f
+        bits = np.packbits(~used, bitorder="little").view("<u4")
+        self.reserved.extend(bits.tolist())
+
+
+def shift_rules(ins: Decoded) -> list[str]:
+    """Rule for the ``shift`` field of an instruction that rescales."""
+    return [] if 1 <= ins.shift <= MAX_SHIFT else [f"shift = {ins.shift}: allowed 1..{MAX_SHIFT}"]
 
 
 def encode(spec: Instruction, values: Mapping[str, int]) -> NDArray[np.uint32]:
-    """Return the 32 words of one instruction. Unnamed fields are 0. Raises UserError for an unknown field or a value out of range."""
+    """Return the 32 words of one instruction; unnamed fields are 0.
+
+    Raises UserError for an unknown field or a value out of range, TypeError for a value that is not an integer.
+    """
     words = [0] * WORDS
     for name in values:
         if name not in spec.by_name:
             raise UserError(f"{spec.mnemonic}: no field {name!r}; allowed: {', '.join(spec.by_name)}")
     for f in HEADER + spec.fields:
-        value = spec.opcode if f.name == "opcode" else int(values.get(f.name, 0))
+        value = spec.opcode if f.name == "opcode" else index(values.get(f.name, 0))
         if not f.low <= value <= f.high or (f.names and value >= len(f.names)):
             top = len(f.names) - 1 if f.names else f.high
             raise UserError(f"{spec.mnemonic}.{f.name} = {value}: allowed {f.low}..{top}")
@@ -124,11 +144,17 @@ def encode(spec: Instruction, values: Mapping[str, int]) -> NDArray[np.uint32]:
 
 
 def decode_row(words: Sequence[int], table: Mapping[int, Instruction]) -> Decoded:
-    """Decode the 32 words of one instruction. Raises UserError for an unknown opcode or enumeration value."""
+    """Decode the 32 words of one instruction.
+
+    Raises UserError for an unknown opcode or enumeration value, or for a bit that belongs to no field and is not 0.
+    """
     opcode = int(words[0]) & 0xFF
     spec = table.get(opcode)
     if spec is None:
         raise UserError(f"opcode {opcode} is not an instruction; known: {sorted(table)}")
+    for number, (word, reserved) in enumerate(zip(words, spec.reserved, strict=True)):
+        if int(word) & reserved:
+            raise UserError(f"{spec.mnemonic}: reserved bits {int(word) & reserved:#x} of word {number} are not 0")
     out = {"op": spec.mnemonic}
     for f in HEADER + spec.fields:
         raw = int(words[f.word])

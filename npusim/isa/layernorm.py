@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded, Field, Instruction, Region
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, MAX_SHIFT, Decoded, Field, Instruction, Region, shift_rules
 from npusim.memory import span
 
+MAX_COLS = 16384
 STATISTICS = np.dtype([("sum", "<i4"), ("mantissa", "<i4"), ("shift", "<i4")])
 """What LNSTAT leaves for one row, 12 bytes."""
 
-_ROWS = (Field("a_addr", 2), Field("a_row", 3), Field("rows", 4), Field("cols", 5), Field("stat_addr", 6, doc="SRAM, 12 bytes per row"))
+_ROWS = (
+    Field("a_addr", 2),
+    Field("a_row", 3),
+    Field("rows", 4),
+    Field("cols", 5),
+    Field("stat_addr", 6, doc="SRAM, 12 bytes per row"),
+)
 _STAT = (Field("epsilon", 7, 0, 64, doc="eps * D^2 / scale^2 of the input, at least 1"),)
 _APPLY = (
     Field("out_addr", 7), Field("out_row", 8), Field("fraction_bits", 9, 0, 4), Field("shift", 9, 8, 6),
@@ -30,7 +37,9 @@ _APPLY = (
 
 def rows_of(state: Any, ins: Decoded) -> tuple[Any, Any]:
     """Windows of the input (rows, cols) int16 and of its statistics (rows,)."""
-    return state.window("sram", ins.a_addr, np.int16, (ins.rows, ins.cols), (ins.a_row, 2)), state.vector("sram", ins.stat_addr, STATISTICS, ins.rows)
+    return state.window("sram", ins.a_addr, np.int16, (ins.rows, ins.cols), (ins.a_row, 2)), state.vector(
+        "sram", ins.stat_addr, STATISTICS, ins.rows
+    )
 
 
 def execute_statistics(state: Any, ins: Decoded) -> None:
@@ -45,7 +54,11 @@ def apply_operands(state: Any, ins: Decoded) -> tuple[Any, Any, Any]:
     """Windows of the output (rows, cols), g (cols,) int16 and b (cols,) int32."""
     kind = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0])
     out = state.window("sram", ins.out_addr, kind, (ins.rows, ins.cols), (ins.out_row, kind.itemsize))
-    return out, state.vector("param", ins.g_addr, np.int16, ins.cols), state.vector("param", ins.b_addr, np.int32, ins.cols)
+    return (
+        out,
+        state.vector("param", ins.g_addr, np.int16, ins.cols),
+        state.vector("param", ins.b_addr, np.int32, ins.cols),
+    )
 
 
 def normalise(x: Any, total: Any, mantissa: Any, shift: Any, fraction_bits: int) -> Any:
@@ -54,26 +67,41 @@ def normalise(x: Any, total: Any, mantissa: Any, shift: Any, fraction_bits: int)
     return np.clip(numerics.rescale(x.shape[-1] * x - total, mantissa, down), -32768, 32767)
 
 
+def statistics_of(state: Any, ins: Decoded) -> tuple[Any, Any, Any]:
+    """(sum, mantissa, shift) that LNSTAT left, int64 (rows, 1) each. Raises ValueError where LNSTAT cannot have written them."""
+    _, records = rows_of(state, ins)
+    total, mantissa, shift = (records[name].astype(np.int64)[:, None] for name in ("sum", "mantissa", "shift"))
+    if (mantissa < 0).any() or (shift < 1).any() or (shift > MAX_SHIFT).any():
+        raise ValueError(f"no row statistics at sram byte {ins.stat_addr}: mantissa at least 0, shift 1..{MAX_SHIFT}")
+    return total, mantissa, shift
+
+
 def execute_apply(state: Any, ins: Decoded) -> None:
-    a, statistics = rows_of(state, ins)
+    a, _ = rows_of(state, ins)
     out, g, b = apply_operands(state, ins)
-    total, mantissa, shift = (statistics[name].astype(np.int64)[:, None] for name in STATISTICS.names)  # type: ignore[union-attr]
+    total, mantissa, shift = statistics_of(state, ins)
     n = normalise(a.astype(np.int64), total, mantissa, shift, ins.fraction_bits)
     _, low, high = DTYPES[DTYPE_NAMES[ins.out_dtype]]
-    out[...] = np.clip(numerics.rescale(n * g.astype(np.int64) + b.astype(np.int64), 1, ins.shift) + ins.out_zp, low, high)
+    out[...] = np.clip(
+        numerics.rescale(n * g.astype(np.int64) + b.astype(np.int64), 1, ins.shift) + ins.out_zp, low, high
+    )
+
+
+def _columns(ins: Decoded) -> list[str]:
+    """D x - S stays below 2^31 and D Q below 2^59."""
+    return [f"cols = {ins.cols}: at most {MAX_COLS}"] if ins.cols > MAX_COLS else []
 
 
 def check_statistics(ins: Decoded, machine: Any) -> list[str]:
     broken = [f"{name} is 0" for name in ("rows", "cols", "epsilon") if getattr(ins, name) == 0]
-    if ins.cols > 16384:
-        broken.append(f"cols = {ins.cols}: at most 16384, so that D Q stays below 2^62")
+    broken += _columns(ins)
     if ins.epsilon >= 1 << 58:
         broken.append(f"epsilon = {ins.epsilon}: at most 2^58 - 1")
     return broken
 
 
 def check_apply(ins: Decoded, machine: Any) -> list[str]:
-    return [f"{name} is 0" for name in ("rows", "cols", "shift") if getattr(ins, name) == 0]
+    return [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0] + _columns(ins) + shift_rules(ins)
 
 
 def _inputs(ins: Decoded) -> tuple[Region, Region]:
@@ -88,12 +116,17 @@ def footprint_statistics(ins: Decoded) -> tuple[list[Region], list[Region]]:
 
 def footprint_apply(ins: Decoded) -> tuple[list[Region], list[Region]]:
     size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
-    constants = [Region("param", ins.g_addr, ins.g_addr + 2 * ins.cols), Region("param", ins.b_addr, ins.b_addr + 4 * ins.cols)]
-    return [*_inputs(ins), *constants], [Region("sram", *span(ins.out_addr, size, (ins.rows, ins.out_row), (ins.cols, size)))]
+    constants = [
+        Region("param", ins.g_addr, ins.g_addr + 2 * ins.cols),
+        Region("param", ins.b_addr, ins.b_addr + 4 * ins.cols),
+    ]
+    return [*_inputs(ins), *constants], [
+        Region("sram", *span(ins.out_addr, size, (ins.rows, ins.out_row), (ins.cols, size)))
+    ]
 
 
 def _pass(ins: Decoded, machine: Any) -> int:
-    return -(-ins.rows * ins.cols // int(machine.vector_unit.lanes))
+    return -int(-ins.rows * ins.cols // machine.vector_unit.lanes)
 
 
 def cycles_statistics(ins: Decoded, machine: Any) -> int:
@@ -106,5 +139,17 @@ def cycles_apply(ins: Decoded, machine: Any) -> int:
     return 2 * _pass(ins, machine) + int(machine.vector_unit.op_latency_cycles)
 
 
-LNSTAT = Instruction("lnstat", 0x40, _ROWS + _STAT, ("vector",), execute_statistics, check_statistics, footprint_statistics, cycles_statistics, doc=__doc__)
-LNAPPLY = Instruction("lnapply", 0x41, _ROWS + _APPLY, ("vector",), execute_apply, check_apply, footprint_apply, cycles_apply, doc=__doc__)
+LNSTAT = Instruction(
+    "lnstat",
+    0x40,
+    _ROWS + _STAT,
+    ("vector",),
+    execute_statistics,
+    check_statistics,
+    footprint_statistics,
+    cycles_statistics,
+    doc=__doc__,
+)
+LNAPPLY = Instruction(
+    "lnapply", 0x41, _ROWS + _APPLY, ("vector",), execute_apply, check_apply, footprint_apply, cycles_apply, doc=__doc__
+)

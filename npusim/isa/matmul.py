@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded, Field, Instruction, Region
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, MAX_SHIFT, Decoded, Field, Instruction, Region
 from npusim.memory import span
 
 RQ_MODES = ("tensor", "channel", "row")
-RECORD = np.dtype([("bias_low", "<u4"), ("bias_high", "<i2"), ("zero_point", "i1"), ("shift", "u1"), ("multiplier", "<i4")])
+RECORD = np.dtype(
+    [("bias_low", "<u4"), ("bias_high", "<i2"), ("zero_point", "i1"), ("shift", "u1"), ("multiplier", "<i4")]
+)
 """Requantization record of one output channel, 12 bytes: a 48-bit bias, the weight's zero point, right shift, multiplier."""
 ROW_RECORD = np.dtype([("multiplier", "<i2"), ("shift", "<i2")])
 """Requantization record of one output row, 4 bytes, written by RECIP."""
@@ -39,25 +41,41 @@ def bias_of(records: Any) -> Any:
 
 
 def requantization(state: Any, ins: Decoded) -> tuple[Any, Any, Any, Any]:
-    """(bias, weight zero point, multiplier, shift), each int64 and broadcastable to (batch0, batch1, m, n)."""
+    """(bias, weight zero point, multiplier, shift), each int64 and broadcastable to (batch0, batch1, m, n).
+
+    Raises ValueError where a record holds a multiplier or a shift that the requantizer does not have.
+    """
     if RQ_MODES[ins.rq_mode] == "row":
         count = ins.batch0 * ins.batch1 * ins.m
         rows = state.vector("sram", ins.rq_addr, ROW_RECORD, count).reshape(ins.batch0, ins.batch1, ins.m, 1)
         zero = np.zeros(1, np.int64)
-        return zero, zero, rows["multiplier"].astype(np.int64), rows["shift"].astype(np.int64)
+        scale = rows["multiplier"].astype(np.int64), rows["shift"].astype(np.int64)
+        return zero, zero, *_defined(state, ins, *scale)
     count = ins.n if RQ_MODES[ins.rq_mode] == "channel" else 1
     records = state.vector("param", ins.rq_addr, RECORD, count)
     wide = [records[name].astype(np.int64) for name in ("zero_point", "multiplier", "shift")]
-    return bias_of(records), wide[0], wide[1], wide[2]
+    return bias_of(records), wide[0], *_defined(state, ins, wide[1], wide[2])
+
+
+def _defined(state: Any, ins: Decoded, multiplier: Any, shift: Any) -> tuple[Any, Any]:
+    limit = 1 << (state.machine.mac_array.requant_multiplier_bits - 1)
+    if (multiplier < 0).any() or (multiplier >= limit).any() or (shift < 1).any() or (shift > MAX_SHIFT).any():
+        rule = f"multiplier 0..{limit - 1}, shift 1..{MAX_SHIFT}"
+        raise ValueError(f"a requantization record at {ins.rq_addr:#x} ({RQ_MODES[ins.rq_mode]}) is undefined: {rule}")
+    return multiplier, shift
 
 
 def operands(state: Any, ins: Decoded) -> tuple[Any, Any, Any]:
     """Windows of a (batch0, batch1, m, k), b (batch0, batch1, k, n) and out (batch0, batch1, m, n)."""
     a_type, b_type, out_type = (np.dtype(DTYPES[DTYPE_NAMES[d]][0]) for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype))
     batch = (ins.batch0, ins.batch1)
-    a = state.window("sram", ins.a_addr, a_type, (*batch, ins.m, ins.k), (ins.a_b0, ins.a_b1, ins.a_row, a_type.itemsize))
+    a = state.window(
+        "sram", ins.a_addr, a_type, (*batch, ins.m, ins.k), (ins.a_b0, ins.a_b1, ins.a_row, a_type.itemsize)
+    )
     b = state.window("sram", ins.b_addr, b_type, (*batch, ins.k, ins.n), (ins.b_b0, ins.b_b1, ins.b_k, ins.b_n))
-    out = state.window("sram", ins.out_addr, out_type, (*batch, ins.m, ins.n), (ins.out_b0, ins.out_b1, ins.out_row, out_type.itemsize))
+    out = state.window(
+        "sram", ins.out_addr, out_type, (*batch, ins.m, ins.n), (ins.out_b0, ins.out_b1, ins.out_row, out_type.itemsize)
+    )
     return a, b, out
 
 
@@ -96,7 +114,7 @@ def cycles(ins: Decoded, machine: Any) -> int:
         stream = m * pass_cycles(ins, machine)
         total += count * folds * (max(stream, load) if array.shadow_weights else stream + load)
     first = load if array.shadow_weights else 0
-    return first + total + array.rows + array.cols - 2 + int(array.requant_latency_cycles)
+    return int(first + total + array.rows + array.cols - 2 + array.requant_latency_cycles)
 
 
 def check(ins: Decoded, machine: Any) -> list[str]:
@@ -111,15 +129,21 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
     a, b, out = (np.dtype(DTYPES[DTYPE_NAMES[d]][0]).itemsize for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype))
     batch = ins.batch0, ins.batch1
     reads = [
-        Region("sram", *span(ins.a_addr, a, (batch[0], ins.a_b0), (batch[1], ins.a_b1), (ins.m, ins.a_row), (ins.k, a))),
-        Region("sram", *span(ins.b_addr, b, (batch[0], ins.b_b0), (batch[1], ins.b_b1), (ins.k, ins.b_k), (ins.n, ins.b_n))),
+        Region(
+            "sram", *span(ins.a_addr, a, (batch[0], ins.a_b0), (batch[1], ins.a_b1), (ins.m, ins.a_row), (ins.k, a))
+        ),
+        Region(
+            "sram", *span(ins.b_addr, b, (batch[0], ins.b_b0), (batch[1], ins.b_b1), (ins.k, ins.b_k), (ins.n, ins.b_n))
+        ),
     ]
     if RQ_MODES[ins.rq_mode] == "row":
         reads.append(Region("sram", ins.rq_addr, ins.rq_addr + batch[0] * batch[1] * ins.m * ROW_RECORD.itemsize))
     else:
         count = ins.n if RQ_MODES[ins.rq_mode] == "channel" else 1
         reads.append(Region("param", ins.rq_addr, ins.rq_addr + count * RECORD.itemsize))
-    out_span = span(ins.out_addr, out, (batch[0], ins.out_b0), (batch[1], ins.out_b1), (ins.m, ins.out_row), (ins.n, out))
+    out_span = span(
+        ins.out_addr, out, (batch[0], ins.out_b0), (batch[1], ins.out_b1), (ins.m, ins.out_row), (ins.n, out)
+    )
     return reads, [Region("sram", *out_span)]
 
 

@@ -41,8 +41,16 @@ def execute_exp(state: Any, ins: Decoded) -> None:
     sums[...] = p.sum(axis=1)
 
 
-def execute_recip(state: Any, ins: Decoded) -> None:
+def sums_of(state: Any, ins: Decoded) -> Any:
+    """Row sums that SMEXP left, int64 (rows,). Raises ValueError for one that is not positive."""
     sums = state.vector("sram", ins.sum_addr, np.int32, ins.rows).astype(np.int64)
+    if (sums < 1).any():
+        raise ValueError(f"a row sum at sram byte {ins.sum_addr} is not positive")
+    return sums
+
+
+def execute_recip(state: Any, ins: Decoded) -> None:
+    sums = sums_of(state, ins)
     mantissa, shift = numerics.reciprocal(sums)
     product = (mantissa * ins.multiplier + (1 << 29)) >> 30
     m, s = numerics.normalised_multiplier(product, shift + ins.shift - 30, 16)
@@ -85,7 +93,8 @@ def footprint_recip(ins: Decoded) -> tuple[list[Region], list[Region]]:
 
 def cycles_exp(ins: Decoded, machine: Any) -> int:
     """Two passes: row maximum, then exponential with the sum."""
-    return 2 * -(-ins.rows * ins.cols // int(machine.vector_unit.lanes)) + int(machine.vector_unit.op_latency_cycles)
+    passes = 2 * -(-ins.rows * ins.cols // machine.vector_unit.lanes)
+    return int(passes + machine.vector_unit.op_latency_cycles)
 
 
 def cycles_recip(ins: Decoded, machine: Any) -> int:
@@ -94,4 +103,6 @@ def cycles_recip(ins: Decoded, machine: Any) -> int:
 
 
 SMEXP = Instruction("smexp", 0x50, _EXP, ("vector",), execute_exp, check_exp, footprint_exp, cycles_exp, doc=__doc__)
-RECIP = Instruction("recip", 0x51, _RECIP, ("vector",), execute_recip, check_recip, footprint_recip, cycles_recip, doc=__doc__)
+RECIP = Instruction(
+    "recip", 0x51, _RECIP, ("vector",), execute_recip, check_recip, footprint_recip, cycles_recip, doc=__doc__
+)

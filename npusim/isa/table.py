@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded, Field, Instruction, Region
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded, Field, Instruction, Region, shift_rules
 from npusim.memory import span
 
 ENTRIES = 513
@@ -34,7 +34,7 @@ def execute(state: Any, ins: Decoded) -> None:
 
 
 def check(ins: Decoded, machine: Any) -> list[str]:
-    return [f"{name} is 0" for name in ("rows", "cols", "shift") if getattr(ins, name) == 0]
+    return [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0] + shift_rules(ins)
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
@@ -48,7 +48,8 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
 
 def cycles(ins: Decoded, machine: Any) -> int:
     """One pass: each lane has its own port to the table."""
-    return -(-ins.rows * ins.cols // int(machine.vector_unit.lanes)) + int(machine.vector_unit.op_latency_cycles)
+    passes = -(-ins.rows * ins.cols // machine.vector_unit.lanes)
+    return int(passes + machine.vector_unit.op_latency_cycles)
 
 
 TABLE = Instruction("table", 0x30, FIELDS, ("vector",), execute, check, footprint, cycles, doc=__doc__)
