@@ -1,34 +1,57 @@
 """Legality of a program: every instruction defined, every address inside its memory, no hazard left without a token.
 
-The hazard check does not trust the token pass: it follows the tokens through the queues (the k-th wait takes the k-th token sent) to
-learn what is certainly finished when an instruction starts, and then demands that of every earlier instruction whose bytes overlap.
+The hazard check does not trust the token pass: it follows the tokens through the queues (the k-th wait takes the k-th
+token sent) to learn what is certainly finished when an instruction starts, and then demands that of every earlier
+instruction whose bytes overlap. So any order that the tokens allow computes what program order computes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import numpy as np
-
+from compiler.accesses import READ, WRITE, Accesses
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode, violations
 from npusim.isa.encoding import UNITS, Decoded, Region
 from npusim.program import Program
 
 
+class Fault(NamedTuple):
+    """A broken rule and the index of the instruction that breaks it."""
+
+    index: int
+    rule: str
+
+
 def verify(program: Program) -> None:
     """Raise UserError naming part, instruction, layer and rule if the program is not legal."""
     for part, code in program.code():
-        instructions = decode(code)
-        broken = violations(instructions, program.machine) + _outside(program, instructions)
-        if not broken:
-            broken = hazards(instructions)
-        if broken:
-            raise UserError(f"{part}: {broken[0]}" + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""))
+        try:
+            instructions = decode(code)
+        except UserError as error:
+            raise UserError(f"{part}: {error}") from None
+        faults = [*_undefined(program, instructions), *_outside(program, instructions)] or hazards(instructions)
+        if faults:
+            index, rule = faults[0]
+            ins = instructions[index]
+            layer = program.layers[ins.layer] if ins.layer < len(program.layers) else f"number {ins.layer}"
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise UserError(f"{part}: instruction {index} ({ins.op}) of layer {layer}: {rule}{more}")
 
 
-def _outside(program: Program, instructions: list[Decoded]) -> list[str]:
-    """Accesses beyond the end of a memory."""
+def _undefined(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
+    """Instructions whose own fields break a rule of the instruction set, and layers without a name."""
+    for index, ins in enumerate(instructions):
+        for text in violations((ins,), program.machine):
+            yield Fault(index, text.partition(": ")[2])
+        if ins.layer >= len(program.layers):
+            yield Fault(index, f"layer = {ins.layer}: allowed 0..{len(program.layers) - 1}")
+
+
+def _outside(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
+    """Accesses beyond the end of a memory, and stores into what a program must not change."""
     noise = program.buffers["noise"]
     limits = {
         ("sram", 0): program.machine.sram.capacity_bytes,
@@ -37,83 +60,96 @@ def _outside(program: Program, instructions: list[Decoded]) -> list[str]:
         ("dram", 1): program.sets.shape[1],
         ("dram", 2): noise.bytes // program.steps,
     }
-    found = []
+    constant = {
+        "constants": (0, program.constants.size),
+        "parameter sets": (program.set_address, program.set_address + program.sets.size),
+        "noise": (noise.address, noise.address + noise.bytes),
+    }
     for index, ins in enumerate(instructions):
-        for region in (r for regions in BY_MNEMONIC[ins.op].footprint(ins) for r in regions):
+        reads, writes = BY_MNEMONIC[ins.op].footprint(ins)
+        for region in (*reads, *writes):
             limit = limits[region.memory, region.base]
             if region.end > limit:
-                where = f"{program.layers[ins.layer]}: {region.memory} bytes {region.start}..{region.end}"
-                found.append(f"instruction {index} ({ins.op}): {where} lie outside its {limit} bytes")
-    return found
+                yield Fault(index, f"{_where(region)} lie outside its {limit} bytes")
+        for region in (r for r in writes if r.memory == "dram"):
+            if region.base:
+                yield Fault(index, f"base = {region.base}: a store is allowed through base 0 only")
+            for name, (start, end) in constant.items():
+                if region.start < end and region.end > start:
+                    yield Fault(index, f"{_where(region)} overwrite the {name} at {start}..{end}")
 
 
-def completed_before(instructions: list[Decoded]) -> list[list[int]]:
+def _where(region: Region) -> str:
+    return f"{region.memory} bytes {region.start}..{region.end}"
+
+
+def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list[Fault]]:
     """For each instruction and unit: how many instructions of that unit are certainly complete when it starts.
 
-    Raises UserError if a wait has no matching token or a token is never taken.
+    The faults are waits for a token that no earlier instruction sends, and tokens left over at a barrier or at the end.
     """
+    faults: list[Fault] = []
     sent: dict[tuple[str, int, int], list[int]] = defaultdict(list)
-    taken: dict[tuple[str, int, int], int] = defaultdict(int)
-    position, knowledge = [], []
-    last: list[list[int]] = [[0] * len(UNITS) for _ in UNITS]
+    position: list[int] = []
+    knowledge: list[list[int]] = []
+    last = [[0] * len(UNITS) for _ in UNITS]
     counts = [0] * len(UNITS)
     for index, ins in enumerate(instructions):
-        known = list(last[ins.unit])
-        if ins.op == "barrier":
-            known = list(counts)
-        for kind in ("raw", "war"):
-            for unit in range(len(UNITS)):
-                if getattr(ins, f"wait_{kind}") >> unit & 1:
-                    key = kind, unit, ins.unit
-                    if taken[key] >= len(sent[key]):
-                        raise UserError(
-                            f"instruction {index} ({ins.op}) waits for a {kind} token of unit {UNITS[unit]} that nobody sent before"
-                        )
-                    producer = sent[key][taken[key]]
-                    taken[key] += 1
-                    known = [max(pair) for pair in zip(known, knowledge[producer], strict=True)]
-                    known[unit] = max(known[unit], position[producer] + 1)
-                if getattr(ins, f"signal_{kind}") >> unit & 1:
-                    sent[kind, ins.unit, unit].append(index)
+        barrier = ins.op == "barrier"
+        known = list(counts) if barrier else list(last[ins.unit])
+        for kind, unit in _bits(ins, "wait"):
+            if not sent[kind, unit, ins.unit]:
+                faults.append(Fault(index, f"waits for a {kind} token that {UNITS[unit]} has not been told to send"))
+                continue
+            producer = sent[kind, unit, ins.unit].pop(0)
+            known = [max(pair) for pair in zip(known, knowledge[producer], strict=True)]
+            known[unit] = max(known[unit], position[producer] + 1)
+        if barrier:
+            faults += _left_over(sent)
+        for kind, unit in _bits(ins, "signal"):
+            sent[kind, ins.unit, unit].append(index)
         known[ins.unit] = counts[ins.unit]
         position.append(counts[ins.unit])
         knowledge.append(known)
         counts[ins.unit] += 1
-        last[ins.unit] = [*known]
-        if ins.op == "barrier":
-            last = [list(counts) for _ in UNITS]
-    for (kind, producer_unit, consumer_unit), tokens in sent.items():
-        if len(tokens) != taken[kind, producer_unit, consumer_unit]:
-            raise UserError(f"a {kind} token from {UNITS[producer_unit]} to {UNITS[consumer_unit]} is never taken")
-    return knowledge
+        last = [list(counts) for _ in UNITS] if barrier else [*last[: ins.unit], known, *last[ins.unit + 1 :]]
+    return knowledge, faults + _left_over(sent)
 
 
-def hazards(instructions: list[Decoded]) -> list[str]:
-    """Pairs of instructions that touch the same bytes, at least one writing, with nothing that orders them."""
-    try:
-        knowledge = completed_before(instructions)
-    except UserError as error:
-        return [str(error)]
-    rows: list[tuple[int, int, int, int, int, int]] = []
-    found, counts = [], [0] * len(UNITS)
-    table = np.zeros((0, 6), np.int64)
+def _bits(ins: Decoded, action: str) -> Iterator[tuple[str, int]]:
+    """The (kind, unit) pairs that an instruction waits for or signals."""
+    for kind in ("raw", "war"):
+        mask = getattr(ins, f"{action}_{kind}")
+        yield from ((kind, unit) for unit in range(len(UNITS)) if mask >> unit & 1)
+
+
+def _left_over(sent: dict[tuple[str, int, int], list[int]]) -> list[Fault]:
+    """Tokens that were sent and not taken; they are removed."""
+    faults = []
+    for (kind, _, consumer), tokens in sent.items():
+        faults += [Fault(index, f"its {kind} token to {UNITS[consumer]} is never taken") for index in tokens]
+        tokens.clear()
+    return faults
+
+
+def hazards(instructions: list[Decoded]) -> list[Fault]:
+    """Token faults, or pairs that touch the same bytes, at least one writing, with nothing that orders them."""
+    knowledge, faults = completed_before(instructions)
+    if faults:
+        return faults
+    touched, counts = Accesses(), [0] * len(UNITS)
     for index, ins in enumerate(instructions):
         reads, writes = BY_MNEMONIC[ins.op].footprint(ins)
-        mine = [(*_key(r), 0) for r in reads] + [(*_key(r), 1) for r in writes]
-        if len(rows) > len(table):
-            table = np.array(rows, np.int64)
-        known = np.array(knowledge[index])
-        for memory, start, end, writing in mine:
-            clash = (table[:, 0] == memory) & (table[:, 1] < end) & (table[:, 2] > start) & (table[:, 3] | writing > 0)
-            late = clash & (table[:, 5] >= known[table[:, 4]]) & (table[:, 4] != ins.unit)
-            if late.any():
-                found.append(
-                    f"instruction {index} ({ins.op}) touches bytes {start}..{end} of unit {UNITS[int(table[late][0, 4])]}'s unfinished work"
-                )
-        rows += [(*entry, ins.unit, counts[ins.unit]) for entry in mine]
+        for access, region in [(READ, r) for r in reads] + [(WRITE, r) for r in writes]:
+            latest = touched.latest(region)
+            earlier = latest[WRITE] if access == READ else latest.max(axis=0)
+            for unit, number in enumerate(earlier.tolist()):
+                if unit != ins.unit and number >= knowledge[index][unit]:
+                    action = "reads" if access == READ else "writes"
+                    rule = f"{action} {_where(region)} while {UNITS[unit]} may still work on them: a token is missing"
+                    faults.append(Fault(index, rule))
+        for access, regions in ((READ, reads), (WRITE, writes)):
+            for region in regions:
+                touched.add(region, access, ins.unit, counts[ins.unit])
         counts[ins.unit] += 1
-    return found
-
-
-def _key(region: Region) -> tuple[int, int, int]:
-    return ("dram", "sram", "param").index(region.memory) + 8 * region.base, region.start, region.end
+    return faults
