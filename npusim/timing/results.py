@@ -1,0 +1,112 @@
+"""What a timing run returns. Cycles are NPU cycles, all counts are whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.timing.core import CAUSES
+
+Ledger = Mapping[str, Mapping[str, int]]
+"""Cycles by unit (`npusim.isa.encoding.UNITS`) and cause (`npusim.timing.core.CAUSES`)."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes at each level, and products.
+
+    On-chip bytes count every element of every operand window once for each instruction, read or written, whatever the
+    array or the lanes keep or fetch again inside the instruction: repeated rows (stride 0) count each time, gaps
+    between rows do not, a per-channel vector or a table counts once.
+
+    Attributes:
+        dram_read_bytes: moved on the DRAM bus by LOAD, each contiguous run rounded up to whole bursts.
+        dram_write_bytes: the same for STORE.
+        load_bytes: asked for by LOAD, without that rounding.
+        store_bytes: asked for by STORE.
+        param_load_bytes: the part of ``load_bytes`` that goes to parameter memory; the rest goes to SRAM.
+        sram_read_bytes: read from SRAM by STORE, the MAC array and the vector unit.
+        sram_write_bytes: written to SRAM by LOAD, the MAC array and the vector unit.
+        param_read_bytes: read from parameter memory by STORE, the MAC array and the vector unit.
+        instruction_fetch_bytes: 128 for each instruction executed; fetch costs no cycles and no DRAM bandwidth here.
+        mac_operations: products of MATMUL that the result needs, m k n for each batch; padding of the array is not in
+            it.
+    """
+
+    dram_read_bytes: int = 0
+    dram_write_bytes: int = 0
+    load_bytes: int = 0
+    store_bytes: int = 0
+    param_load_bytes: int = 0
+    sram_read_bytes: int = 0
+    sram_write_bytes: int = 0
+    param_read_bytes: int = 0
+    instruction_fetch_bytes: int = 0
+    mac_operations: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, count: int) -> Traffic:
+        """The same work ``count`` times."""
+        return Traffic(*(getattr(self, f.name) * count for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """One layer's share of a piece of code; barriers belong to no layer.
+
+    ``busy_cycles`` by unit; the layer's first instruction starts at ``start_cycle`` and its last one ends at
+    ``end_cycle``. Spans of different layers may overlap.
+    """
+
+    busy_cycles: Mapping[str, int]
+    start_cycle: int
+    end_cycle: int
+    traffic: Traffic
+
+    @property
+    def span_cycles(self) -> int:
+        return self.end_cycle - self.start_cycle
+
+
+@dataclass(frozen=True, eq=False)
+class CodeTiming:
+    """Timing of one piece of code.
+
+    ``ledger[unit]`` sums to ``total_cycles`` for every unit. ``start_cycle`` and ``end_cycle``: int64 (instructions,),
+    the instruction occupies ``start <= t < end``. ``layers`` by the number in the instruction's ``layer`` field.
+    """
+
+    total_cycles: int
+    ledger: Ledger
+    start_cycle: NDArray[np.int64]
+    end_cycle: NDArray[np.int64]
+    traffic: Traffic
+    layers: Mapping[int, LayerTiming]
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramTiming:
+    """Timing of a whole program: the prologue once, then the step code ``steps`` times.
+
+    ``mac_utilisation`` is ``mac_operations`` over what the array could do at its 8-bit rate in all ``cycles``: 16-bit
+    operands, edge tiles and waiting all lower it. ``ledger`` and ``traffic`` are those of the whole program.
+    """
+
+    prologue: CodeTiming
+    step: CodeTiming
+    steps: int
+    cycles: int
+    seconds: float
+    mac_utilisation: float
+    traffic: Traffic
+    ledger: Ledger
+
+
+def summed(first: Ledger, second: Ledger, times: int) -> Ledger:
+    """``first + times * second``, unit by unit and cause by cause."""
+    return {unit: {cause: first[unit][cause] + times * second[unit][cause] for cause in CAUSES} for unit in first}

@@ -1,0 +1,149 @@
+"""From instruction words to cycles: costs, event-driven run, ledger check, and the sums over a program."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa import BY_OPCODE
+from npusim.isa.encoding import UNITS
+from npusim.program import Program
+from npusim.timing import core
+from npusim.timing.cost import Costs, Int64, costs
+from npusim.timing.results import CodeTiming, LayerTiming, Ledger, ProgramTiming, Traffic, summed
+
+_KINDS = ("raw", "war")
+_BARRIERS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic == "barrier"}
+
+
+def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
+    """Time ``code`` (count, 32) from empty queues and no tokens. Time depends on no data.
+
+    Raises:
+        UserError: an instruction is not legal, no unit can proceed (each unit's next instruction and missing tokens are
+            named), or tokens are left over at a barrier or at the end.
+        AssertionError: the ledger of a unit does not sum to the total; a fault of this package.
+    """
+    cost = costs(code, machine)
+    queue, stops, barriers = _queues(cost)
+    # Contiguous in any case, so that the kernel is compiled for one kind of array only.
+    arrays = map(np.ascontiguousarray, (queue, stops, barriers, cost.busy, cost.transfer, cost.wait, cost.signal))
+    run = core.run(*arrays, machine.dram_latency_cycles)
+    outcome, total, ledger, start, end, head, tokens, segment = run
+    if outcome == core.DEADLOCK:
+        raise UserError(_deadlock(code, cost, queue, stops[segment + 1], head, tokens, total))
+    if outcome == core.LEFTOVER:
+        place = f"at instruction {barriers[segment]} (barrier)" if segment < len(barriers) else "at the end of the code"
+        raise UserError(f"tokens left over {place}: {_tokens(tokens)}")
+    if (ledger.sum(axis=1) != total).any():
+        raise AssertionError(
+            f"ledger of {UNITS} sums to {ledger.sum(axis=1)}, not to {total} cycles: {ledger.tolist()}"
+        )
+    return CodeTiming(
+        total_cycles=int(total),
+        ledger={unit: dict(zip(core.CAUSES, ledger[u].tolist(), strict=True)) for u, unit in enumerate(UNITS)},
+        start_cycle=start,
+        end_cycle=end,
+        traffic=Traffic(*cost.traffic.sum(axis=0).tolist()),
+        layers=_layers(cost, start, end),
+    )
+
+
+def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
+    """Time the prologue and all denoising steps.
+
+    Both pieces of code end in a barrier, so each starts from the same state; hence the step is timed once and counted
+    ``program.steps`` times. ``reuse=False`` times prologue and all steps as one long piece of code instead; the totals
+    are equal.
+
+    Raises:
+        UserError: a piece of code does not end in a barrier (an empty prologue need not), or as `simulate`.
+    """
+    for name, code in program.code():
+        empty = name == "prologue" and len(code) == 0
+        if not empty and (len(code) == 0 or int(code[-1, 0]) & 0xFF not in _BARRIERS):
+            raise UserError(f"{name}: does not end in a barrier, so that timings of its repetitions cannot be added")
+    prologue, step = (_named(name, code, program.machine) for name, code in program.code())
+    if reuse:
+        cycles = prologue.total_cycles + program.steps * step.total_cycles
+        ledger: Ledger = summed(prologue.ledger, step.ledger, program.steps)
+        traffic = prologue.traffic + step.traffic.times(program.steps)
+    else:
+        whole = simulate(np.concatenate([program.prologue, *[program.step] * program.steps]), program.machine)
+        cycles, ledger, traffic = whole.total_cycles, whole.ledger, whole.traffic
+    return ProgramTiming(
+        prologue=prologue,
+        step=step,
+        steps=program.steps,
+        cycles=cycles,
+        seconds=cycles / program.machine.clock_hz,
+        mac_utilisation=traffic.mac_operations / (program.machine.peak_macs_per_cycle * cycles),
+        traffic=traffic,
+        ledger=ledger,
+    )
+
+
+def _named(name: str, code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
+    try:
+        return simulate(code, machine)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _queues(cost: Costs) -> tuple[Int64, Int64, Int64]:
+    """``queue``, ``stops`` and ``barriers`` as `core.run` wants them."""
+    barriers = np.flatnonzero(cost.barrier)
+    members = [np.flatnonzero((cost.unit == unit) & ~cost.barrier) for unit in range(len(UNITS))]
+    begin = np.cumsum([0, *map(len, members)])[:-1]
+    limits = [-1, *barriers.tolist(), len(cost.unit)]
+    stops = np.array([[np.searchsorted(member, limit) for member in members] for limit in limits], np.int64) + begin
+    return np.concatenate(members), stops, barriers
+
+
+def _layers(cost: Costs, start: Int64, end: Int64) -> dict[int, LayerTiming]:
+    out = {}
+    busy = cost.busy + cost.transfer
+    order = np.flatnonzero(~cost.barrier)
+    order = order[np.argsort(cost.layer[order], kind="stable")]
+    numbers, first = np.unique(cost.layer[order], return_index=True)
+    for number, rows in zip(numbers.tolist(), np.split(order, first)[1:], strict=True):
+        by_unit = np.zeros(len(UNITS), np.int64)
+        np.add.at(by_unit, cost.unit[rows], busy[rows])
+        out[number] = LayerTiming(
+            busy_cycles=dict(zip(UNITS, by_unit.tolist(), strict=True)),
+            start_cycle=int(start[rows].min()),
+            end_cycle=int(end[rows].max()),
+            traffic=Traffic(*cost.traffic[rows].sum(axis=0).tolist()),
+        )
+    return out
+
+
+def _tokens(tokens: Int64) -> str:
+    """Every semaphore above 0."""
+    held = [
+        f"{int(tokens[kind, a, b])} {_KINDS[kind]} from {UNITS[a]} to {UNITS[b]}" for kind, a, b in np.argwhere(tokens)
+    ]
+    return ", ".join(held)
+
+
+def _deadlock(
+    code: NDArray[np.uint32], cost: Costs, queue: Int64, stop: Int64, head: Int64, tokens: Int64, now: int
+) -> str:
+    """One line that says for every unit what it waits for."""
+    parts = []
+    for u, unit in enumerate(UNITS):
+        if head[u] == stop[u]:
+            parts.append(f"{unit}: nothing left before the next barrier or the end")
+            continue
+        index = int(queue[head[u]])
+        missing = [
+            f"{kind} from {UNITS[producer]}"
+            for k, kind in enumerate(_KINDS)
+            for producer in range(len(UNITS))
+            if cost.wait[index, k] >> producer & 1 and tokens[k, producer, u] == 0
+        ]
+        name = BY_OPCODE[int(code[index, 0]) & 0xFF].mnemonic
+        parts.append(f"{unit}: instruction {index} ({name}) waits for a token {' and '.join(missing)}")
+    return f"deadlock at cycle {now}; {'; '.join(parts)}"
