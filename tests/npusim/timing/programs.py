@@ -1,0 +1,151 @@
+"""Random programs that are legal: instructions of every family, and tokens that cannot deadlock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npusim.config import Machine
+from npusim.isa import BY_MNEMONIC
+from npusim.isa.encoding import NO_ADDRESS, UNITS, encode
+
+Words = np.ndarray[Any, np.dtype[np.uint32]]
+U8, I8, I16, I32 = range(4)
+
+
+def pick(rng: np.random.Generator, *choices: Any) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def number(rng: np.random.Generator, low: int, high: int) -> int:
+    return int(rng.integers(low, high + 1))
+
+
+def dma(rng: np.random.Generator) -> dict[str, int]:
+    """A copy whose rows, and whose planes, touch in DRAM or leave a gap."""
+    row, rows, planes = number(rng, 1, 100), number(rng, 1, 4), number(rng, 1, 3)
+    dram_row = row + pick(rng, 0, number(rng, 1, 60))
+    dram_plane = rows * dram_row + pick(rng, 0, number(rng, 1, 60))
+    return {
+        "dram_addr": number(rng, 0, 1 << 40), "base": number(rng, 0, 2), "memory": number(rng, 0, 1),
+        "local_addr": number(rng, 0, 1000), "row_bytes": row, "rows": rows, "planes": planes,
+        "dram_row": dram_row, "dram_plane": dram_plane, "local_row": row, "local_plane": row * rows,
+    }  # fmt: skip
+
+
+def matmul(rng: np.random.Generator) -> dict[str, int]:
+    """Dense operands of small ragged sizes, in any mode of the array."""
+    a, b, out = *pick(rng, (U8, I8), (I8, I8), (I16, I8), (I16, I16)), pick(rng, U8, I8, I16, I32)
+    m, k, n, b0, b1 = (number(rng, 1, high) for high in (40, 20, 20, 2, 2))
+    size = {U8: 1, I8: 1, I16: 2, I32: 4}
+    return {
+        "a_addr": number(rng, 0, 1000), "a_row": k * size[a], "a_b1": m * k * size[a], "a_b0": b1 * m * k * size[a],
+        "b_addr": number(rng, 0, 1000), "b_n": size[b], "b_k": n * size[b], "b_b1": k * n * size[b],
+        "b_b0": b1 * k * n * size[b], "out_addr": number(rng, 0, 1000), "out_row": n * size[out],
+        "out_b1": m * n * size[out], "out_b0": b1 * m * n * size[out],
+        "m": m, "k": k, "n": n, "batch0": b0, "batch1": b1,
+        "a_dtype": a, "b_dtype": b, "out_dtype": out, "rq_mode": number(rng, 0, 2), "rq_addr": number(rng, 0, 1000),
+    }  # fmt: skip
+
+
+def elementwise(rng: np.random.Generator, linear: bool) -> dict[str, int]:
+    batch, rows, cols = number(rng, 1, 2), number(rng, 1, 6), number(rng, 1, 30)
+    values = {"batch": batch, "rows": rows, "cols": cols, "shift": number(rng, 1, 30)}
+    for name in ("a", "b", "out"):
+        kind = pick(rng, U8, I8, I16, I32)
+        size = (1, 1, 2, 4)[kind]
+        values |= {f"{name}_addr": number(rng, 0, 1000), f"{name}_dtype": kind}
+        values |= {f"{name}_row": cols * size, f"{name}_batch": rows * cols * size}
+    if not linear:
+        return values
+    values["b_addr"] = pick(rng, values["b_addr"], NO_ADDRESS)
+    return values | {name: pick(rng, 64, NO_ADDRESS) for name in ("a_mul_addr", "b_mul_addr", "bias_addr")}
+
+
+def vector(rng: np.random.Generator, op: str) -> dict[str, int]:
+    """TABLE, LNSTAT, LNAPPLY, SMEXP or RECIP on dense rows."""
+    rows, cols, out = number(rng, 1, 12), number(rng, 1, 40), pick(rng, U8, I16)
+    size = 2 if out == I16 else 1
+    common = {"a_addr": number(rng, 0, 1000), "a_row": 2 * cols, "rows": rows, "cols": cols}
+    result = {"out_addr": number(rng, 0, 1000), "out_row": cols * size, "out_dtype": out}
+    if op == "table":
+        return common | result | {"table_addr": number(rng, 0, 1000), "multiplier": 1, "shift": 7}
+    if op == "lnstat":
+        return common | {"stat_addr": number(rng, 0, 1000), "epsilon": 1 << 40}
+    if op == "lnapply":
+        return common | result | {"stat_addr": 8, "g_addr": 16, "b_addr": 24, "shift": 8}
+    if op == "smexp":
+        valid = pick(rng, 32, NO_ADDRESS)
+        return common | result | {"sum_addr": 40, "valid_addr": valid, "p_bits": 8, "fraction_bits": 8}
+    return {"sum_addr": 40, "out_addr": 48, "rows": rows, "multiplier": 1 << 30, "shift": 31}
+
+
+def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
+    """(mnemonic, fields) of a random instruction without tokens."""
+    op = pick(rng, "load", "load", "store", "matmul", "matmul", *BY_MNEMONIC)
+    if op in ("load", "store"):
+        values = dma(rng)
+    elif op == "matmul":
+        values = matmul(rng)
+    elif op in ("ewlin", "ewmul"):
+        values = elementwise(rng, op == "ewlin")
+    elif op == "barrier":
+        values = {}
+    else:
+        values = vector(rng, op)
+    return op, values | {"unit": UNITS.index(BY_MNEMONIC[op].units[0]), "layer": number(rng, 0, 5)}
+
+
+def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]], density: float) -> None:
+    """Add tokens between random pairs so that program order is legal: then nothing deadlocks and no token is left over.
+
+    The senders and takers of a semaphore are matched in order; a pair is kept where the sender comes first and no
+    barrier lies between.
+    """
+    segment, segments = 0, []
+    for op, _ in code:
+        segments.append(segment)
+        segment += op == "barrier"
+    for kind in ("raw", "war"):
+        for a in range(len(UNITS)):
+            for b in range(len(UNITS)):
+                senders = [i for i, (op, v) in enumerate(code) if v["unit"] == a and op != "barrier"]
+                takers = [i for i, (op, v) in enumerate(code) if v["unit"] == b and op != "barrier"]
+                last = -1
+                for sender in senders:
+                    later = [i for i in takers if i > max(sender, last) and segments[i] == segments[sender]]
+                    if later and rng.random() < density:
+                        last = later[min(len(later) - 1, int(rng.geometric(0.6)) - 1)]
+                        code[sender][1][f"signal_{kind}"] = code[sender][1].get(f"signal_{kind}", 0) | 1 << b
+                        code[last][1][f"wait_{kind}"] = code[last][1].get(f"wait_{kind}", 0) | 1 << a
+
+
+def random_code(rng: np.random.Generator, length: int, density: float, final_barrier: bool, ops: Any = None) -> Words:
+    """``length`` random instructions with tokens; ``ops`` limits the mnemonics."""
+    code: list[tuple[str, dict[str, int]]] = []
+    barriers = number(rng, 0, 2)
+    while len(code) < length:
+        op, values = instruction(rng)
+        barriers -= op == "barrier"
+        if (op != "barrier" or barriers >= 0) and (ops is None or op in ops):
+            code.append((op, values))
+    if final_barrier:
+        code.append(("barrier", {"unit": UNITS.index("vector")}))
+    add_tokens(rng, code, density)
+    return np.stack([encode(BY_MNEMONIC[op], values) for op, values in code])
+
+
+def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
+    """``base`` with other clocks, rates and latencies."""
+    fields = base.model_dump(mode="json")
+    fields["clock_mhz"] = number(rng, 50, 1500)
+    fields["barrier_cycles"] = number(rng, 1, 80)
+    fields["dma"]["setup_cycles"] = number(rng, 1, 30)
+    fields["dram"]["bandwidth_bytes_per_second"] = number(rng, 100_000_000, 10_000_000_000)
+    fields["dram"]["latency_ns"] = number(rng, 1, 120)
+    fields["dram"]["burst_bytes"] = pick(rng, 8, 32, 64)
+    fields["mac_array"]["shadow_weights"] = bool(rng.integers(2))
+    fields["mac_array"]["acc_rows"] = number(rng, 4, 40)
+    fields["vector_unit"]["lanes"] = number(rng, 1, 16)
+    return Machine.model_validate(fields)

@@ -1,0 +1,131 @@
+"""The event-driven model against the per-cycle machine, and what must hold for any program."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npusim.config import Machine
+from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.encoding import NO_ADDRESS, UNITS, encode
+from npusim.timing import CAUSES, simulate
+from npusim.timing.cost import costs
+from tests.npusim.timing.programs import random_code, random_machine
+from tests.npusim.timing.stepper import step
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_equal_to_the_stepper_cycle_for_cycle(block: int, tiny_machine: Machine) -> None:
+    for seed in range(block * 40, block * 40 + 40):
+        rng = np.random.default_rng([1, seed])
+        machine = random_machine(rng, tiny_machine)
+        code = random_code(rng, int(rng.integers(1, 40)), float(rng.random()), bool(rng.integers(2)))
+        timing, stepped = simulate(code, machine), step(decode(code), machine)
+        assert timing.total_cycles == stepped.total, seed
+        assert timing.start_cycle.tolist() == [stepped.start[i] for i in range(len(code))], seed
+        assert timing.end_cycle.tolist() == [stepped.end[i] for i in range(len(code))], seed
+        assert timing.ledger == {u: {c: stepped.ledger[u, c] for c in CAUSES} for u in UNITS}, seed
+
+
+def test_the_random_programs_show_every_cause_on_every_unit_that_can_have_it(tiny_machine: Machine) -> None:
+    seen = {unit: dict.fromkeys(CAUSES, 0) for unit in UNITS}
+    for seed in range(60):
+        rng = np.random.default_rng([1, seed])
+        machine = random_machine(rng, tiny_machine)
+        code = random_code(rng, int(rng.integers(1, 40)), float(rng.random()), bool(rng.integers(2)))
+        for unit, causes in simulate(code, machine).ledger.items():
+            for cause, cycles in causes.items():
+                seen[unit][cause] += cycles
+    missing = {(u, c) for u in UNITS for c in CAUSES if not seen[u][c]}
+    assert missing == {("mac", "wait_dram"), ("vector", "wait_dram")}
+
+
+def test_ledger_layers_and_bounds_of_random_programs(tiny_machine: Machine) -> None:
+    for seed in range(60):
+        rng = np.random.default_rng([2, seed])
+        machine = random_machine(rng, tiny_machine)
+        code = random_code(rng, 30, 0.3, True)
+        timing, cost = simulate(code, machine), costs(code, machine)
+        for unit, causes in timing.ledger.items():
+            assert sum(causes.values()) == timing.total_cycles
+            assert causes["busy"] == sum(layer.busy_cycles[unit] for layer in timing.layers.values())
+            assert all(cycles >= 0 for cycles in causes.values())
+        assert timing.total_cycles >= cost.transfer.sum()
+        work = ~cost.barrier
+        for number, layer in timing.layers.items():
+            mine = work & (cost.layer == number)
+            assert layer.start_cycle == timing.start_cycle[mine].min()
+            assert layer.end_cycle == timing.end_cycle[mine].max()
+            assert layer.span_cycles <= timing.total_cycles
+        barrier_fetches = 128 * int(cost.barrier.sum())
+        fetched = sum(layer.traffic.instruction_fetch_bytes for layer in timing.layers.values())
+        assert fetched + barrier_fetches == timing.traffic.instruction_fetch_bytes == 128 * len(code)
+        assert sum(layer.traffic.mac_operations for layer in timing.layers.values()) == timing.traffic.mac_operations
+
+
+def test_costs_are_those_of_each_instruction_by_itself(tiny_machine: Machine) -> None:
+    """Instructions that differ in address, layer or tokens only share a calculation; it must be right for each."""
+    rng = np.random.default_rng(3)
+    first = random_code(rng, 300, 0.5, True)
+    again = []
+    for ins in decode(first):
+        values = {name: value for name, value in vars(ins).items() if name not in ("op", "opcode")}
+        moved = {name: 4 * index for index, name in enumerate(values) if name.endswith("addr")}
+        values |= {name: at for name, at in moved.items() if values[name] != NO_ADDRESS} | {"layer": 7}
+        again.append(encode(BY_MNEMONIC[ins.op], values))
+    code = np.concatenate([first, np.stack(again)])
+    cost = costs(code, tiny_machine)
+    for index, ins in enumerate(decode(code)):
+        assert cost.busy[index] == BY_MNEMONIC[ins.op].cycles(ins, tiny_machine)
+        assert (cost.unit[index], cost.layer[index]) == (ins.unit, ins.layer)
+        assert cost.wait[index].tolist() == [ins.wait_raw, ins.wait_war]
+        assert cost.signal[index].tolist() == [ins.signal_raw, ins.signal_war]
+
+
+def test_on_chip_traffic_of_dense_operands_is_their_footprint(tiny_machine: Machine) -> None:
+    code = random_code(np.random.default_rng(4), 400, 0.2, False)
+    timing = simulate(code, tiny_machine)
+    expected = dict.fromkeys(("sram_read", "sram_write", "param_read", "param_load"), 0)
+    for ins in decode(code):
+        for regions, way in zip(BY_MNEMONIC[ins.op].footprint(ins), ("read", "write"), strict=True):
+            for region in regions:
+                if region.memory != "dram":
+                    name = f"{region.memory}_{way}".replace("param_write", "param_load")
+                    expected[name] += region.end - region.start
+    traffic = timing.traffic
+    assert expected == {name: getattr(traffic, f"{name}_bytes") for name in expected}
+    assert traffic.load_bytes <= traffic.dram_read_bytes
+    assert traffic.store_bytes <= traffic.dram_write_bytes
+
+
+def faster(machine: Machine, rng: np.random.Generator) -> Machine:
+    """``machine`` with more bandwidth, more lanes and less latency."""
+    fields = machine.model_dump(mode="json")
+    fields["dram"]["bandwidth_bytes_per_second"] *= int(rng.integers(1, 5))
+    fields["dram"]["latency_ns"] = int(rng.integers(1, fields["dram"]["latency_ns"] + 1))
+    fields["vector_unit"]["lanes"] *= int(rng.integers(1, 5))
+    return Machine.model_validate(fields)
+
+
+def test_a_faster_machine_never_takes_longer_where_only_one_unit_uses_the_channel(tiny_machine: Machine) -> None:
+    for seed in range(200):
+        rng = np.random.default_rng([5, seed])
+        machine = random_machine(rng, tiny_machine)
+        ops = set(BY_MNEMONIC) - {str(rng.choice(["load", "store"]))}
+        code = random_code(rng, 30, 0.4, True, ops)
+        assert simulate(code, faster(machine, rng)).total_cycles <= simulate(code, machine).total_cycles, seed
+
+
+def test_with_two_users_of_the_channel_a_faster_machine_stays_within_the_stated_bound(tiny_machine: Machine) -> None:
+    """Another order of service can cost cycles (a scheduling anomaly), at most all of the faster machine's channel.
+
+    Take, on the faster machine, the chain of instructions that ends last, each started by the end of the one before. It
+    waits only in line for the channel, while that serves others; its other cycles are at most the slower one's total.
+    """
+    for seed in range(200):
+        rng = np.random.default_rng([6, seed])
+        machine = random_machine(rng, tiny_machine)
+        code = random_code(rng, 30, 0.4, True)
+        better = faster(machine, rng)
+        bound = simulate(code, machine).total_cycles + int(costs(code, better).transfer.sum())
+        assert simulate(code, better).total_cycles <= bound, seed

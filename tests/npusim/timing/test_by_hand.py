@@ -1,0 +1,255 @@
+"""Cases worked out by hand on the tiny machine.
+
+It has 200 MHz, DRAM at 3.2 GB/s = 16 bytes per cycle in bursts of 32 bytes with a latency of 100 ns = 20 cycles, DMA
+set-up 16 cycles, an 8 x 8 array with 64 accumulators per column and 4 cycles of requantization, 8 lanes with 8 cycles
+of latency, and a barrier of 60 cycles.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa.assembly import assemble
+from npusim.timing import CodeTiming, simulate
+
+LOAD = "load unit=load planes=1 rows=1 row_bytes="
+STORE = "store unit=store planes=1 rows=1 row_bytes="
+MATMUL = "matmul unit=mac batch0=1 batch1=1 b_dtype=i8 m={} k={} n={} "
+RECIP = "recip unit=vector multiplier=0x40000000 shift=31 rows="  # takes rows + 8 cycles
+BARRIER = "barrier unit=vector"
+# in wait and signal masks: load 1, store 2, mac 4, vector 8
+
+
+def timed(machine: Machine, *lines: str) -> CodeTiming:
+    return simulate(assemble("\n".join(lines)), machine)
+
+
+def spans(timing: CodeTiming) -> list[tuple[int, int]]:
+    return list(zip(timing.start_cycle.tolist(), timing.end_cycle.tolist(), strict=True))
+
+
+def causes(timing: CodeTiming, unit: str) -> dict[str, int]:
+    return {cause: cycles for cause, cycles in timing.ledger[unit].items() if cycles}
+
+
+def test_nothing_takes_no_time(tiny_machine: Machine) -> None:
+    timing = simulate(np.zeros((0, 32), np.uint32), tiny_machine)
+    assert (timing.total_cycles, timing.layers) == (0, {})
+
+
+def test_one_load(tiny_machine: Machine) -> None:
+    """Set-up 16, latency 20, 128 bytes at 16 per cycle: 8."""
+    timing = timed(tiny_machine, LOAD + "128")
+    assert spans(timing) == [(0, 44)]
+    assert causes(timing, "load") == {"busy": 24, "wait_dram": 20}
+    assert causes(timing, "mac") == {"idle_done": 44}
+    assert timing.traffic.dram_read_bytes == timing.traffic.load_bytes == timing.traffic.sram_write_bytes == 128
+
+
+def test_bursts_are_whole(tiny_machine: Machine) -> None:
+    """1 byte moves 32; three rows of 33 bytes with a gap move 64 each; without a gap 99 bytes move 128."""
+    assert timed(tiny_machine, LOAD + "1").total_cycles == 16 + 20 + 2
+    gaps = timed(tiny_machine, "load unit=load planes=1 rows=3 row_bytes=33 dram_row=40 local_row=33 memory=param")
+    assert (gaps.total_cycles, gaps.traffic.dram_read_bytes) == (16 + 20 + 12, 192)
+    assert gaps.traffic.load_bytes == gaps.traffic.param_load_bytes == 99
+    assert gaps.traffic.sram_write_bytes == 0
+    dense = timed(tiny_machine, "load unit=load planes=1 rows=3 row_bytes=33 dram_row=33 local_row=33")
+    assert (dense.total_cycles, dense.traffic.dram_read_bytes) == (16 + 20 + 8, 128)
+
+
+def test_a_rate_that_is_no_whole_number_of_bytes_is_exact(edge_machine: Machine) -> None:
+    """51.2 bytes per cycle: 256 bytes take exactly 5 cycles, 320 take 6.25 and so 7. Set-up 32, latency 100."""
+    assert timed(edge_machine, LOAD + "256").total_cycles == 137
+    assert timed(edge_machine, LOAD + "320").total_cycles == 139
+    # 2^31 bytes: 2^31 * 5 / 256 = 41,943,040 cycles to the last digit
+    assert timed(edge_machine, LOAD + str(1 << 31)).total_cycles == 132 + 41_943_040
+
+
+def test_load_matmul_store_barrier_in_a_row(tiny_machine: Machine) -> None:
+    """Load 0..44; weights 8, eight rows 8, skew and drain 14, requantize 4: 44..78; store 78 + 16 + 20 + 4; barrier."""
+    timing = timed(
+        tiny_machine,
+        LOAD + "128 signal_raw=4",
+        MATMUL.format(8, 8, 8) + "wait_raw=1 signal_raw=2 layer=1",
+        STORE + "64 wait_raw=4 layer=2",
+        BARRIER,
+    )
+    assert spans(timing) == [(0, 44), (44, 78), (78, 118), (118, 178)]
+    assert timing.total_cycles == 178
+    assert causes(timing, "load") == {"busy": 24, "wait_dram": 20, "wait_barrier": 134}
+    assert causes(timing, "store") == {"wait_token_raw": 78, "busy": 20, "wait_dram": 20, "wait_barrier": 60}
+    assert causes(timing, "mac") == {"wait_token_raw": 44, "busy": 34, "wait_barrier": 100}
+    assert causes(timing, "vector") == {"wait_barrier": 178}
+    traffic = timing.traffic
+    assert (traffic.dram_read_bytes, traffic.dram_write_bytes) == (128, 64)
+    assert (traffic.sram_write_bytes, traffic.sram_read_bytes) == (128 + 64, 64 + 64 + 64)
+    assert (traffic.mac_operations, traffic.instruction_fetch_bytes, traffic.param_read_bytes) == (512, 512, 12)
+    assert timing.layers[1].busy_cycles == {"load": 0, "store": 0, "mac": 34, "vector": 0}
+    assert (timing.layers[1].start_cycle, timing.layers[1].end_cycle, timing.layers[1].span_cycles) == (44, 78, 34)
+    assert timing.layers[2].traffic.dram_write_bytes == 64
+
+
+TILE = (LOAD + "512 ", MATMUL.format(64, 8, 8))  # 16 + 20 + 32 = 68 cycles; 8 + 64 + 14 + 4 = 90 cycles
+
+
+def test_a_single_buffer_takes_turns(tiny_machine: Machine) -> None:
+    lines = []
+    for tile in range(4):
+        lines.append(TILE[0] + "signal_raw=4" + (" wait_war=4" if tile else ""))
+        lines.append(TILE[1] + "wait_raw=1" + (" signal_war=1" if tile < 3 else ""))
+    timing = timed(tiny_machine, *lines)
+    assert timing.total_cycles == 4 * (68 + 90)
+    assert causes(timing, "load") == {"busy": 4 * 48, "wait_dram": 4 * 20, "wait_token_war": 3 * 90, "idle_done": 90}
+    assert causes(timing, "mac") == {"busy": 4 * 90, "wait_token_raw": 4 * 68}
+
+
+def test_two_buffers_hide_the_loads_behind_the_array(tiny_machine: Machine) -> None:
+    lines = []
+    for tile in range(4):
+        lines.append(TILE[0] + "signal_raw=4" + (" wait_war=4" if tile >= 2 else ""))
+        lines.append(TILE[1] + "wait_raw=1" + (" signal_war=1" if tile < 2 else ""))
+    timing = timed(tiny_machine, *lines)
+    assert spans(timing)[::2] == [(0, 68), (68, 136), (158, 226), (248, 316)]
+    assert spans(timing)[1::2] == [(68, 158), (158, 248), (248, 338), (338, 428)]
+    assert causes(timing, "mac") == {"wait_token_raw": 68, "busy": 360}
+    # loads: waits 136..158 and 226..248 for a buffer
+    assert causes(timing, "load") == {"busy": 192, "wait_dram": 80, "wait_token_war": 44, "idle_done": 112}
+
+
+def test_equal_requests_are_served_load_first_and_their_latencies_overlap(tiny_machine: Machine) -> None:
+    """Both request at 16 and are ready at 36: the load moves 36..44, the store 44..52."""
+    timing = timed(tiny_machine, STORE + "128", LOAD + "128")
+    assert spans(timing) == [(0, 52), (0, 44)]
+    assert causes(timing, "store") == {"busy": 24, "wait_dram": 28}
+
+
+def test_the_channel_serves_in_the_order_of_requests(tiny_machine: Machine) -> None:
+    """The store requests at 16 and moves from 36 to 100; the load, ready at 45, requests at 25 and moves from 100."""
+    timing = timed(tiny_machine, RECIP + "1 signal_raw=1", LOAD + "128 wait_raw=8", STORE + "1024")
+    assert spans(timing) == [(0, 9), (9, 108), (0, 100)]
+    assert causes(timing, "load") == {"wait_token_raw": 9, "busy": 24, "wait_dram": 75}
+
+
+def test_a_unit_does_not_overlap_its_own_next_transfer(tiny_machine: Machine) -> None:
+    assert spans(timed(tiny_machine, LOAD + "128", LOAD + "128")) == [(0, 44), (44, 88)]
+
+
+def test_a_missing_raw_token_is_named_before_a_missing_war_token(tiny_machine: Machine) -> None:
+    """The array waits for the load (38 cycles) and the vector unit (100): raw for 38 cycles, war for the other 62."""
+    timing = timed(
+        tiny_machine,
+        LOAD + "1 signal_raw=4",
+        RECIP + "92 signal_war=4",
+        MATMUL.format(8, 8, 8) + "wait_raw=1 wait_war=8",
+    )
+    assert causes(timing, "mac") == {"wait_token_raw": 38, "wait_token_war": 62, "busy": 34}
+
+
+def test_tokens_count_and_may_go_to_the_own_unit(tiny_machine: Machine) -> None:
+    """Two tokens are sent before the first is taken."""
+    timing = timed(
+        tiny_machine, RECIP + "1 signal_raw=12", RECIP + "1 signal_raw=4 wait_raw=8",
+        MATMUL.format(8, 8, 8) + "wait_raw=8", MATMUL.format(8, 8, 8) + "wait_raw=8",
+    )  # fmt: skip
+    assert spans(timing) == [(0, 9), (9, 18), (9, 43), (43, 77)]
+
+
+def test_a_barrier_waits_for_every_unit_and_holds_every_unit(tiny_machine: Machine) -> None:
+    """Load to 44, vector unit to 9, barrier from 44 to 104; the array, unused until then, starts at 104."""
+    timing = timed(tiny_machine, LOAD + "128", RECIP + "1", BARRIER, MATMUL.format(8, 8, 8), RECIP + "1")
+    assert spans(timing) == [(0, 44), (0, 9), (44, 104), (104, 138), (104, 113)]
+    assert causes(timing, "load") == {"busy": 24, "wait_dram": 20, "wait_barrier": 60, "idle_done": 34}
+    assert causes(timing, "vector") == {"busy": 18, "wait_barrier": 35 + 60, "idle_done": 25}
+    assert causes(timing, "mac") == {"wait_barrier": 104, "busy": 34}
+    assert causes(timing, "store") == {"wait_barrier": 104, "idle_done": 34}
+    assert set(timing.layers) == {0}
+
+
+def test_a_deadlock_names_each_unit_and_what_it_waits_for(tiny_machine: Machine) -> None:
+    with pytest.raises(UserError) as error:
+        timed(
+            tiny_machine, LOAD + "128", LOAD + "128 wait_war=4 signal_raw=4",
+            MATMUL.format(8, 8, 8) + "wait_raw=1 wait_war=10 signal_war=1", STORE + "1 wait_raw=4",
+        )  # fmt: skip
+    assert str(error.value) == (
+        "deadlock at cycle 44; load: instruction 1 (load) waits for a token war from mac; "
+        "store: instruction 3 (store) waits for a token raw from mac; "
+        "mac: instruction 2 (matmul) waits for a token raw from load and war from store and war from vector; "
+        "vector: nothing left before the next barrier or the end"
+    )
+
+
+def test_a_token_from_behind_the_barrier_deadlocks(tiny_machine: Machine) -> None:
+    with pytest.raises(UserError, match=r"load: instruction 0 \(load\) waits for a token raw from vector"):
+        timed(tiny_machine, LOAD + "1 wait_raw=8", BARRIER, RECIP + "1 signal_raw=1")
+
+
+def test_leftover_tokens_are_refused(tiny_machine: Machine) -> None:
+    with pytest.raises(UserError, match=r"tokens left over at instruction 1 \(barrier\): 1 raw from load to mac"):
+        timed(tiny_machine, LOAD + "1 signal_raw=4", BARRIER, MATMUL.format(8, 8, 8) + "wait_raw=1")
+    with pytest.raises(UserError, match="at the end of the code: 2 war from vector to vector"):
+        timed(tiny_machine, RECIP + "1 signal_war=8", RECIP + "1 signal_war=8")
+
+
+def test_illegal_instructions_are_named(tiny_machine: Machine) -> None:
+    with pytest.raises(UserError, match="instruction 1: barrier takes and sends no tokens"):
+        timed(tiny_machine, RECIP + "1", BARRIER + " signal_raw=8")
+    with pytest.raises(UserError, match="instruction 1: load on unit mac: allowed load"):
+        timed(tiny_machine, LOAD + "1", "load unit=mac planes=1 rows=1 row_bytes=1")
+    with pytest.raises(UserError, match="instruction 0: load: row_bytes is 0"):
+        timed(tiny_machine, LOAD + "0")
+    with pytest.raises(UserError, match="instruction 2: opcode 0 is not an instruction"):
+        simulate(np.concatenate([assemble(f"{RECIP}1\n{RECIP}1"), np.zeros((1, 32), np.uint32)]), tiny_machine)
+    with pytest.raises(UserError, match=r"code has shape \(3, 31\)"):
+        simulate(np.zeros((3, 31), np.uint32), tiny_machine)
+
+
+def matmul_cycles(machine: Machine, m: int, k: int, n: int, types: str = "b_dtype=i8") -> int:
+    return timed(machine, MATMUL.format(m, k, n).replace("b_dtype=i8", types)).total_cycles
+
+
+def without_shadow(machine: Machine) -> Machine:
+    return machine.model_copy(update={"mac_array": machine.mac_array.model_copy(update={"shadow_weights": False})})
+
+
+def test_weight_stationary_folds_by_hand(tiny_machine: Machine) -> None:
+    """Fill 8; per fold the longer of rows and next weights (8); skew and drain 14; requantize 4."""
+    assert matmul_cycles(tiny_machine, 20, 8, 8) == 8 + 20 + 14 + 4
+    assert matmul_cycles(tiny_machine, 20, 9, 17) == 8 + 2 * 3 * 20 + 14 + 4  # ragged folds cost as full ones
+    assert matmul_cycles(tiny_machine, 3, 16, 8) == 8 + 2 * 8 + 14 + 4  # loading weights is the longer
+    assert matmul_cycles(tiny_machine, 64, 16, 8) == 8 + 2 * 64 + 14 + 4
+    assert matmul_cycles(tiny_machine, 65, 16, 8) == 8 + 2 * 64 + 2 * 8 + 14 + 4  # one row more than accumulators
+    assert matmul_cycles(tiny_machine, 20, 8, 8, "a_dtype=i16 b_dtype=i8") == 8 + 2 * 20 + 14 + 4
+    assert matmul_cycles(tiny_machine, 20, 8, 8, "a_dtype=i16 b_dtype=i16") == 8 + 4 * 20 + 14 + 4
+    assert matmul_cycles(without_shadow(tiny_machine), 20, 16, 8) == 2 * (8 + 20) + 14 + 4
+
+
+def test_one_fold_is_scale_sims_formula_and_the_requantizer(tiny_machine: Machine, edge_machine: Machine) -> None:
+    """SCALE-Sim, weight stationary: 2 R + C + M - 2 for each fold, where M streams at least as long as weights load."""
+    for machine in (tiny_machine, edge_machine):
+        array = machine.mac_array
+        rows, cols, requantize = array.rows, array.cols, array.requant_latency_cycles
+        for m in (rows, rows + 1, array.acc_rows):
+            fold = 2 * rows + cols + m - 2
+            for k, n in ((rows, cols), (1, cols), (rows, 1)):
+                assert matmul_cycles(machine, m, k, n) == fold + requantize
+                assert matmul_cycles(without_shadow(machine), m, k, n) == fold + requantize
+            # SCALE-Sim overlaps nothing between folds; here only the last fold's skew and drain show
+            many = 3 * fold - 2 * (rows + cols - 2)
+            assert matmul_cycles(without_shadow(machine), m, 3 * rows, cols) == many + requantize
+            assert matmul_cycles(machine, m, 3 * rows, cols) == many - 2 * rows + requantize
+
+
+def test_vector_durations_by_hand(tiny_machine: Machine) -> None:
+    """8 lanes, 8 cycles of latency: passes over ceil(elements / 8) cycles."""
+    dense = "unit=vector rows=3 cols=6 "
+    assert timed(tiny_machine, "ewmul shift=1 batch=1 " + dense).total_cycles == 3 + 8
+    assert timed(tiny_machine, "ewlin shift=1 batch=2 a_dtype=i32 " + dense).total_cycles == 2 * 5 + 8
+    assert timed(tiny_machine, "table shift=1 " + dense).total_cycles == 3 + 8
+    assert timed(tiny_machine, "lnstat epsilon=1 " + dense).total_cycles == 3 + 3 + 8
+    assert timed(tiny_machine, "lnapply shift=1 " + dense).total_cycles == 2 * 3 + 8
+    assert timed(tiny_machine, "smexp p_bits=8 " + dense).total_cycles == 2 * 3 + 8
+    assert timed(tiny_machine, RECIP + "5").total_cycles == 5 + 8
