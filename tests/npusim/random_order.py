@@ -1,0 +1,85 @@
+"""Execution in a random order that the tokens allow.
+
+Units run freely against each other, so every order in which each unit keeps its own sequence, waits for its tokens and
+stops at barriers may happen on some machine. If two such orders give different bits, a token is missing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from npusim import reference
+from npusim.isa.encoding import UNITS, Decoded
+
+KINDS = ("raw", "war")
+
+
+class Tokens:
+    """All semaphores of a machine, empty at first."""
+
+    def __init__(self) -> None:
+        self.count: Counter[tuple[str, int, int]] = Counter()
+
+    def can_start(self, ins: Decoded) -> bool:
+        return all(self.count[token] for token in self._named(ins, "wait"))
+
+    def start(self, ins: Decoded) -> None:
+        self.count.subtract(self._named(ins, "wait"))
+
+    def end(self, ins: Decoded) -> None:
+        self.count.update(self._named(ins, "signal"))
+
+    @staticmethod
+    def _named(ins: Decoded, what: str) -> list[tuple[str, int, int]]:
+        """(kind, producer, consumer) of the tokens that ``ins`` takes or sends."""
+        marked = [(kind, u) for kind in KINDS for u in range(len(UNITS)) if getattr(ins, f"{what}_{kind}") >> u & 1]
+        return [(kind, u, ins.unit) if what == "wait" else (kind, ins.unit, u) for kind, u in marked]
+
+
+def token_legal_order(instructions: Sequence[Decoded], rng: np.random.Generator, stay: float = 0.8) -> list[int]:
+    """A random order of instruction indices that queues, tokens and barriers allow.
+
+    The unit that ran last goes on with probability ``stay`` while it can: then it runs far ahead of the others, which
+    is where missing tokens show. Raises RuntimeError where no unit can proceed, or tokens are left over at a barrier or
+    at the end.
+    """
+    queues: list[list[int]] = [[] for _ in UNITS]
+    barriers = [index for index, ins in enumerate(instructions) if ins.op == "barrier"]
+    for index in reversed(range(len(instructions))):
+        if instructions[index].op != "barrier":
+            queues[instructions[index].unit].append(index)
+    tokens, order, unit = Tokens(), [], 0
+    for limit in [*barriers, len(instructions)]:
+        while True:
+            heads = {u: queue[-1] for u, queue in enumerate(queues) if queue and queue[-1] < limit}
+            ready = [u for u, head in heads.items() if tokens.can_start(instructions[head])]
+            if not ready:
+                break
+            if unit not in ready or rng.random() >= stay:
+                unit = int(rng.choice(ready))
+            index = queues[unit].pop()
+            tokens.start(instructions[index])
+            tokens.end(instructions[index])
+            order.append(index)
+        if heads or +tokens.count:
+            raise RuntimeError(f"before instruction {limit}: waiting {sorted(heads.values())}, tokens {+tokens.count}")
+        if limit < len(instructions):
+            order.append(limit)
+    return order
+
+
+def execute_in_random_order(
+    state: Any,
+    instructions: Sequence[Decoded],
+    rng: np.random.Generator,
+    execute: Callable[[Any, list[Decoded]], None] = reference.execute,
+) -> None:
+    """Run ``instructions`` on ``state`` in a random token-legal order, by default with the reference executor.
+
+    Each instruction runs as a whole: of two that the tokens leave unordered, either may come first, in some order.
+    """
+    execute(state, [instructions[index] for index in token_legal_order(instructions, rng)])
