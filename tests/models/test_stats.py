@@ -1,0 +1,107 @@
+"""Calibration statistics: exact files, strict loading, and checks against the model they are used with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.calibrate import collect
+from models.errors import ModelError
+from models.stats import FILE_KIND, CalibrationStats, executed_linears, input_channels, weights_sha256
+from models.stdit import STDiT
+from models.store import load_arrays, save_arrays
+from models.workloads import get_workload
+
+TINY = get_workload("tiny")
+
+
+@pytest.fixture(scope="module")
+def model() -> STDiT:
+    return TINY.load_model()
+
+
+@pytest.fixture(scope="module")
+def stats(model: STDiT) -> CalibrationStats:
+    return collect(model, TINY, TINY.calibration_captions[:1], [5])
+
+
+def _rewrite(path: Path, change: Any) -> None:
+    arrays, metadata = load_arrays(path, FILE_KIND, 1)
+    change(arrays, metadata)
+    save_arrays(path, FILE_KIND, 1, arrays, metadata)
+
+
+def test_executed_linears_leave_out_what_only_the_time_step_decides(model: STDiT) -> None:
+    linears = executed_linears(model)
+    assert len(linears) == 9 * 2 + 4
+    assert not [name for name in linears if name.startswith("t_")]
+    assert input_channels(linears["x_embedder.proj"]) == 4 * 1 * 2 * 2
+    assert input_channels(linears["blocks.1.mlp.fc2"]) == 128
+
+
+def test_round_trip_is_exact(stats: CalibrationStats, tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    stats.save(path)
+    loaded = CalibrationStats.load(path)
+    for field in dataclasses.fields(CalibrationStats):
+        before, after = getattr(stats, field.name), getattr(loaded, field.name)
+        if not isinstance(before, dict):
+            assert after == before
+            continue
+        assert list(after) == list(before)
+        for point in before:
+            np.testing.assert_array_equal(after[point], before[point])
+            assert after[point].dtype == before[point].dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, m: a.pop("min/tap_embed:out"), "'min/tap_embed:out' is missing"),
+        (lambda a, m: a.update({"absmax/final_layer.linear:in": np.zeros((4, 2, 31), np.float16)}), r"\[4, 2, 31\]"),
+        (lambda a, m: a.update({"max/tap_embed:out": np.full((4, 2), np.nan, np.float32)}), "tap_embed:out' holds NaN"),
+        (lambda a, m: a.update({"max/tap_embed:out": np.full((4, 2), -1e9, np.float32)}), "minimum above its maximum"),
+        (lambda a, m: a.update({"max/extra:out": np.zeros(1)}), "unknown tensor 'max/extra:out'"),
+        (lambda a, m: m.pop("weights_sha256"), "field 'weights_sha256' is missing"),
+        (lambda a, m: m.update(steps="4"), "field 'steps' is missing or not of type int"),
+        (lambda a, m: m.update(steps=5), r"allowed is float32\[5, 2\]"),
+    ],
+)
+def test_inconsistent_files_are_refused(stats: CalibrationStats, tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "stats.safetensors"
+    stats.save(path)
+    _rewrite(path, change)
+    with pytest.raises(ModelError, match=rf"stats\.safetensors: .*{message}"):
+        CalibrationStats.load(path)
+
+
+def test_digest_follows_the_weights_not_their_container(model: STDiT) -> None:
+    other = TINY.load_model()
+    assert weights_sha256(other) == weights_sha256(model)
+    with torch.no_grad():
+        other.get_parameter("blocks.1.mlp.fc2.bias")[3] += 1e-3
+    assert weights_sha256(other) != weights_sha256(model)
+
+
+def test_other_weights_are_refused(stats: CalibrationStats, model: STDiT) -> None:
+    stats.require_weights(weights_sha256(model))
+    with pytest.raises(ModelError, match=r"collected with weights .* calibrate again: python -m models\.calibrate"):
+        stats.require_weights("0" * 64)
+
+
+def test_points_of_another_model_are_refused(stats: CalibrationStats, model: STDiT) -> None:
+    stats.require_points(model)
+    lacking = dataclasses.replace(stats, minimum={p: v for p, v in stats.minimum.items() if p != "tap_embed:out"})
+    with pytest.raises(ModelError, match="lack point 'tap_embed:out'"):
+        lacking.require_points(model)
+    deeper = STDiT(**{**TINY.config, "depth": 1})
+    with pytest.raises(ModelError, match=r"have unknown point 'blocks\.1"):
+        stats.require_points(deeper)
+    wider = STDiT(**{**TINY.config, "mlp_ratio": 2.0})
+    with pytest.raises(ModelError, match=r"'blocks\.0\.mlp\.fc2:in' have 128 channels, the model has 64"):
+        stats.require_points(wider)
