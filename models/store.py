@@ -52,7 +52,7 @@ def save_arrays(path: Path, kind: str, version: int, arrays: Mapping[str, Array]
     Raises:
         ModelError: the file cannot be written.
     """
-    header = json.dumps({"kind": kind, "version": version, **metadata}, sort_keys=True)
+    header = json.dumps({"kind": kind, "version": version, **metadata})
     contiguous = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     write_atomically(path, save(contiguous, metadata={_HEADER_KEY: header}))
 
@@ -76,7 +76,7 @@ def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, Array], 
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.pop("kind", None) != kind:
-        raise ModelError(f"{path}: not a {kind} file")
+        raise ModelError(f"{path}: this is no {kind} file")
     found = header.pop("version", None)
     if found != version:
         raise ModelError(f"{path}: {kind} file version {found}, this program reads version {version}")

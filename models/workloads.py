@@ -167,7 +167,9 @@ def random_stdit(config: dict[str, Any], seed: int) -> STDiT:
     """An STDiT with random weights everywhere, also where training starts from zero, so that every path matters.
 
     Weights are normal with deviation 1 / sqrt(inputs), biases and tables are small; drawn by numpy from `seed` in
-    the order of the state dict, so the same on every machine.
+    the order of the state dict, so the same on every machine. The patch embedding is 32 times smaller: a random model
+    does not hold its states near 1 as a trained one does, they grow to hundreds over the steps, and would make the
+    softmax one-hot, where a single rounding decides between two tokens.
     """
     with torch.random.fork_rng(devices=[]):
         model = STDiT(**config)
@@ -178,6 +180,8 @@ def random_stdit(config: dict[str, Any], seed: int) -> STDiT:
                 continue
             inputs = tensor[0].numel() if tensor.ndim > 1 and name.endswith("weight") else tensor.shape[-1]
             deviation = 0.05 if name.endswith("bias") else inputs**-0.5
+            if name == "x_embedder.proj.weight":
+                deviation /= 32.0
             tensor.copy_(torch.from_numpy(rng.standard_normal(tuple(tensor.shape)) * deviation))
     return model.eval().requires_grad_(False)
 
