@@ -255,9 +255,7 @@ class STDiTBlock(nn.Module):
         self.tap_cross = nn.Identity()
         self.tap_mlp = nn.Identity()
 
-    def forward(
-        self, x: Tensor, y: Tensor, t0: Tensor, mask: Tensor | None, frames: int, tpe: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, t0: Tensor, mask: Tensor | None, frames: int, tpe: Tensor | None) -> Tensor:
         """Runs the block.
 
         Args:

@@ -113,7 +113,11 @@ def test_damaged_strip_is_named(data_copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "expected a list of objects"), ('[{"file": "a"}]', "expected a list of objects"), ("[]", "0 captions for 363")],
+    [
+        ("{", "expected a list of objects"),
+        ('[{"file": "a"}]', "expected a list of objects"),
+        ("[]", "0 captions for 363"),
+    ],
 )
 def test_bad_captions_are_named(data_copy: Path, content: str, message: str) -> None:
     (data_copy / clips.CAPTIONS_FILE).write_text(content)

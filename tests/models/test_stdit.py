@@ -25,7 +25,7 @@ def random_model(**changes: object) -> STDiT:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The forward once more, as plain functions on the state dict: text is gathered, softmax spelled out, one clip at a time.
+# The forward once more, as plain functions on the state dict: text gathered, softmax spelled out, one clip at a time.
 
 
 def dense(w: Weights, name: str, x: Tensor) -> Tensor:
@@ -241,7 +241,9 @@ def test_released_file_with_a_misshapen_tensor_is_refused(tmp_path: Path) -> Non
     state = model.state_dict()
     state["blocks.0.attn.qkv.weight"] = torch.zeros(3, 5)
     torch.save(state, tmp_path / "bad.pth")
-    with pytest.raises(ModelError, match=r"bad\.pth: tensor 'blocks\.0\.attn\.qkv\.weight' has shape \(3, 5\); exp.*768"):
+    with pytest.raises(
+        ModelError, match=r"bad\.pth: tensor 'blocks\.0\.attn\.qkv\.weight' has shape \(3, 5\); exp.*768"
+    ):
         load_released(model, tmp_path / "bad.pth")
 
 
