@@ -23,9 +23,9 @@ BITS = {"u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "record": 96}
 class Value:
     """One tensor.
 
-    ``kind``: "input" (the host writes it), "const", "step_const" (one constant per denoising step) or "value" (computed).
-    ``data`` holds constants: (shape), or (steps, *shape) for ``step_const``. A view shows rows [row, row + shape[0]) and
-    columns [col, col + shape[1]) of ``base`` and has no storage of its own.
+    ``kind``: "input" (the host writes it), "const", "step_const" (one constant per denoising step), "value" (computed).
+    ``data`` holds constants: (shape), or (steps, *shape) for ``step_const``. A view shows rows [row, row + shape[0])
+    and columns [col, col + shape[1]) of ``base`` and has no storage of its own.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Builder:
     def const(
         self, name: str, data: Any, dtype: str, scale: float = 1.0, zero_point: int = 0, per_step: bool = False
     ) -> str:
-        """Add a constant; ``per_step`` data carry the steps in front. Raises UserError if a number does not fit ``dtype``."""
+        """Add a constant; ``per_step`` data carry the steps in front. Raises UserError if a number does not fit."""
         array = np.asarray(data)
         if dtype != "record":
             limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))

@@ -16,8 +16,8 @@ Array = NDArray[Any]
 class Interpreter:
     """Runs ``graph``; tensors live in ``tensors`` by name as int64 (records as they are).
 
-    ``inputs`` are the graph's inputs by name. Call ``run("prologue", 0)`` once, then ``run("step", i)`` for each denoising
-    step. ``on_op(op, inputs, output)`` is called after each operation when given.
+    ``inputs`` are the graph's inputs by name. Call ``run("prologue", 0)`` once, then ``run("step", i)`` for each
+    denoising step. ``on_op(op, inputs, output)`` is called after each operation when given.
     """
 
     def __init__(self, graph: Graph, inputs: dict[str, Array]) -> None:

@@ -30,7 +30,10 @@ def integer_graph(qm: QuantizedModel, attention_bits: int = 16, dump: Dump | Non
 
 
 def compile_model(qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None) -> Program:
-    """Compile a quantized model for ``machine``. Raises UserError when it does not fit, naming the layer and the numbers."""
+    """Compile a quantized model for ``machine``; ``dump(stage, text)`` receives each stage as text.
+
+    Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
+    """
     graph = integer_graph(qm, attention_bits, dump)
     program = build_program(graph, machine)
     if dump:

@@ -1,6 +1,7 @@
 """What each graph operation computes, on whole NumPy int64 tensors.
 
-The passes are proved against this, and so are the instructions. The arithmetic primitives (rounding, table lookup, exponential) are the ISA's own, in ``npusim/numerics.py``.
+The passes are proved against this, and so are the instructions. The arithmetic primitives (rounding, table lookup,
+exponential) are the ISA's own, in ``npusim/numerics.py``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def limits(graph: Graph, op: Op) -> tuple[int, int]:
 
 def rounded(graph: Graph, op: Op, total: Array) -> Array:
     """``clamp((total >> shift) + out_zp)``, rounded to nearest: how the vector unit ends every linear operation."""
-    return np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+    clamped = np.clip(numerics.rescale(total, 1, op.attrs["shift"]) + op.attrs["out_zp"], *limits(graph, op))
+    return np.asarray(clamped)
 
 
 def const_add(graph: Graph, op: Op, x: dict[str, Array]) -> Array:

@@ -21,7 +21,7 @@ from npusim.program import Program
 class Fault(NamedTuple):
     """A broken rule and the index of the instruction that breaks it."""
 
-    index: int
+    at: int
     rule: str
 
 

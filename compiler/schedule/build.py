@@ -31,16 +31,33 @@ OUTPUT_BUFFERS = {"state.next": "state"}
 
 
 def build_program(graph: Graph, machine: Machine) -> Program:
-    """Compile a graph whose passes have run. Raises UserError when the machine is too small, with the numbers that clash."""
+    """Compile a graph whose passes have run.
+
+    Raises UserError when the machine is too small, with the numbers that clash, or lacks the row-sum column.
+    """
+    if not machine.mac_array.row_sum_column:
+        raise UserError("mac_array.row_sum_column = false: asymmetric weights need that column; allowed: true")
     layout = Layout(graph)
     layers: list[str] = []
     pinned, buffers, spill = _buffers(graph, machine, layout)
-    code = {phase: _phase(graph, phase, machine, layout, pinned, spill, layers) for phase in ("prologue", "step")}
-    sets = np.frombuffer(b"".join(bytes(part) for part in layout.set_parts), np.uint8).reshape(graph.steps, -1)
+    code = {}
+    for phase in ("prologue", "step"):
+        spill.live = []
+        homes = place(graph, phase, pinned, Zones.of(machine), spill)
+        code[phase] = _phase(graph, phase, Emitter(graph, machine, layout, homes, layers))
+    sets = np.frombuffer(b"".join(bytes(part) for part in layout.set_parts), np.uint8)
     return Program(
-        machine, code["prologue"], code["step"], np.frombuffer(bytes(layout.constants), np.uint8), sets, layout.set_address, spill.start + spill.peak, buffers,
-        tuple(layers), dict(graph.host),
-    )  # fmt: skip
+        machine=machine,
+        prologue=code["prologue"],
+        step=code["step"],
+        constants=np.frombuffer(bytes(layout.constants), np.uint8),
+        sets=sets.reshape(graph.steps, -1),
+        set_address=layout.set_address,
+        dram_bytes=spill.start + spill.peak,
+        buffers=buffers,
+        layers=tuple(layers),
+        host=dict(graph.host),
+    )
 
 
 def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, Home], dict[str, Buffer], FirstFit]:
@@ -68,12 +85,8 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
     return pinned, buffers, FirstFit(address, budget - address)
 
 
-def _phase(
-    graph: Graph, phase: str, machine: Machine, layout: Layout, pinned: dict[str, Home], spill: FirstFit, layers: list[str]
-) -> NDArray[np.uint32]:  # fmt: skip
-    spill.live = []
-    homes = place(graph, phase, pinned, Zones.of(machine), spill)
-    emitter = Emitter(graph, machine, layout, homes, layers)
+def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
+    """Instruction words (count, 32) of one phase; it ends with a barrier."""
     ops: tuple[Op, ...] = getattr(graph, phase)
     for op in ops:
         emitter.layer = op.layer
@@ -81,10 +94,10 @@ def _phase(
     emitter.layer = phase
     emitter.emit("barrier")
     decoded = [_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions]
-    headers = insert_tokens(decoded)
     words = np.zeros((len(decoded), WORDS), np.uint32)
-    for index, (mnemonic, fields) in enumerate(emitter.instructions):
-        words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **headers[index]})
+    for index, tokens in enumerate(insert_tokens(decoded)):
+        mnemonic, fields = emitter.instructions[index]
+        words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
     return words
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from compiler.graph import Graph, Value
 from compiler.schedule.place import Home, Layout, Ring, Zones, element_bytes, value_bytes
@@ -29,9 +28,10 @@ class Emitter:
     ) -> None:
         self.graph, self.machine, self.layout, self.homes, self.layers = graph, machine, layout, homes, layers
         zones = Zones.of(machine)
-        self.weights = Ring("SRAM weight", zones.resident, zones.weights)
-        self.tiles = Ring("SRAM tile", zones.resident + zones.weights, zones.tiles)
-        self.params = Ring("parameter memory", 0, machine.param_memory.capacity_bytes)
+        self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
+        self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
+        size = machine.param_memory.capacity_bytes
+        self.params = Ring("parameter memory", "param_memory.capacity_bytes", 0, size)
         self.instructions: list[tuple[str, dict[str, int]]] = []
         self.layer = ""
 
@@ -63,40 +63,44 @@ class Emitter:
         value = self.graph.values[name]
         return value.shape[-1] * element_bytes(value)
 
-    def load(self, home: Home, offset: int, local: int, row_bytes: int, memory: str = "sram", **loops: int) -> None:
-        """LOAD; ``loops``: rows, planes, dram_row, dram_plane, local_row, local_plane (one run by default)."""
-        self._copy("load", home, offset, local, row_bytes, memory, loops)
+    def load(self, home: Home, offset: int, local: int, row_bytes: int, **loops: int) -> None:
+        """LOAD into SRAM; ``loops``: rows, planes, dram_row, dram_plane, local_row, local_plane (default: one run)."""
+        self._copy("load", home, offset, local, row_bytes, loops)
+
+    def load_parameters(self, home: Home, offset: int, local: int, size: int) -> None:
+        """LOAD one run of bytes into parameter memory."""
+        self._copy("load", home, offset, local, size, {"memory": MEMORIES.index("param")})
 
     def store(self, home: Home, offset: int, local: int, row_bytes: int, **loops: int) -> None:
-        self._copy("store", home, offset, local, row_bytes, "sram", loops)
+        """STORE from SRAM; ``loops`` as for ``load``."""
+        self._copy("store", home, offset, local, row_bytes, loops)
 
-    def _copy(
-        self, kind: str, home: Home, offset: int, local: int, row_bytes: int, memory: str, loops: dict[str, Any]
-    ) -> None:
-        shape = {"rows": 1, "planes": 1, **loops}
-        if shape["planes"] == 1 and loops.get("dram_row") == loops.get("local_row") == row_bytes:
-            shape, row_bytes = {"rows": 1, "planes": 1}, row_bytes * shape["rows"]
-        place = {
-            "dram_addr": home.address + offset,
-            "base": home.base,
-            "local_addr": local,
-            "memory": MEMORIES.index(memory),
-        }
-        self.emit(kind, **place, row_bytes=row_bytes, **shape)
+    def _copy(self, kind: str, home: Home, offset: int, local: int, row_bytes: int, loops: dict[str, int]) -> None:
+        loops = {"rows": 1, "planes": 1, **loops}
+        if loops["planes"] == 1 and loops.get("dram_row") == loops.get("local_row") == row_bytes:
+            loops, row_bytes = {"rows": 1, "planes": 1}, row_bytes * loops["rows"]
+        place = {"dram_addr": home.address + offset, "base": home.base, "local_addr": local}
+        self.emit(kind, **place, row_bytes=row_bytes, **loops)
 
-    def parameter(self, name: str, first: int = 0, count: int | None = None) -> int:
-        """Load elements of a constant vector (or the records of some channels) into parameter memory; return the address."""
-        value = self.graph.values[name]
-        size = element_bytes(value)
-        count = value.shape[0] if count is None else count
+    def parameters(self, names: list[str]) -> list[int]:
+        """Load constant vectors that are needed at the same time into parameter memory; return their addresses."""
+        sizes = [value_bytes(self.graph.values[name]) for name in names]
+        addresses = self.params.take_together(sizes, self.layer)
+        for name, size, address in zip(names, sizes, addresses, strict=True):
+            self.load_parameters(self.homes[name], 0, address, size)
+        return addresses
+
+    def records(self, name: str, first: int, count: int) -> int:
+        """Load the requantization records of some channels into parameter memory; return the address."""
+        size = element_bytes(self.graph.values[name])
         address = self.params.take(count * size, self.layer)
-        self.load(self.homes[name], first * size, address, count * size, "param")
+        self.load_parameters(self.homes[name], first * size, address, count * size)
         return address
 
     def constant_parameter(self, data: bytes) -> int:
         """Load anonymous constant bytes into parameter memory; return the address."""
         address = self.params.take(len(data), self.layer)
-        self.load(Home("dram", self.layout.constant(data)), 0, address, len(data), "param")
+        self.load_parameters(Home("dram", self.layout.constant(data)), 0, address, len(data))
         return address
 
     def whole(self, name: str) -> Place:
@@ -117,17 +121,18 @@ class Emitter:
         self.load(home, offset, address, width, rows=rows, dram_row=pitch, local_row=width)
         return Place(address, width)
 
-    def target(self, name: str, row: int, rows: int) -> Place:
-        """Where rows of a result go: in place, or into the tile ring until ``commit``."""
+    def target(self, name: str, row: int, rows: int, col: int = 0, cols: int | None = None) -> Place:
+        """Where rows of a result (all columns, or ``cols`` from ``col``) go: in place, or a buffer until ``commit``."""
         if self.in_sram(name):
-            offset, pitch = self.offset(name, row, 0)
+            offset, pitch = self.offset(name, row, col)
             return Place(self.home(name).address + offset, pitch)
-        return Place(self.tiles.take(rows * self.row_bytes(name), self.layer), self.row_bytes(name))
+        value = self.graph.values[name]
+        width = (value.shape[-1] if cols is None else cols) * element_bytes(value)
+        return Place(self.tiles.take(rows * width, self.layer), width)
 
-    def commit(self, name: str, row: int, rows: int, place: Place) -> None:
-        """Store a result that lives in DRAM."""
+    def commit(self, name: str, row: int, rows: int, place: Place, col: int = 0) -> None:
+        """Store what ``target`` placed in the tile ring, if the result lives in DRAM."""
         if not self.in_sram(name):
-            offset, pitch = self.offset(name, row, 0)
-            self.store(
-                self.home(name), offset, place.address, place.row, rows=rows, dram_row=pitch, local_row=place.row
-            )
+            offset, pitch = self.offset(name, row, col)
+            loops = {"rows": rows, "dram_row": pitch, "local_row": place.row}
+            self.store(self.home(name), offset, place.address, place.row, **loops)

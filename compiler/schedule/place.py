@@ -1,6 +1,7 @@
-"""Where tensors live: SRAM for as long as they are needed if they fit, DRAM otherwise; constants and parameter sets in DRAM.
+"""Where tensors live: in SRAM for as long as they are needed if they fit, else in DRAM; constants always in DRAM.
 
-SRAM is split into three zones: tensors that stay, a ring for weights, and a ring for tiles of tensors that live in DRAM.
+SRAM is split into three zones: tensors that stay, a ring for weights, and a ring for tiles of tensors that live in
+DRAM. Parameter memory is a ring too.
 """
 
 from __future__ import annotations
@@ -63,26 +64,40 @@ class FirstFit:
 
 
 class Ring:
-    """Buffers taken round and round from one zone; nothing larger than half of it, so that two tiles fit."""
+    """Buffers taken round and round from one zone.
 
-    def __init__(self, name: str, start: int, size: int) -> None:
-        self.name, self.start, self.end, self.next = name, start, start + size, start
+    Buffers that are needed at the same time may fill at most half of it together. Then none of them overwrites another,
+    even where the ring starts again between them, and the next ones can be filled while these are in use.
+    """
+
+    def __init__(self, name: str, field: str, start: int, size: int) -> None:
+        """``name`` and ``field`` (the machine's size of this memory) are for messages."""
+        self.name, self.field, self.start, self.end, self.next = name, field, start, start + size, start
 
     @property
     def half(self) -> int:
-        return (self.end - self.start) // 2
+        """Bytes that buffers needed at the same time may take, a multiple of ALIGN."""
+        return (self.end - self.start) // 2 // ALIGN * ALIGN
 
     def take(self, size: int, layer: str) -> int:
-        size = aligned(size)
-        if size > self.half:
+        """Address of one buffer; the caller keeps the sum of simultaneous buffers within ``half``."""
+        return self.take_together([size], layer)[0]
+
+    def take_together(self, sizes: list[int], layer: str) -> list[int]:
+        """Addresses of buffers that are needed at the same time. Raises UserError if they exceed ``half``."""
+        total = sum(aligned(size) for size in sizes)
+        if total > self.half:
             raise UserError(
-                f"{layer}: a tile of {size} bytes does not fit half of the {self.name} zone ({self.half} bytes); "
-                "the machine is too small: allowed is a larger sram.capacity_bytes or param_memory.capacity_bytes"
+                f"{layer}: {total} bytes do not fit half of the {self.name} zone ({self.half} bytes); "
+                f"the machine is too small: allowed is a larger {self.field}"
             )
-        if self.next + size > self.end:
-            self.next = self.start
-        address, self.next = self.next, self.next + size
-        return address
+        addresses = []
+        for size in map(aligned, sizes):
+            if self.next + size > self.end:
+                self.next = self.start
+            addresses.append(self.next)
+            self.next += size
+        return addresses
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ class Layout:
                     part += data.tobytes()
                     part += bytes(aligned(len(part)) - len(part))
 
-        for op in graph.step:
+        for op in (*graph.prologue, *graph.step):
             if op.kind == "attention":
                 self.constant(logit_record(op))
 
@@ -153,7 +168,7 @@ def lifetimes(graph: Graph, ops: tuple[Op, ...]) -> dict[str, tuple[int, int]]:
 
 
 def place(graph: Graph, phase: str, pinned: dict[str, Home], zones: Zones, spill: FirstFit) -> dict[str, Home]:
-    """Homes of the tensors one phase computes. ``pinned`` ones are given; the rest go to SRAM, or to ``spill`` in DRAM."""
+    """Homes of the tensors that one phase computes. ``pinned`` ones are given; the rest go to SRAM, or to ``spill``."""
     ops = getattr(graph, phase)
     resident, homes = FirstFit(0, zones.resident), dict(pinned)
     for name, (first, last) in sorted(lifetimes(graph, ops).items(), key=lambda item: item[1]):
@@ -167,7 +182,8 @@ def place(graph: Graph, phase: str, pinned: dict[str, Home], zones: Zones, spill
         address = spill.take(size, first, last)
         if address is None:
             raise UserError(
-                f"tensor {name} of {size} bytes fits neither SRAM nor the NPU's DRAM budget of {spill.start + spill.capacity} bytes"
+                f"tensor {name} of {size} bytes fits neither the {zones.resident} bytes of SRAM for tensors that stay "
+                f"nor dram.npu_budget_bytes = {spill.start + spill.capacity}, of which {spill.start} are taken"
             )
         homes[name] = Home("dram", address)
     return homes

@@ -1,4 +1,4 @@
-"""Tiling of the operations that work row by row: element-wise, table lookup, LayerNorm with modulation, and the linears."""
+"""Tiling of what works row by row: element-wise operations, table lookup, LayerNorm with modulation, linears."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from npusim.isa.encoding import NO_ADDRESS
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import RECORD, RQ_MODES
 
+MNEMONICS = {"elementwise": "ewlin", "product": "ewmul"}
 
-def rows_per_tile(
-    emitter: Emitter, names: list[str], rows: int, unit: int = 1, extra: int = 0, widths: dict[str, int] | None = None
-) -> int:
-    """Rows of a tile, a multiple of ``unit``, so that all operands that live in DRAM (and ``extra`` bytes a row) fit half the ring."""
-    sizes = [(widths or {}).get(n) or emitter.row_bytes(n) for n in names if not emitter.in_sram(n)]
-    room = emitter.tiles.half - ALIGN * (len(sizes) + 1)
-    fit = min(rows, room // max(1, sum(sizes) + extra))
-    if fit < min(unit, rows):
+
+def moved(emitter: Emitter, *names: str) -> list[int]:
+    """Bytes of one row of each operand that lives in DRAM and so needs a buffer in the tile ring."""
+    return [emitter.row_bytes(name) for name in names if not emitter.in_sram(name)]
+
+
+def rows_per_tile(emitter: Emitter, sizes: list[int], rows: int, unit: int = 1) -> int:
+    """Rows of a tile, a multiple of ``unit`` or all, so that buffers of ``sizes`` bytes a row fit half the ring."""
+    if not sizes:
+        return rows
+    fit = min(rows, (emitter.tiles.half - ALIGN * len(sizes)) // sum(sizes))
+    least = min(unit, rows)
+    if fit < least:
         raise UserError(
-            f"{emitter.layer}: a tile of {unit} rows needs {unit * (sum(sizes) + extra)} bytes, half the SRAM tile zone has {max(room, 0)}; "
-            "the machine is too small: allowed is a larger sram.capacity_bytes"
+            f"{emitter.layer}: a tile of {least} rows needs {least * sum(sizes) + ALIGN * len(sizes)} bytes, half the "
+            f"SRAM tile zone has {emitter.tiles.half}; the machine is too small: allowed is a larger sram.capacity_bytes"
         )
-    return max(1, fit // unit * unit)
+    return rows if fit == rows else fit // unit * unit
 
 
 def elementwise(emitter: Emitter, op: Op) -> None:
@@ -31,19 +37,18 @@ def elementwise(emitter: Emitter, op: Op) -> None:
     attrs, graph = op.attrs, emitter.graph
     rows, cols = graph.values[op.output].shape
     pattern = attrs.get("b_rows", "")
-    matrices = {role: op.inputs[role] for role in ("a", "b") if role in op.inputs}
+    matrices: dict[str, str] = {role: op.inputs[role] for role in ("a", "b") if role in op.inputs}
     fixed = {"b": emitter.whole(matrices["b"])} if pattern else {}
     fields = {"b_addr": NO_ADDRESS, "a_mul_addr": NO_ADDRESS, "b_mul_addr": NO_ADDRESS, "bias_addr": NO_ADDRESS}
-    for role in ("a_mul", "b_mul", "bias"):
-        if role in op.inputs:
-            fields[f"{role}_addr"] = emitter.parameter(op.inputs[role])
+    vectors = [role for role in ("a_mul", "b_mul", "bias") if role in op.inputs]
+    addresses = emitter.parameters([op.inputs[role] for role in vectors])
+    fields |= {f"{role}_addr": address for role, address in zip(vectors, addresses, strict=True)}
     fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
-    fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()} | {
-        "out_dtype": emitter.dtype(op.output)
-    }
+    fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
+    fields["out_dtype"] = emitter.dtype(op.output)
     unit = graph.positions if pattern else 1
     moving = [name for role, name in matrices.items() if role not in fixed]
-    step = rows_per_tile(emitter, [*moving, op.output], rows, unit)
+    step = rows_per_tile(emitter, moved(emitter, *moving, op.output), rows, unit)
     if pattern == "frame":  # A tile ends with the branch, because the frame count starts again there.
         step = min(step, graph.frames * unit)
         while graph.frames * unit % step:
@@ -55,23 +60,14 @@ def elementwise(emitter: Emitter, op: Op) -> None:
         places["out"] = emitter.target(op.output, row, count)
         tile = dict(fields)
         for role, place in places.items():
-            tile |= {
-                f"{role}_addr": place.address,
-                f"{role}_row": place.row,
-                f"{role}_batch": place.row * unit if batch > 1 else 0,
-            }
+            tile |= {f"{role}_addr": place.address, f"{role}_row": place.row}
+            tile[f"{role}_batch"] = place.row * unit if batch > 1 else 0
         if pattern == "position":
             tile["b_batch"] = 0
         elif pattern == "frame":
             tile["b_addr"] += row // unit % graph.frames * places["b"].row
             tile["b_batch"], tile["b_row"] = places["b"].row if batch > 1 else 0, 0
-        emitter.emit(
-            "ewlin" if op.kind == "elementwise" else "ewmul",
-            **_known(op, tile),
-            rows=count // batch,
-            cols=cols,
-            batch=batch,
-        )
+        emitter.emit(MNEMONICS[op.kind], **_known(op, tile), rows=count // batch, cols=cols, batch=batch)
         emitter.commit(op.output, row, count, places["out"])
 
 
@@ -84,33 +80,24 @@ def _known(op: Op, fields: dict[str, int]) -> dict[str, int]:
 def table(emitter: Emitter, op: Op) -> None:
     """TABLE over row tiles; the table is loaded once."""
     rows, cols = emitter.graph.values[op.output].shape
-    fields = {"table_addr": emitter.parameter(op.inputs["table"]), "out_dtype": emitter.dtype(op.output)}
+    fields = {"table_addr": emitter.parameters([op.inputs["table"]])[0], "out_dtype": emitter.dtype(op.output)}
     fields |= {key: op.attrs[key] for key in ("multiplier", "shift", "out_zp")}
-    step = rows_per_tile(emitter, [op.inputs["x"], op.output], rows)
+    step = rows_per_tile(emitter, moved(emitter, op.inputs["x"], op.output), rows)
     for row in range(0, rows, step):
         count = min(step, rows - row)
         x, out = emitter.source(op.inputs["x"], row, count), emitter.target(op.output, row, count)
-        emitter.emit(
-            "table",
-            a_addr=x.address,
-            a_row=x.row,
-            out_addr=out.address,
-            out_row=out.row,
-            rows=count,
-            cols=cols,
-            **fields,
-        )
+        place = {"a_addr": x.address, "a_row": x.row, "out_addr": out.address, "out_row": out.row}
+        emitter.emit("table", **fields, **place, rows=count, cols=cols)
         emitter.commit(op.output, row, count, out)
 
 
 def layernorm_modulate(emitter: Emitter, op: Op) -> None:
     """LNSTAT and LNAPPLY over row tiles."""
     rows, cols = emitter.graph.values[op.output].shape
-    g, b = emitter.parameter(op.inputs["g"]), emitter.parameter(op.inputs["b"])
-    fields = {key: op.attrs[key] for key in ("fraction_bits", "shift", "out_zp")} | {
-        "out_dtype": emitter.dtype(op.output)
-    }
-    step = rows_per_tile(emitter, [op.inputs["x"], op.output], rows, extra=STATISTICS.itemsize)
+    g, b = emitter.parameters([op.inputs["g"], op.inputs["b"]])
+    fields = {key: op.attrs[key] for key in ("fraction_bits", "shift", "out_zp")}
+    fields["out_dtype"] = emitter.dtype(op.output)
+    step = rows_per_tile(emitter, [*moved(emitter, op.inputs["x"], op.output), STATISTICS.itemsize], rows)
     for row in range(0, rows, step):
         count = min(step, rows - row)
         x = emitter.source(op.inputs["x"], row, count)
@@ -124,59 +111,39 @@ def layernorm_modulate(emitter: Emitter, op: Op) -> None:
 
 def linear(emitter: Emitter, op: Op) -> None:
     """MATMUL: weights stay for a block of output channels while row tiles stream."""
-    graph, array = emitter.graph, emitter.machine.mac_array
-    x, weight = graph.values[op.inputs["x"]], graph.values[op.inputs["weight"]]
-    n, k = weight.shape
-    block = min(n, emitter.weights.half // k, emitter.params.half // RECORD.itemsize)
-    if block < min(n, array.cols):
-        raise UserError(
-            f"{op.layer}: weights of {min(n, array.cols)} output channels x {k} inputs ({min(n, array.cols) * k} bytes, with "
-            f"{min(n, array.cols) * RECORD.itemsize} bytes of records) do not fit half of the SRAM weight zone ({emitter.weights.half} bytes) "
-            f"and of parameter memory ({emitter.params.half} bytes); the machine is too small"
-        )
-    block = block if block == n else block // array.cols * array.cols
-    size = graph.values[op.output]
-    out_bytes = emitter.row_bytes(op.output) // size.shape[1]
-    common = {
-        "k": k,
-        "batch0": 1,
-        "batch1": 1,
-        "b_k": 1,
-        "b_n": k,
-        "out_zp": op.attrs["out_zp"],
-        "rq_mode": RQ_MODES.index("channel"),
-    }
-    types = {
-        "a_dtype": emitter.dtype(x.name),
-        "b_dtype": emitter.dtype(weight.name),
+    x, weight = op.inputs["x"], op.inputs["weight"]
+    (n, k), rows = emitter.graph.values[weight].shape, emitter.graph.values[x].shape[0]
+    fields = {
+        "k": k, "batch0": 1, "batch1": 1, "b_k": 1, "b_n": k, "out_zp": op.attrs["out_zp"],
+        "rq_mode": RQ_MODES.index("channel"), "a_dtype": emitter.dtype(x), "b_dtype": emitter.dtype(weight),
         "out_dtype": emitter.dtype(op.output),
-    }
+    }  # fmt: skip
+    block = channels_per_block(emitter, n, k)
     for column in range(0, n, block):
         width = min(block, n - column)
         address = emitter.weights.take(width * k, emitter.layer)
-        emitter.load(emitter.homes[weight.name], column * k, address, width * k)
-        records = emitter.parameter(op.inputs["records"], column, width)
-        step = rows_per_tile(emitter, [x.name, op.output], x.shape[0], widths={op.output: width * out_bytes})
-        for row in range(0, x.shape[0], step):
-            count = min(step, x.shape[0] - row)
-            a = emitter.source(x.name, row, count)
-            offset, pitch = emitter.offset(op.output, row, column)
-            stays = emitter.in_sram(op.output)
-            out = (
-                emitter.home(op.output).address + offset
-                if stays
-                else emitter.tiles.take(count * width * out_bytes, emitter.layer)
-            )
-            local = pitch if stays else width * out_bytes
-            place = {
-                "a_addr": a.address,
-                "a_row": a.row,
-                "b_addr": address,
-                "out_addr": out,
-                "out_row": local,
-                "rq_addr": records,
-            }
-            emitter.emit("matmul", **common, **types, **place, m=count, n=width)
-            if not stays:
-                loops = {"rows": count, "dram_row": pitch, "local_row": local}
-                emitter.store(emitter.home(op.output), offset, out, local, **loops)
+        emitter.load(emitter.homes[weight], column * k, address, width * k)
+        records = emitter.records(op.inputs["records"], column, width)
+        sizes = moved(emitter, x) + [size * width // n for size in moved(emitter, op.output)]
+        step = rows_per_tile(emitter, sizes, rows)
+        for row in range(0, rows, step):
+            count = min(step, rows - row)
+            a, out = emitter.source(x, row, count), emitter.target(op.output, row, count, column, width)
+            place = {"a_addr": a.address, "a_row": a.row, "out_addr": out.address, "out_row": out.row}
+            emitter.emit("matmul", **fields, **place, b_addr=address, rq_addr=records, m=count, n=width)
+            emitter.commit(op.output, row, count, out, column)
+
+
+def channels_per_block(emitter: Emitter, n: int, k: int) -> int:
+    """Output channels whose weights and records are held at once: all, or a multiple of the array's columns."""
+    columns = emitter.machine.mac_array.cols
+    least = min(n, columns)
+    block = min(n, emitter.weights.half // k, emitter.params.half // RECORD.itemsize)
+    if block < least:
+        raise UserError(
+            f"{emitter.layer}: {least} output channels need {least * k} bytes of weights and {least * RECORD.itemsize} "
+            f"bytes of records; half the SRAM weight zone has {emitter.weights.half}, half of parameter memory "
+            f"{emitter.params.half}; the machine is too small: allowed is a larger sram.capacity_bytes or "
+            "param_memory.capacity_bytes"
+        )
+    return n if block == n else block // columns * columns
