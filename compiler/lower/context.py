@@ -1,8 +1,9 @@
-"""What every part of the lowering shares: the quantized model, the graph under construction, and the common operations."""
+"""What every part of the lowering shares: the quantized model, the graph being built, and the common operations."""
 
 from __future__ import annotations
 
 from math import frexp, log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,9 @@ IMMEDIATE_BITS = 24
 """Width of immediate multipliers: a 16-bit one would itself cost up to one step of a 16-bit result."""
 
 
-def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def gelu_tanh(x: NDArray[Any]) -> NDArray[Any]:
     """GELU, tanh form, as the model's MLPs use it."""
-    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))))
 
 
 class Lowering:
@@ -62,7 +63,10 @@ class Lowering:
         self, layer: str, x: str, out: str, kind: Activation, channel_scale: NDArray[np.float64] | None = None,
         order: NDArray[np.int64] | None = None, tag: str = "",
     ) -> str:  # fmt: skip
-        """Add a quantized linear. ``channel_scale`` gives each output channel its own scale; ``order`` permutes output channels."""
+        """Add a quantized linear.
+
+        ``channel_scale`` gives each output channel its own scale, ``order`` permutes the output channels.
+        """
         q: QuantizedLinear = self.qm.linears[layer]
         pick = np.arange(len(q.bias)) if order is None else order
         name = layer + tag
@@ -111,7 +115,7 @@ class Lowering:
         return self.build.op("elementwise", layer, {"a": x, "b": branch, "b_mul": name}, out, **attrs)
 
     def time_vector(self, name: str, source: str, factor: float, dtype: str, offset: float = 0.0) -> str:
-        """``(row + offset) * factor`` as an integer per channel; ``source`` is 'table[row]', a table of fixed-point constants."""
+        """``(row + offset) * factor`` as an integer per channel; ``source`` is 'table[row]' of a fixed-point table."""
         table, row = source.rstrip("]").split("[")
         multiplier, shift = multiplier_shift(factor * 2.0**-CONST_FRACTION_BITS, 31, name)
         attrs = {
@@ -126,7 +130,10 @@ class Lowering:
     def time_table(
         self, name: str, fixed: NDArray[np.float64], per_step: NDArray[np.float64]
     ) -> tuple[str, NDArray[np.float64]]:
-        """Sum of a learned table (rows, C) and per-step values (steps, rows, C), as fixed point; returns the name and the real sum."""
+        """Sum of a learned table (rows, C) and per-step values (steps, rows, C), as fixed point.
+
+        Returns the name and the real sum (steps, rows, C).
+        """
         scale = 2.0**-CONST_FRACTION_BITS
         learned = self.build.const(f"{name}.learned", np.rint(fixed / scale).astype(np.int64), "i32", scale)
         stepwise = f"{name.split('.')[-1]}.time"
@@ -137,9 +144,10 @@ class Lowering:
         return name, fixed[None] + per_step
 
     def norm_modulate(
-        self, layer: str, x: str, out: str, kind: Activation, table: str, rows: tuple[int, int], real: NDArray[np.float64]
+        self, layer: str, x: str, out: str, kind: Activation, table: str, rows: tuple[int, int],
+        real: NDArray[np.float64],
     ) -> str:  # fmt: skip
-        """LayerNorm, then ``* (1 + scale) + shift``; ``rows`` are the table rows of (shift, scale)."""
+        """LayerNorm, then ``* (1 + scale) + shift``; ``rows`` are those of (shift, scale) in ``table`` = ``real``."""
         source = self.build.values[x]
         bits = min(15, fraction_bits(self.absmax(f"{layer}:out")))
         columns = source.shape[1]
@@ -152,7 +160,7 @@ class Lowering:
         shift = min(common_shift(largest), common_shift(offset, bits=31))
         g = self.time_vector(f"{out}.g", f"{table}[{rows[1]}]", g_factor * 2.0**shift, "i16", offset=1.0)
         b = self.time_vector(f"{out}.b", f"{table}[{rows[0]}]", 2.0**shift / kind.scale, "i32")
-        value = self.value(out, *source.shape, kind)
+        value = self.value(out, source.shape[0], columns, kind)
         return self.build.op(
             "modulate", layer, {"x": n.name, "g": g, "b": b}, value, shift=shift, out_zp=kind.zero_point
         )
@@ -164,6 +172,6 @@ class Lowering:
         step = np.abs(knots).max() / 32767
         table = self.build.const(f"{out}.table", np.rint(knots / step).astype(np.int64), "i16", step)
         multiplier, shift = multiplier_shift(step / 128 / kind.scale, 16, layer)
-        value = self.value(out, *source.shape, kind)
+        value = self.value(out, source.shape[0], source.shape[1], kind)
         attrs = {"multiplier": multiplier, "shift": shift, "out_zp": kind.zero_point}
         return self.build.op("table", layer, {"x": x, "table": table}, value, **attrs)

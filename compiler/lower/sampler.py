@@ -1,4 +1,4 @@
-"""Guidance and the IDDPM update in integers: the sampler's state has 32 bits, its coefficients are per-step constants."""
+"""Guidance and the IDDPM update in integers: the state has 32 bits, the coefficients are per-step constants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compiler.graph import Value
 from compiler.lower.context import Lowering
 from compiler.lower.scales import ceil_power
-from models.iddpm import NOISE_FRACTION_BITS, IDDPM
+from models.iddpm import IDDPM, NOISE_FRACTION_BITS
 
 Float64 = NDArray[np.float64]
 
@@ -22,7 +22,10 @@ CHANNEL_VALUES = 4
 
 
 def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits: int) -> dict[str, int]:
-    """Add guidance, noise and update; ``raw`` is (branches * tokens, 32): eps then v, each (c, ph, pw). Returns the host's fixed-point map."""
+    """Add guidance, noise and update; ``raw`` is (branches * tokens, 32): eps then v, each (c, ph, pw).
+
+    Returns the host's map of fractional bits.
+    """
     build, tokens = low.build, low.tokens
     width = 4 * CHANNEL_VALUES
     cond = build.view("raw.eps_cond", raw, (0, tokens), (0, width), 2.0**-eps_bits)
@@ -76,14 +79,14 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
 
 
 def _coefficients(sampler: IDDPM) -> tuple[Float64, Float64, Callable[[Float64], Float64]]:
-    """In order of execution: factors (steps,) of state and eps in the posterior mean, and sigma(v) -> (steps, len(v))."""
+    """In order of execution: factors (steps,) of state and eps in the posterior mean; sigma(v) -> (steps, len(v))."""
     order = np.arange(sampler.num_sampling_steps)[::-1]
     t = sampler.tables
     mean1, mean2 = t.posterior_mean_coef1[order], t.posterior_mean_coef2[order]
     keep = mean1 * t.sqrt_recip_alphas_cumprod[order] + mean2
     drop = -mean1 * t.sqrt_recipm1_alphas_cumprod[order]
     log_max, log_min = np.log(t.betas[order]), t.posterior_log_variance_clipped[order]
-    draws = (order > 0)[:, None]
+    draws = (order > 0)[:, None].astype(np.float64)
 
     def sigma(v: Float64) -> Float64:
         fraction = (v[None] + 1) / 2

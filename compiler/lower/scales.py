@@ -24,8 +24,9 @@ class Activation:
 
 
 def multiplier_shift(factor: float, bits: int = 16, where: str = "") -> tuple[int, int]:
-    """Return (multiplier, shift) with ``multiplier * 2^-shift`` nearest ``factor`` and bits - 1 significant bits; shift in 2..62.
+    """Return (multiplier, shift) with ``multiplier * 2^-shift`` nearest ``factor``; shift in 2..62.
 
+    The multiplier has bits - 1 significant bits (fewer for factors so small that the shift would exceed 62).
     Raises UserError naming ``where`` when the factor lies outside what the requantizer can express.
     """
     mantissa, exponent = frexp(factor)
@@ -65,7 +66,7 @@ def symmetric(largest: float, dtype: str = "i16") -> Activation:
 
 
 def common_shift(largest_factor: float, bits: int = 16, most: int = 20) -> int:
-    """Greatest shift, at most ``most``, for which the largest factor still fits a signed multiplier of ``bits`` bits."""
+    """Greatest shift, at most ``most``, for which the largest factor still fits a signed ``bits``-bit multiplier."""
     return max(1, min(most, floor(log2(((1 << (bits - 1)) - 1) / largest_factor)))) if largest_factor else most
 
 

@@ -1,7 +1,7 @@
 """STDiT v1.0 as an integer graph, block by block in the order of its forward pass.
 
-Both guidance branches run together: activation rows are (branch, frame, position), branch 0 conditional. The caption projection and the
-keys and values of cross-attention depend on the prompt only and form the prologue.
+Both guidance branches run together: activation rows are (branch, frame, position), branch 0 conditional. The caption
+projection and the keys and values of cross-attention depend on the prompt only and form the prologue.
 """
 
 from __future__ import annotations
@@ -182,7 +182,10 @@ def _block(low: Lowering, i: int, x: str) -> str:
 
 
 def _final(low: Lowering, x: str) -> tuple[str, int]:
-    """Final modulated LayerNorm and linear; output columns are reordered to eps then v, each (channel, patch row, patch column)."""
+    """Final modulated LayerNorm and linear; returns the output's name and eps's fractional bits.
+
+    Output columns are reordered to eps then v, each (channel, patch row, patch column).
+    """
     layer = "final_layer.linear"
     table, real = low.time_table("final.table", low.qm.final_table, np.repeat(low.qm.te[:, None], 2, axis=1))
     low.norm_modulate("final_layer.norm_final", x, "final.in", low.linear_input(layer), table, (0, 1), real)

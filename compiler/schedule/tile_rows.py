@@ -27,7 +27,7 @@ def rows_per_tile(emitter: Emitter, sizes: list[int], rows: int, unit: int = 1) 
     if fit < least:
         raise UserError(
             f"{emitter.layer}: a tile of {least} rows needs {least * sum(sizes) + ALIGN * len(sizes)} bytes, half the "
-            f"SRAM tile zone has {emitter.tiles.half}; the machine is too small: allowed is a larger sram.capacity_bytes"
+            f"SRAM tile zone has {emitter.tiles.half}; machine too small: allowed is a larger sram.capacity_bytes"
         )
     return rows if fit == rows else fit // unit * unit
 
