@@ -1,0 +1,230 @@
+"""Runs a program for one video, the prologue once and then the steps, and compares the engine with the reference.
+
+    simulation = Simulation(program, inputs)
+    simulation.prologue()
+    for step in range(program.steps):
+        simulation.step(step)
+        simulation.read("eps")
+
+All values here are integers; `npusim.host` converts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim import engine, reference
+from npusim.errors import UserError
+from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded
+from npusim.memory import MachineState
+from npusim.program import Program
+
+MEMORIES = ("dram", "sram", "param")
+PROLOGUE = "prologue"
+
+Executor = Callable[[MachineState, Iterable[Decoded]], None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first instruction after which engine and reference differ, and the first byte where they do.
+
+    part: "prologue" or "step <number>"; instruction: index in that part's code; byte: address in ``memory``; dtype:
+    the element type that the instruction writes there ("u8" where it has none); engine, reference: the element's
+    value in each.
+    """
+
+    part: str
+    instruction: int
+    mnemonic: str
+    layer: str
+    memory: str
+    byte: int
+    dtype: str
+    engine: int
+    reference: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part}, instruction {self.instruction} ({self.mnemonic}, layer {self.layer}): "
+            f"{self.memory} byte {self.byte} ({self.dtype}) is {self.engine} in the engine, "
+            f"{self.reference} in the reference"
+        )
+
+
+@dataclass(frozen=True)
+class BitExact:
+    """What was compared: every byte of DRAM, SRAM and parameter memory after the prologue and each step listed.
+
+    ``equal`` is None where nothing was compared. The comparison ends at the first difference.
+    """
+
+    steps_compared: tuple[int, ...]
+    prologue_compared: bool
+    equal: bool | None
+    first_difference: Difference | None
+
+
+class Simulation:
+    """One video on the machine of ``program``.
+
+    Args:
+        program: the compiled denoiser.
+        inputs: contents of the buffers "text", "text_len", "state" and "noise"; integers in the buffers' types and
+        shapes.
+        verify: steps to run on the reference too, from a copy of the memories at the step's start.
+        verify_prologue: the same for the prologue.
+
+    Raises:
+        UserError: an input is missing, unknown, misshapen or of another type; an instruction reaches outside a
+        memory; an accumulator
+            overflows on a machine that traps.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Mapping[str, NDArray[Any]],
+        verify: Collection[int] = (),
+        verify_prologue: bool = False,
+    ) -> None:
+        self.program = program
+        outside = [step for step in verify if not 0 <= step < program.steps]
+        if outside:
+            raise UserError(f"verify: step {outside[0]} does not exist; allowed 0..{program.steps - 1}")
+        self._verify, self._verify_prologue = frozenset(verify), verify_prologue
+        self._code = {name: decode(code) for name, code in program.code()}
+        self.state = MachineState(program.machine, program.dram_bytes)
+        self.state.dram[: program.constants.size] = program.constants
+        sets = program.sets.reshape(-1)
+        self.state.dram[program.set_address : program.set_address + sets.size] = sets
+        for name in ("text", "text_len", "state", "noise"):
+            if name not in inputs:
+                raise UserError(f"input {name!r} is missing")
+        for name, values in inputs.items():
+            self.write(name, values)
+        self._steps_compared: list[int] = []
+        self._prologue_compared = False
+        self._difference: Difference | None = None
+
+    @property
+    def bit_exact(self) -> BitExact:
+        """The comparison so far."""
+        compared = self._prologue_compared or bool(self._steps_compared)
+        return BitExact(
+            tuple(self._steps_compared),
+            self._prologue_compared,
+            self._difference is None if compared else None,
+            self._difference,
+        )
+
+    def read(self, name: str) -> NDArray[Any]:
+        """A copy of the buffer ``name``, in its type and shape. Raises UserError if there is none."""
+        return self._window(name).copy()
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Fill the buffer ``name``. Raises UserError if there is none or the values have another type or shape."""
+        window = self._window(name)
+        if values.dtype != window.dtype or values.shape != window.shape:
+            raise UserError(
+                f"buffer {name!r}: given {values.dtype}{list(values.shape)}, allowed {window.dtype}{list(window.shape)}"
+            )
+        window[...] = values
+
+    def twin(self) -> Simulation:
+        """An independent simulation that goes on from the same memories and compares nothing."""
+        other = Simulation.__new__(Simulation)
+        other.__dict__.update(self.__dict__)
+        other.state = self.state.copy()
+        other._verify, other._verify_prologue = frozenset(), False
+        other._steps_compared, other._prologue_compared, other._difference = [], False, None
+        return other
+
+    def prologue(self) -> None:
+        """Run the code that depends on the prompt only."""
+        self.state.bases = [0] * len(self.state.bases)
+        compare = self._verify_prologue and self._difference is None
+        self._part(PROLOGUE, self._code["prologue"], compare)
+        self._prologue_compared |= compare
+
+    def step(self, step: int) -> None:
+        """Run denoising step ``step``, 0 the noisiest, on the state that the memories hold."""
+        self.state.bases = self.program.bases(step)
+        compare = step in self._verify and self._difference is None
+        self._part(f"step {step}", self._code["step"], compare)
+        if compare:
+            self._steps_compared.append(step)
+
+    def _window(self, name: str) -> NDArray[Any]:
+        buffer = self.program.buffers.get(name)
+        if buffer is None:
+            raise UserError(f"program has no buffer {name!r}; it has {', '.join(self.program.buffers)}")
+        kind = np.dtype(DTYPES[buffer.dtype][0])
+        return np.ndarray(buffer.shape, kind, self.state.dram, buffer.address)
+
+    def _part(self, part: str, code: list[Decoded], compare: bool) -> None:
+        start = self.state.copy() if compare else None
+        self._run(self.state, part, code)
+        if start is None:
+            return
+        expected = start.copy()
+        reference.execute(expected, code)
+        if _differing(self.state, expected) is not None:
+            self._difference = first_difference(start, part, code, self.program.layers)
+
+    def _run(self, state: MachineState, part: str, code: list[Decoded]) -> None:
+        for index, ins in enumerate(code):
+            try:
+                engine.execute(state, (ins,))
+            except (ValueError, TypeError, OverflowError) as error:
+                layer = _layer(self.program.layers, ins)
+                raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None
+
+
+def first_difference(start: MachineState, part: str, code: list[Decoded], layers: tuple[str, ...]) -> Difference:
+    """Run both executors from ``start`` instruction by instruction until the memories differ.
+
+    ``start`` is altered. Raises AssertionError if they never do.
+    """
+    fast, slow = start, start.copy()
+    for index, ins in enumerate(code):
+        engine.execute(fast, (ins,))
+        reference.execute(slow, (ins,))
+        place = _differing(fast, slow)
+        if place is not None:
+            memory, byte = place
+            dtype, address = _element(ins, memory, byte)
+            kind = np.dtype(DTYPES[dtype][0])
+            values = [int(state.vector(memory, address, kind, 1)[0]) for state in (fast, slow)]
+            return Difference(part, index, ins.op, _layer(layers, ins), memory, address, dtype, *values)
+    raise AssertionError(f"{part}: engine and reference differ when run at once, but not instruction by instruction")
+
+
+def _differing(a: MachineState, b: MachineState) -> tuple[str, int] | None:
+    """Memory and address of the first byte in which two states differ."""
+    for memory in MEMORIES:
+        left, right = getattr(a, memory), getattr(b, memory)
+        if not np.array_equal(left, right):
+            return memory, int(np.flatnonzero(left != right)[0])
+    return None
+
+
+def _element(ins: Decoded, memory: str, byte: int) -> tuple[str, int]:
+    """Type and address of the element that holds ``byte``, as ``ins`` writes it."""
+    writes = BY_MNEMONIC[ins.op].footprint(ins)[1]
+    if hasattr(ins, "out_dtype") and hasattr(ins, "out_addr") and writes[0].memory == memory:
+        dtype = DTYPE_NAMES[ins.out_dtype]
+        size = np.dtype(DTYPES[dtype][0]).itemsize
+        if writes[0].start <= byte < writes[0].end:
+            return dtype, byte - (byte - ins.out_addr) % size
+    return "u8", byte
+
+
+def _layer(layers: tuple[str, ...], ins: Decoded) -> str:
+    return layers[ins.layer] if ins.layer < len(layers) else str(ins.layer)
