@@ -105,3 +105,12 @@ def test_statistics_of_other_settings_are_refused(tmp_path: Path, change: dict[s
     with pytest.raises(ModelError, match=rf"stats\.safetensors: {message}"):
         dataclasses.replace(TINY, calibration=path, **change).load_stats()
     assert dataclasses.replace(TINY, calibration=path).load_stats().weights_sha256 == weights_sha256(TINY.load_model())
+
+
+@pytest.mark.skipif(not EMOJI.calibration.is_file(), reason="python -m models.calibrate has not been run yet")
+def test_stored_calibration_belongs_to_the_stored_checkpoint() -> None:
+    stats, model = EMOJI.load_stats(), EMOJI.load_model()
+    stats.require_weights(weights_sha256(model))
+    stats.require_points(model)
+    assert (stats.captions, stats.seeds) == (EMOJI.calibration_captions, EMOJI.calibration_seeds)
+    assert EMOJI.calibration.stat().st_size < 3_000_000
