@@ -56,8 +56,10 @@ def assemble(text: str, name: str = "<text>") -> NDArray[np.uint32]:
             values: dict[str, int] = {}
             for word in words[1:]:
                 key, equals, value = word.partition("=")
-                if not equals or key not in spec.by_name or key == "opcode":
+                if key not in spec.by_name or key == "opcode":
                     raise UserError(f"{spec.mnemonic}: no field {key!r}; allowed: {', '.join(list(spec.by_name)[1:])}")
+                if not equals:
+                    raise UserError(f"{spec.mnemonic}: field {key!r} has no value; write {key}=...")
                 if key in values:
                     raise UserError(f"{spec.mnemonic}: field {key!r} stands twice")
                 values[key] = _value(spec.by_name[key], value)

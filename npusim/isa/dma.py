@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from npusim.isa.encoding import Decoded, Field, Instruction, Region
-from npusim.memory import BASES, span
+from npusim.memory import BASES, apart, span
 
 MEMORIES = ("sram", "param")
 FIELDS = (
@@ -51,7 +51,9 @@ def check(ins: Decoded, machine: Any) -> list[str]:
     broken = [f"{name} is 0" for name in ("row_bytes", "rows", "planes") if getattr(ins, name) == 0]
     if ins.base >= BASES:
         broken.append(f"base = {ins.base}: allowed 0..{BASES - 1}")
-    return broken
+    side = "local" if ins.op == "load" else "dram"
+    strides = getattr(ins, f"{side}_plane"), getattr(ins, f"{side}_row")
+    return broken + apart(ins.row_bytes, (ins.planes, strides[0]), (ins.rows, strides[1]))
 
 
 def _regions(ins: Decoded) -> tuple[Region, Region]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from npusim import numerics
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region, shift_rules
-from npusim.memory import span
+from npusim.memory import apart, span
 
 _WINDOWS = (
     Field("a_addr", 2), Field("a_row", 3), Field("a_batch", 4),
@@ -95,7 +95,8 @@ def check(ins: Decoded, machine: Any) -> list[str]:
         wide = DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32"
         if wide and abs(getattr(ins, f"{name}_mul", 0)) > MAX_MULTIPLIER:
             broken.append(f"{name}_mul of a 32-bit operand is above 2^30, so that int64 could overflow")
-    return broken
+    size = dtype_of(ins.out_dtype).itemsize
+    return broken + apart(size, (ins.batch, ins.out_batch), (ins.rows, ins.out_row), (ins.cols, size))
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from npusim import numerics
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, MAX_SHIFT, Decoded, Field, Instruction, Region, shift_rules
-from npusim.memory import span
+from npusim.memory import apart, span
 
 MAX_COLS = 16384
 STATISTICS = np.dtype([("sum", "<i4"), ("mantissa", "<i4"), ("shift", "<i4")])
@@ -101,7 +101,9 @@ def check_statistics(ins: Decoded, machine: Any) -> list[str]:
 
 
 def check_apply(ins: Decoded, machine: Any) -> list[str]:
-    return [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0] + _columns(ins) + shift_rules(ins)
+    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
+    broken = [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0] + _columns(ins) + shift_rules(ins)
+    return broken + apart(size, (ins.rows, ins.out_row), (ins.cols, size))
 
 
 def _inputs(ins: Decoded) -> tuple[Region, Region]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from npusim import numerics
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, MAX_SHIFT, Decoded, Field, Instruction, Region
-from npusim.memory import span
+from npusim.memory import apart, span
 
 RQ_MODES = ("tensor", "channel", "row")
 RECORD = np.dtype(
@@ -122,7 +122,9 @@ def check(ins: Decoded, machine: Any) -> list[str]:
     pair = DTYPE_NAMES[ins.a_dtype], DTYPE_NAMES[ins.b_dtype]
     if pair not in {("u8", "i8"), ("i8", "i8"), ("i16", "i8"), ("i16", "i16")}:
         broken.append(f"operand types {pair[0]} x {pair[1]} are not a mode of the array")
-    return broken
+    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
+    batches = (ins.batch0, ins.out_b0), (ins.batch1, ins.out_b1)
+    return broken + apart(size, *batches, (ins.m, ins.out_row), (ins.n, size))
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:

@@ -14,7 +14,7 @@ import numpy as np
 from npusim import numerics
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region
 from npusim.isa.matmul import ROW_RECORD
-from npusim.memory import span
+from npusim.memory import apart, span
 
 _EXP = (
     Field("a_addr", 2), Field("out_addr", 3), Field("sum_addr", 4), Field("rows", 5), Field("cols", 6),
@@ -67,7 +67,8 @@ def check_exp(ins: Decoded, machine: Any) -> list[str]:
         broken.append(f"fraction_bits = {ins.fraction_bits}: allowed 0 to 16")
     if ins.cols > 65536:
         broken.append(f"cols = {ins.cols}: at most 65536, so that the row sum stays below 2^31")
-    return broken
+    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
+    return broken + apart(size, (ins.rows, ins.out_row), (ins.cols, size))
 
 
 def check_recip(ins: Decoded, machine: Any) -> list[str]:

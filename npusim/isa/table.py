@@ -8,7 +8,7 @@ import numpy as np
 
 from npusim import numerics
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded, Field, Instruction, Region, shift_rules
-from npusim.memory import span
+from npusim.memory import apart, span
 
 ENTRIES = 513
 FIELDS = (
@@ -34,7 +34,9 @@ def execute(state: Any, ins: Decoded) -> None:
 
 
 def check(ins: Decoded, machine: Any) -> list[str]:
-    return [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0] + shift_rules(ins)
+    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
+    broken = [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0] + shift_rules(ins)
+    return broken + apart(size, (ins.rows, ins.out_row), (ins.cols, size))
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:

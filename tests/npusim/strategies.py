@@ -1,0 +1,378 @@
+"""Random legal instructions with memories to run them on, for hypothesis; and a small program written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from npusim.config import Machine, load_machine
+from npusim.isa import BY_MNEMONIC, BY_OPCODE, violations
+from npusim.isa.assembly import assemble
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, UNITS, Decoded, Instruction, decode_row, encode
+from npusim.isa.layernorm import STATISTICS
+from npusim.isa.matmul import RECORD, ROW_RECORD, RQ_MODES
+from npusim.memory import MachineState
+from npusim.program import Buffer, Program
+
+TINY: dict[str, Any] = load_machine(Path(__file__).resolve().parents[2] / "hwconfigs" / "tiny_8x8.yaml").model_dump()
+SRAM, PARAM = TINY["sram"]["capacity_bytes"], TINY["param_memory"]["capacity_bytes"]
+DRAM = 8192
+MODES = [("u8", "i8"), ("i8", "i8"), ("i16", "i8"), ("i16", "i16")]
+FILLS = ("random", "extremes", "small", "ones")
+
+
+def machine(**array: Any) -> Machine:
+    """The tiny machine with other ``mac_array`` fields."""
+    return Machine.model_validate({**TINY, "mac_array": {**TINY["mac_array"], **array}})
+
+
+def make(op: str, **values: int | str) -> Decoded:
+    """One decoded instruction; enumerations by name, the unit filled in."""
+    spec = BY_MNEMONIC[op]
+    numbers = {n: spec.by_name[n].names.index(v) if isinstance(v, str) else v for n, v in values.items()}
+    words = encode(spec, {"unit": UNITS.index(spec.units[0]), **numbers})
+    return decode_row(words.tolist(), BY_OPCODE)
+
+
+@dataclass
+class Case:
+    """A legal instruction and the state before it."""
+
+    ins: Decoded
+    state: MachineState
+
+    def __repr__(self) -> str:
+        return repr(self.ins)
+
+
+def fill(state: MachineState, style: str, seed: int) -> None:
+    """Fill every memory: any bytes, least and greatest values of each width, values near 0, or odd values near 0."""
+    rng = np.random.default_rng(seed)
+    for memory in (state.dram, state.sram, state.param):
+        if style == "random":
+            memory[:] = rng.integers(0, 256, memory.size)
+        elif style == "extremes":
+            memory[:] = rng.choice(np.array([0x00, 0xFF, 0x7F, 0x80], np.uint8), memory.size)
+        else:
+            values = rng.integers(-3, 4, memory.size // 2)
+            memory.view(np.int16)[:] = values * 2 + 1 if style == "ones" else values
+
+
+def size_of(dtype: str) -> int:
+    return int(np.dtype(DTYPES[dtype][0]).itemsize)
+
+
+@st.composite
+def states(draw: st.DrawFn, on: Machine) -> MachineState:
+    state = MachineState(on, DRAM)
+    fill(state, draw(st.sampled_from(FILLS)), draw(st.integers(0, 2**32 - 1)))
+    return state
+
+
+def _case(state: MachineState, ins: Decoded) -> Case:
+    broken = violations([ins], state.machine)
+    assert not broken, broken
+    return Case(ins, state)
+
+
+def _stride(draw: st.DrawFn, at_least: int, repeat: bool) -> int:
+    """A stride that keeps rows apart, with a gap of any size, or 0 where a row may be repeated."""
+    stride = at_least + draw(st.integers(0, 9))
+    return draw(st.sampled_from([0, stride])) if repeat else stride
+
+
+def _address(draw: st.DrawFn, size: int, capacity: int) -> int:
+    """Any alignment; operands may overlap."""
+    return draw(st.integers(0, capacity - size))
+
+
+def _window(
+    draw: st.DrawFn, name: str, dtype: str, batch: int, rows: int, cols: int, capacity: int = SRAM
+) -> dict[str, int]:
+    size, repeat = size_of(dtype), name != "out"
+    row = _stride(draw, cols * size, repeat)
+    plane = _stride(draw, rows * max(row, cols * size), repeat)
+    extent = (batch - 1) * plane + (rows - 1) * row + cols * size
+    return {f"{name}_addr": _address(draw, extent, capacity), f"{name}_row": row, f"{name}_batch": plane}
+
+
+shifts = st.one_of(st.integers(1, 4), st.integers(1, 62))
+"""Small ones more often: they make ties."""
+dtypes = st.sampled_from(DTYPE_NAMES)
+zero_points = st.one_of(st.just(0), st.integers(-(2**31), 2**31 - 1), st.integers(-200, 200))
+powers = st.integers(0, 14).map(lambda n: 1 << n)
+
+
+@st.composite
+def dma(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    op, memory = draw(st.sampled_from(["load", "store"])), draw(st.sampled_from(["sram", "param"]))
+    planes, rows, row_bytes = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
+    base = draw(st.integers(0, 2))
+    state.bases = [0, 100, 301]
+    load = op == "load"
+    dram_row = _stride(draw, row_bytes, repeat=load)
+    dram_plane = _stride(draw, rows * max(dram_row, row_bytes), repeat=load)
+    local_row = _stride(draw, row_bytes, repeat=not load)
+    local_plane = _stride(draw, rows * max(local_row, row_bytes), repeat=not load)
+    dram_extent = (planes - 1) * dram_plane + (rows - 1) * dram_row + row_bytes
+    local_extent = (planes - 1) * local_plane + (rows - 1) * local_row + row_bytes
+    capacity = SRAM if memory == "sram" else PARAM
+    return _case(
+        state,
+        make(
+            op, base=base, memory=memory, planes=planes, rows=rows, row_bytes=row_bytes,
+            dram_addr=_address(draw, dram_extent, DRAM - state.bases[base]), dram_row=dram_row, dram_plane=dram_plane,
+            local_addr=_address(draw, local_extent, capacity), local_row=local_row, local_plane=local_plane,
+        ),
+    )  # fmt: skip
+
+
+@st.composite
+def elementwise(draw: st.DrawFn, op: str = "ewlin") -> Case:
+    state = draw(states(machine()))
+    batch, rows, cols = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 40))
+    kinds = {name: draw(dtypes) for name in ("a", "b", "out")}
+    values: dict[str, Any] = {f"{name}_dtype": kind for name, kind in kinds.items()}
+    for name, kind in kinds.items():
+        values |= _window(draw, name, kind, batch, rows, cols)
+    if op == "ewlin":
+        if draw(st.booleans()):
+            values["b_addr"] = NO_ADDRESS
+        for name in ("a", "b"):
+            wide = kinds[name] == "i32"
+            limit = 2**30 if wide else 2**31 - 1
+            values[f"{name}_mul"] = draw(
+                st.one_of(st.sampled_from([0, 1, -1, limit, -limit]), st.integers(-limit, limit))
+            )
+            values[f"{name}_mul_addr"] = draw(st.one_of(st.just(NO_ADDRESS), st.integers(0, PARAM - 4 * cols)))
+            if wide and values[f"{name}_mul_addr"] != NO_ADDRESS:
+                low, high = draw(st.sampled_from([(-3, 4), (-(2**30), 2**30)]))
+                _put(state.param, values[f"{name}_mul_addr"], np.dtype("<i4"), _random(draw, low, high, cols))
+        values["bias_addr"] = draw(st.one_of(st.just(NO_ADDRESS), st.integers(0, PARAM - 4 * cols)))
+        _repair_multipliers(state, kinds, values, cols)
+    values |= {"batch": batch, "rows": rows, "cols": cols, "shift": draw(shifts), "out_zp": draw(zero_points)}
+    return _case(state, make(op, **values))
+
+
+def _repair_multipliers(state: MachineState, kinds: dict[str, str], values: dict[str, Any], cols: int) -> None:
+    """Two 32-bit vectors may overlap each other: clip both again until what the instruction reads is legal."""
+    for _ in range(2):
+        for name in ("a", "b"):
+            at = values[f"{name}_mul_addr"]
+            if kinds[name] == "i32" and at != NO_ADDRESS:
+                vector = np.ndarray((cols,), "<i4", state.param, at)
+                vector[np.abs(vector.astype(np.int64)) > 2**30] = 0
+
+
+def _random(draw: st.DrawFn, low: int, high: int, count: int) -> Any:
+    return np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(low, high, count)
+
+
+def _put(memory: Any, address: int, dtype: np.dtype[Any], values: Any) -> None:
+    np.ndarray((len(values),), dtype, memory, address)[...] = values
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    rows, cols, kind = draw(st.integers(1, 5)), draw(st.integers(1, 60)), draw(dtypes)
+    a, out = _window(draw, "a", "i16", 1, rows, cols), _window(draw, "out", kind, 1, rows, cols)
+    values: dict[str, Any] = {
+        "a_addr": a["a_addr"],
+        "a_row": a["a_row"],
+        "out_addr": out["out_addr"],
+        "out_row": out["out_row"],
+    }
+    values |= {"multiplier": draw(st.one_of(powers, st.integers(0, 65535))), "shift": draw(shifts)}
+    at = draw(st.integers(0, PARAM - 1026))
+    return _case(
+        state, make("table", rows=rows, cols=cols, table_addr=at, out_zp=draw(zero_points), out_dtype=kind, **values)
+    )
+
+
+@st.composite
+def layernorm_statistics(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    rows, cols = draw(st.integers(1, 6)), draw(st.integers(1, 70))
+    a = _window(draw, "a", "i16", 1, rows, cols)
+    epsilon = draw(st.one_of(st.integers(1, 1000), st.integers(1, 2**58 - 1)))
+    at = draw(st.integers(0, SRAM - 12 * rows))
+    return _case(
+        state, make("lnstat", a_addr=a["a_addr"], a_row=a["a_row"], rows=rows, cols=cols, stat_addr=at, epsilon=epsilon)
+    )
+
+
+@st.composite
+def layernorm_apply(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    rows, cols, kind = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(dtypes)
+    a, out = _window(draw, "a", "i16", 1, rows, cols), _window(draw, "out", kind, 1, rows, cols)
+    records = np.zeros(rows, STATISTICS)
+    records["sum"] = _random(draw, -cols * 32768, cols * 32767 + 1, rows)
+    records["mantissa"] = 1 << 20 if draw(st.booleans()) else _random(draw, 1 << 20, (1 << 21) + 1, rows)
+    records["shift"] = _random(draw, 21, 52, rows)
+    at = draw(st.integers(0, SRAM - 12 * rows))
+    _put(state.sram, at, STATISTICS, records)
+    return _case(
+        state,
+        make(
+            "lnapply", a_addr=a["a_addr"], a_row=a["a_row"], out_addr=out["out_addr"], out_row=out["out_row"],
+            rows=rows, cols=cols, stat_addr=at, out_dtype=kind, out_zp=draw(zero_points), shift=draw(shifts),
+            fraction_bits=draw(st.integers(0, 15)), g_addr=draw(st.integers(0, PARAM - 2 * cols)),
+            b_addr=draw(st.integers(0, PARAM - 4 * cols)),
+        ),
+    )  # fmt: skip
+
+
+@st.composite
+def exponentials(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    rows, cols, kind = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(st.sampled_from(["u8", "i16"]))
+    a, out = _window(draw, "a", "i16", 1, rows, cols), _window(draw, "out", kind, 1, rows, cols)
+    at = NO_ADDRESS
+    if draw(st.booleans()):
+        at = draw(st.integers(0, SRAM - 4))
+        _put(state.sram, at, np.dtype("<i4"), [draw(st.integers(-2, cols + 2))])
+    return _case(
+        state,
+        make(
+            "smexp", a_addr=a["a_addr"], a_row=a["a_row"], out_addr=out["out_addr"], out_row=out["out_row"], rows=rows,
+            cols=cols, sum_addr=draw(st.integers(0, SRAM - 4 * rows)), valid_addr=at, out_dtype=kind,
+            fraction_bits=draw(st.integers(0, 16)), p_bits=8 if kind == "u8" else draw(st.integers(8, 15)),
+        ),
+    )  # fmt: skip
+
+
+@st.composite
+def reciprocals(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    rows = draw(st.integers(1, 50))
+    at = draw(st.integers(0, SRAM - 4 * rows))
+    high = draw(st.sampled_from([2, 300, 2**16, 2**31]))
+    _put(state.sram, at, np.dtype("<i4"), _random(draw, 1, high, rows))
+    multiplier, shift = draw(st.integers(2**30, 2**31 - 1)), draw(st.integers(0, 63))
+    out = draw(st.integers(0, SRAM - 4 * rows))
+    return _case(state, make("recip", sum_addr=at, out_addr=out, rows=rows, multiplier=multiplier, shift=shift))
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> Machine:
+    """MAC arrays of any accumulator width, overflow mode and rounding; few rows, so that a product has several folds."""
+    bits = draw(st.sampled_from([24, 25, 32, 40, 48]))
+    wide = bits <= 32 and draw(st.booleans())
+    rounding = draw(st.sampled_from(["single", "double"])) if wide else "single"
+    return machine(
+        rows=draw(st.sampled_from([1, 3, 8, 64])), acc_bits=bits, overflow=draw(st.sampled_from(["saturate", "wrap", "trap"])),
+        requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding,
+    )  # fmt: skip
+
+
+def _records(draw: st.DrawFn, state: MachineState, count: int) -> Any:
+    bits = state.machine.mac_array.requant_multiplier_bits
+    records = np.zeros(count, RECORD)
+    width = draw(st.sampled_from([4, 23, 40, 47]))
+    bias = _random(draw, -(1 << width), 1 << width, count)
+    records["bias_low"], records["bias_high"] = bias & 0xFFFF_FFFF, bias >> 32
+    records["zero_point"] = _random(draw, -128, 128, count)
+    records["multiplier"], records["shift"] = _scales(draw, count, bits)
+    return records
+
+
+def _scales(draw: st.DrawFn, count: int, bits: int) -> tuple[Any, Any]:
+    """Multipliers and shifts: any, or 2^n with a shift a little above n, where many sums are ties."""
+    if draw(st.booleans()):
+        exponent = _random(draw, 0, bits - 1, count)
+        return 1 << exponent, exponent + _random(draw, 1, 4, count)
+    return _random(draw, 0, 1 << (bits - 1), count), _random(draw, 1, 63, count)
+
+
+@st.composite
+def matmuls(draw: st.DrawFn) -> Case:
+    state = draw(states(draw(arrays())))
+    a_kind, b_kind = draw(st.sampled_from(MODES))
+    out_kind, mode = draw(dtypes), draw(st.sampled_from(RQ_MODES))
+    m, k, n = draw(st.integers(1, 9)), draw(st.integers(1, 33)), draw(st.integers(1, 20))
+    batch0, batch1 = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    values: dict[str, Any] = {"a_dtype": a_kind, "b_dtype": b_kind, "out_dtype": out_kind, "rq_mode": mode}
+    for name, rows, cols, size in (("a", m, k, size_of(a_kind)), ("out", m, n, size_of(out_kind))):
+        row = _stride(draw, cols * size, repeat=name == "a")
+        b1 = _stride(draw, rows * max(row, cols * size), repeat=name == "a")
+        b0 = _stride(draw, batch1 * max(b1, rows * max(row, cols * size)), repeat=name == "a")
+        extent = (batch0 - 1) * b0 + (batch1 - 1) * b1 + (rows - 1) * row + cols * size
+        values |= {f"{name}_row": row, f"{name}_b1": b1, f"{name}_b0": b0, f"{name}_addr": _address(draw, extent, SRAM)}
+    size = size_of(b_kind)
+    b_k, b_n = draw(st.sampled_from([(n * size, size), (size, k * size), (0, size), (n * size + 3, size + 1)]))
+    b_b0, b_b1 = draw(st.sampled_from([(0, 0), (2 * n * k * size, n * k * size), (17, 5)]))
+    extent = (batch0 - 1) * b_b0 + (batch1 - 1) * b_b1 + (k - 1) * b_k + (n - 1) * b_n + size
+    values |= {"b_k": b_k, "b_n": b_n, "b_b0": b_b0, "b_b1": b_b1, "b_addr": _address(draw, extent, SRAM)}
+    if mode == "row":
+        count = batch0 * batch1 * m
+        rows = np.zeros(count, ROW_RECORD)
+        rows["multiplier"], rows["shift"] = _scales(draw, count, 16)
+        values["rq_addr"] = draw(st.integers(0, SRAM - 4 * count))
+        _put(state.sram, values["rq_addr"], ROW_RECORD, rows)
+    else:
+        count = n if mode == "channel" else 1
+        values["rq_addr"] = draw(st.integers(0, PARAM - 12 * count))
+        _put(state.param, values["rq_addr"], RECORD, _records(draw, state, count))
+    values |= {"m": m, "k": k, "n": n, "batch0": batch0, "batch1": batch1, "out_zp": draw(zero_points)}
+    return _case(state, make("matmul", **values))
+
+
+FAMILIES: dict[str, st.SearchStrategy[Case]] = {
+    "dma": dma(),
+    "matmul": matmuls(),
+    "ewlin": elementwise(),
+    "ewmul": elementwise("ewmul"),
+    "table": tables(),
+    "lnstat": layernorm_statistics(),
+    "lnapply": layernorm_apply(),
+    "smexp": exponentials(),
+    "recip": reciprocals(),
+}
+"""Every instruction that computes or moves, by name of its strategy."""
+
+
+@st.composite
+def any_fields(draw: st.DrawFn, spec: Instruction) -> dict[str, int]:
+    """A value for every field of an instruction but the opcode, legal to encode though not always to execute."""
+    values = {}
+    for f in spec.by_name.values():
+        if f.name != "opcode":
+            high = len(f.names) - 1 if f.names else f.high
+            values[f.name] = draw(st.one_of(st.sampled_from([f.low, high]), st.integers(f.low, high)))
+    return values
+
+
+def small_program(edit: Callable[[dict[str, Any]], None] | None = None) -> Program:
+    """Two steps that add the step's noise to a state of 16 values; ``edit`` changes the constructor's arguments."""
+    values: dict[str, Any] = {
+        "machine": machine(),
+        "prologue": assemble("barrier unit=vector\n"),
+        "step": assemble(
+            "load unit=load dram_addr=0x140 memory=sram local_addr=0 row_bytes=64 rows=1 planes=1\n"
+            "load unit=load base=2 memory=sram local_addr=0x40 row_bytes=32 rows=1 planes=1\n"
+            "load unit=load base=1 memory=param local_addr=0 row_bytes=64 rows=1 planes=1 signal_raw=8\n"
+            "ewlin unit=vector a_addr=0 b_addr=0x40 out_addr=0 rows=1 cols=16 batch=1 a_dtype=i32 b_dtype=i16 "
+            "out_dtype=i32 shift=1 a_mul=2 b_mul=3 a_mul_addr=0xffffffff b_mul_addr=0xffffffff bias_addr=0 layer=1 "
+            "wait_raw=1 signal_raw=2\n"
+            "store unit=store dram_addr=0x140 memory=sram local_addr=0 row_bytes=64 rows=1 planes=1 wait_raw=8\n"
+            "barrier unit=vector\n"
+        ),
+        "constants": np.arange(64, dtype=np.uint8),
+        "sets": np.arange(128, dtype=np.uint8).reshape(2, 64) % 2,
+        "set_address": 64,
+        "dram_bytes": 0x200,
+        "buffers": {"noise": Buffer(0xC0, "i16", (2, 16)), "state": Buffer(0x140, "i32", (16,))},
+        "layers": ("", "sampler.add"),
+        "host": {"state_fraction_bits": 24},
+    }
+    if edit:
+        edit(values)
+    return Program(**values)
