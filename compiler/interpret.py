@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ class Interpreter:
     def __init__(self, graph: Graph, inputs: dict[str, Array]) -> None:
         self.graph = graph
         self.tensors: dict[str, Array] = {name: np.asarray(array, np.int64) for name, array in inputs.items()}
-        self.on_op: Any = None
+        self.on_op: Callable[[Op, dict[str, Array], Array], None] | None = None
 
     def read(self, name: str, step: int) -> Array:
         value = self.graph.values[name]

@@ -9,6 +9,7 @@ from compiler.lower import lower
 from compiler.passes import PASSES
 from compiler.schedule.build import build_program
 from compiler.verify import verify
+from compiler.verify_graph import verify_graph
 from models.quantize import QuantizedModel
 from npusim.config import Machine
 from npusim.isa.assembly import disassemble
@@ -18,15 +19,19 @@ Dump = Callable[[str, str], None]
 
 
 def integer_graph(qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None) -> Graph:
-    """Lower and run every pass. ``dump(stage, text)`` receives each stage as text."""
+    """Lower and run every pass, checking the graph after each. ``dump(stage, text)`` receives each stage as text."""
     graph = lower(qm, attention_bits)
-    if dump:
-        dump("00_lower", graph.text())
+    _finish("00_lower", graph, dump)
     for number, one_pass in enumerate(PASSES, 1):
         graph = one_pass(graph)
-        if dump:
-            dump(f"{number:02d}_{one_pass.__name__}", graph.text())
+        _finish(f"{number:02d}_{one_pass.__name__}", graph, dump)
     return graph
+
+
+def _finish(stage: str, graph: Graph, dump: Dump | None) -> None:
+    verify_graph(graph, stage)
+    if dump:
+        dump(stage, graph.text())
 
 
 def compile_model(qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None) -> Program:

@@ -1,0 +1,111 @@
+"""Legality of an integer graph: every value defined once and before it is read, every shape as its operation needs it.
+
+The compiler checks the graph after lowering and after each pass; ``compiler/verify.py`` checks the program at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.graph import BITS, Graph, Op, Value
+from compiler.semantics import SEMANTICS
+from npusim.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+def verify_graph(graph: Graph, stage: str = "graph") -> None:
+    """Raise UserError naming ``stage``, the operation or value, its layer and the rule if the graph is not legal."""
+    for value in graph.values.values():
+        for rule in _value_faults(graph, value):
+            raise UserError(f"{stage}: value %{value.name}: {rule}")
+    written: dict[str, NDArray[np.bool_]] = {}
+    for phase, ops in (("prologue", graph.prologue), ("step", graph.step)):
+        for index, op in enumerate(ops):
+            for rule in _op_faults(graph, op, written):
+                where = f"{phase} operation {index} ({op.kind} of layer {op.layer})"
+                raise UserError(f"{stage}: {where}: {rule}")
+    for name in graph.outputs:
+        if name not in graph.values or not _defined(graph, graph.values[name], written):
+            raise UserError(f"{stage}: output %{name} is not computed")
+
+
+def _value_faults(graph: Graph, value: Value) -> Iterator[str]:
+    if value.dtype not in BITS:
+        yield f"type {value.dtype}; allowed: {', '.join(BITS)}"
+    if not value.shape or min(value.shape) < 1:
+        yield f"shape {value.shape}; allowed: positive sizes"
+    if value.kind in ("const", "step_const") and value.base is None:
+        expected = (graph.steps, *value.shape) if value.kind == "step_const" else value.shape
+        if value.data is None or value.data.shape != expected:
+            yield f"constant data {None if value.data is None else value.data.shape}; allowed: {expected}"
+    if value.base is not None:
+        owner = graph.values.get(value.base)
+        if owner is None or owner.base is not None:
+            yield f"views %{value.base}, which is no tensor of its own"
+        elif value.row + value.shape[0] > owner.shape[0] or value.col + value.shape[1] > owner.shape[1]:
+            yield f"rows {value.row}.. and columns {value.col}.. reach outside %{owner.name} {owner.shape}"
+
+
+def _op_faults(graph: Graph, op: Op, written: dict[str, NDArray[np.bool_]]) -> Iterator[str]:
+    """Faults of one operation; records in ``written`` what it computes."""
+    if op.kind not in SEMANTICS:
+        yield f"unknown kind; allowed: {', '.join(SEMANTICS)}"
+    for role, name in [*op.inputs.items(), ("output", op.output)]:
+        if name not in graph.values:
+            yield f"{role} %{name} does not exist"
+    for role, name in op.inputs.items():
+        if not _defined(graph, graph.values[name], written):
+            yield f"{role} %{name} is read before it is computed"
+    output = graph.values[op.output]
+    if output.kind != "value":
+        yield f"writes %{op.output}, which is of kind {output.kind}"
+    part = _part(graph, output, written)
+    if part.any():
+        yield f"writes %{op.output} a second time"
+    part[...] = True
+    shapes = {role: graph.values[name].shape for role, name in op.inputs.items()}
+    for role, expected in _expected_shapes(graph, op, shapes).items():
+        given = output.shape if role == "output" else shapes[role]
+        if given != expected:
+            yield f"{role} has shape {given}; allowed: {expected}"
+
+
+def _part(graph: Graph, value: Value, written: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """The elements of ``value`` in the map of computed elements of its owner."""
+    owner = graph.base(value.name)
+    whole = written.setdefault(owner.name, np.zeros(owner.shape, np.bool_))
+    if value.base is None:
+        return whole
+    return whole[value.row : value.row + value.shape[0], value.col : value.col + value.shape[1]]
+
+
+def _defined(graph: Graph, value: Value, written: dict[str, NDArray[np.bool_]]) -> bool:
+    return value.kind != "value" or bool(_part(graph, value, written).all())
+
+
+def _expected_shapes(graph: Graph, op: Op, given: dict[str, Shape]) -> dict[str, Shape]:
+    """What an operation demands of its operands, by role; from its first operand on."""
+    if op.kind in ("linear", "linear_centred"):
+        rows, channels = given["x"][0], given["weight"][0]
+        vectors = {role: (channels,) for role in given if role not in ("x", "weight")}
+        return {"x": (rows, given["weight"][1]), "output": (rows, channels), **vectors}
+    if op.kind == "attention":
+        keys = {"k": (given["k"][0], given["q"][1]), "v": (given["k"][0], given["q"][1]), "valid": (1, 1)}
+        return {role: shape for role, shape in keys.items() if role in given} | {"output": given["q"]}
+    if op.kind in ("const_add", "const_scale"):
+        return {}
+    first = "a" if "a" in given else "x"
+    tables = {"position": (graph.positions, given[first][1]), "frame": (graph.frames, given[first][1])}
+    expected: dict[str, Shape] = {"output": given[first]}
+    for role in given:
+        if role == "b" and op.kind in ("elementwise", "product"):
+            expected[role] = tables.get(op.attrs.get("b_rows", ""), given[first])
+        elif role == "table":
+            expected[role] = (513,)
+        elif role != first:
+            expected[role] = (given[first][1],)
+    return expected
