@@ -27,6 +27,7 @@ from models.sample import Predictor, denoise
 from models.stats import (
     BRANCHES,
     CalibrationStats,
+    calibrated_points,
     executed_linears,
     input_channels,
     measured_outputs,
@@ -59,10 +60,9 @@ class Recorder:
         self.caption = ""
         self._linears = executed_linears(model)
         self._outputs = measured_outputs(model)
-        names = [f"{name}:{side}" for name in self._linears for side in ("in", "out")]
-        names += [f"{name}:out" for name in self._outputs]
-        self.minimum = {name: np.full((steps, len(BRANCHES)), np.inf, np.float32) for name in names}
-        self.maximum = {name: np.full((steps, len(BRANCHES)), -np.inf, np.float32) for name in names}
+        points = calibrated_points(model)
+        self.minimum = {point: np.full((steps, len(BRANCHES)), np.inf, np.float32) for point in points}
+        self.maximum = {point: np.full((steps, len(BRANCHES)), -np.inf, np.float32) for point in points}
         self.absmax = {
             f"{name}:in": np.zeros((steps, len(BRANCHES), input_channels(module)), np.float32)
             for name, module in self._linears.items()

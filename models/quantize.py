@@ -25,7 +25,7 @@ from torch import nn
 from models.errors import ModelError
 from models.grid import AsymmetricGrid, Float64, Int64
 from models.iddpm import IDDPM
-from models.stats import CalibrationStats, executed_linears, weights_sha256
+from models.stats import CalibrationStats, calibrated_points, executed_linears, input_channels, weights_sha256
 from models.stdit import STDiT, STDiTBlock
 from models.store import check_array, load_arrays, save_arrays
 
@@ -155,8 +155,19 @@ class QuantizedModel:
             raise ModelError(
                 f"{path}: 'range_of_step' is {range_of_step.tolist()}, allowed are ranges 0..R-1, all used"
             )
+        skeleton = _skeleton(path, metadata["config"])
+        shapes = {
+            name: (len(module.weight), input_channels(module)) for name, module in executed_linears(skeleton).items()
+        }
+        for field, listed, known in (
+            ("linears", metadata["linears"], shapes),
+            ("points", metadata["points"], calibrated_points(skeleton)),
+        ):
+            if different := sorted(set(listed) ^ set(known)):
+                raise ModelError(f"{path}: metadata field '{field}' lacks or adds '{different[0]}'")
         linears = {
-            name: _load_linear(path, arrays, name, act_bits, ranges) for name, act_bits in metadata["linears"].items()
+            name: _load_linear(path, arrays, name, shapes[name], act_bits, ranges)
+            for name, act_bits in metadata["linears"].items()
         }
         absmax = {
             point: check_array(path, arrays, f"point_absmax/{point}", (ranges,), np.float64)
@@ -164,7 +175,7 @@ class QuantizedModel:
         }
         constants: dict[str, Any] = {
             name: check_array(path, arrays, name, shape, np.float64)
-            for name, shape in _constant_shapes(path, metadata).items()
+            for name, shape in _constant_shapes(skeleton, steps).items()
         }
         expected = {"range_of_step", *constants, *(f"point_absmax/{point}" for point in absmax)}
         expected.update(f"linears/{name}/{field}" for name in linears for field in _LINEAR_FIELDS)
@@ -316,17 +327,13 @@ def _quantize_linear(
 
 
 def _load_linear(
-    path: Path, arrays: Mapping[str, NDArray[Any]], name: str, act_bits: int, ranges: int
+    path: Path, arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, int], act_bits: int, ranges: int
 ) -> QuantizedLinear:
     if act_bits not in ACT_BITS:
         raise ModelError(f"{path}: linear '{name}' has act_bits={act_bits}, allowed: {', '.join(map(str, ACT_BITS))}")
-    prefix = f"linears/{name}"
-    weight = arrays.get(f"{prefix}/weight_q")
-    if weight is None or weight.ndim != 2:
-        raise ModelError(f"{path}: tensor '{prefix}/weight_q' is missing or not a matrix")
-    rows, columns = weight.shape
+    prefix, rows = f"linears/{name}", shape[0]
     linear = QuantizedLinear(
-        weight_q=check_array(path, arrays, f"{prefix}/weight_q", (rows, columns), np.uint8),
+        weight_q=check_array(path, arrays, f"{prefix}/weight_q", shape, np.uint8),
         weight_scale=check_array(path, arrays, f"{prefix}/weight_scale", (rows,), np.float64),
         weight_zp=check_array(path, arrays, f"{prefix}/weight_zp", (rows,), np.int64),
         bias=check_array(path, arrays, f"{prefix}/bias", (rows,), np.float64),
@@ -343,22 +350,23 @@ def _load_linear(
     return linear
 
 
-def _constant_shapes(path: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the constants by the STDiT constructor arguments in the metadata."""
-    config, steps = metadata["config"], metadata["num_steps"]
+def _skeleton(path: Path, config: Mapping[str, Any]) -> STDiT:
+    """An STDiT of this configuration without memory for its weights: the shapes that a file must have."""
     try:
-        (frames, height, width), (patch_t, patch_h, patch_w) = config["input_size"], config["patch_size"]
-        hidden, depth = config["hidden_size"], config["depth"]
-        tokens, channels = config["model_max_length"], config["caption_channels"]
-        spatial, temporal = (height // patch_h) * (width // patch_w), frames // patch_t
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: metadata field 'config' lacks or garbles an STDiT argument ({error!r})") from error
+        with torch.device("meta"):
+            return STDiT(**config)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, ModelError) as error:
+        raise ModelError(f"{path}: metadata field 'config' does not describe an STDiT ({error})") from error
+
+
+def _constant_shapes(model: STDiT, steps: int) -> dict[str, tuple[int, ...]]:
+    hidden = model.hidden_size
     return {
         "t0": (steps, 6, hidden),
         "te": (steps, hidden),
-        "scale_shift_table": (depth, 6, hidden),
+        "scale_shift_table": (len(model.blocks), 6, hidden),
         "final_table": (2, hidden),
-        "pos_embed": (spatial, hidden),
-        "pos_embed_temporal": (temporal, hidden),
-        "y_embedding": (tokens, channels),
+        "pos_embed": (model.num_spatial, hidden),
+        "pos_embed_temporal": (model.num_temporal, hidden),
+        "y_embedding": tuple(model.y_embedder.y_embedding.shape),
     }

@@ -54,6 +54,12 @@ def measured_outputs(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def calibrated_points(model: nn.Module) -> list[str]:
+    """The names of all points, inputs of linears first."""
+    inputs = [f"{name}:in" for name in executed_linears(model)]
+    return inputs + [f"{name}:out" for name in (*executed_linears(model), *measured_outputs(model))]
+
+
 def input_channels(module: nn.Linear | nn.Conv3d) -> int:
     """K of the layer seen as a linear: for the patch embedding, the values of one patch in all channels."""
     return int(module.weight[0].numel())
@@ -160,8 +166,7 @@ class CalibrationStats:
             ModelError: a point is missing, unknown, or has another number of channels.
         """
         linears = executed_linears(model)
-        expected = {f"{name}:{side}" for name in linears for side in ("in", "out")}
-        expected |= {f"{name}:out" for name in measured_outputs(model)}
+        expected = set(calibrated_points(model))
         for message, points in (("lack", expected - set(self.minimum)), ("have unknown", set(self.minimum) - expected)):
             if points:
                 raise ModelError(f"calibration statistics {message} point '{min(points)}' ({len(points)} in all)")

@@ -138,8 +138,13 @@ LINEAR = "linears/blocks.0.mlp.fc1"
         (lambda a, m: m["linears"].update({"blocks.0.mlp.fc1": 7}), "act_bits=7, allowed: 8, 16"),
         (lambda a, m: m.pop("method"), "field 'method' is missing"),
         (lambda a, m: m.update(linears=[]), "field 'linears' is missing or not of type dict"),
-        (lambda a, m: m["config"].pop("depth"), "field 'config' lacks or garbles"),
-        (lambda a, m: m["config"].update(depth=3), r"allowed is float64\[3, 6, 32\]"),
+        (lambda a, m: m["linears"].pop("blocks.0.mlp.fc1"), r"field 'linears' lacks or adds 'blocks\.0\.mlp\.fc1'"),
+        (lambda a, m: m["points"].remove("tap_embed:out"), "field 'points' lacks or adds 'tap_embed:out'"),
+        (lambda a, m: m["config"].update(hidden=3), "field 'config' does not describe an STDiT"),
+        (lambda a, m: m["config"].update(num_heads=3), r"field 'config' does not .* must be a multiple of num_heads=3"),
+        (lambda a, m: m["config"].update(num_heads=0), "field 'config' does not describe an STDiT"),
+        (lambda a, m: m["config"].update(depth=3), r"field 'linears' lacks or adds 'blocks\.2"),
+        (lambda a, m: m["config"].update(caption_channels=99), r"fc1/weight_q' is .*allowed is uint8\[32, 99\]"),
     ],
 )
 def test_altered_files_are_refused(quantized: QuantizedModel, tmp_path: Path, change: Any, message: str) -> None:
