@@ -214,7 +214,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command-line entry; returns the exit code (2 on a user error)."""
+    """Command-line entry; returns the exit code (2 on a user error, 130 on Ctrl-C)."""
     options = parse_arguments(arguments)
     console = Console(soft_wrap=True)
     try:
@@ -230,6 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         return 2
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last saved state")
+        return 130
     return 0
 
 

@@ -171,6 +171,15 @@ def test_user_errors_are_one_line_and_exit_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "VaeObjective", interrupted)
+    assert main(["vae", "--total-steps", "5"]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_absent_cuda_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stdit", "--total-steps", "5", "--device", "cuda"]) == 2
