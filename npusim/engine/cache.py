@@ -44,9 +44,11 @@ def cache_folder() -> Path | None:
     chosen, xdg = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
     if chosen:
         parent = Path(chosen)
+    elif os.path.isabs(xdg):
+        parent = Path(xdg, "npusim")
     else:
-        parent = (Path(xdg) if os.path.isabs(xdg) else Path("~/.cache").expanduser()) / "npusim"
-    folder = parent / f"kernels-{source_key()}"
+        parent = Path.home().joinpath(".cache", "npusim")
+    folder = parent.joinpath(f"kernels-{source_key()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

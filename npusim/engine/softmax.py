@@ -34,7 +34,7 @@ def exponential(a: Any, valid: int, fraction_bits: int, p_bits: int, out: Any, s
 
 
 @kernel
-def divide(sums: Any, factor: int, shift: int, out: Any) -> None:
+def invert(sums: Any, factor: int, shift: int, out: Any) -> None:
     """Per row the 16-bit multiplier and the shift of ``factor * 2^-shift / sum``, to ``out`` int32 (2, rows)."""
     for i in range(sums.size):
         mantissa, down = reciprocal(sums[i])
@@ -52,6 +52,6 @@ def execute_exp(state: Any, ins: Decoded) -> None:
 
 def execute_recip(state: Any, ins: Decoded) -> None:
     out = np.empty((2, ins.rows), np.int32)
-    divide(sums_of(state, ins), ins.multiplier, ins.shift, out)
+    invert(sums_of(state, ins), ins.multiplier, ins.shift, out)
     records = state.vector("sram", ins.out_addr, ROW_RECORD, ins.rows)
     records["multiplier"], records["shift"] = out

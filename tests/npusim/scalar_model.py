@@ -87,7 +87,7 @@ def matmul(state: MachineState, ins: Decoded) -> Iterator[Write]:
             raise OverflowError
         return min(max(value, low), high) if array.overflow == "saturate" else (value - low) % (high - low + 1) + low
 
-    a_size, b_size, out_size = (TYPES[dtype][0] for dtype in (ins.a_dtype, ins.b_dtype, ins.out_dtype))
+    a_size, out_size = TYPES[ins.a_dtype][0], TYPES[ins.out_dtype][0]
     for i0, i1, m, n in product(range(ins.batch0), range(ins.batch1), range(ins.m), range(ins.n)):
         a_at = ins.a_addr + i0 * ins.a_b0 + i1 * ins.a_b1 + m * ins.a_row
         b_at = ins.b_addr + i0 * ins.b_b0 + i1 * ins.b_b1 + n * ins.b_n

@@ -263,12 +263,13 @@ def reciprocals(draw: st.DrawFn) -> Case:
 
 @st.composite
 def arrays(draw: st.DrawFn) -> Machine:
-    """MAC arrays of any accumulator width, overflow mode and rounding; few rows, so that a product has several folds."""
+    """MAC arrays of any accumulator width, overflow mode and rounding; few rows, so that sums have several folds."""
     bits = draw(st.sampled_from([24, 25, 32, 40, 48]))
     wide = bits <= 32 and draw(st.booleans())
     rounding = draw(st.sampled_from(["single", "double"])) if wide else "single"
+    overflow = draw(st.sampled_from(["saturate", "wrap", "trap"]))
     return machine(
-        rows=draw(st.sampled_from([1, 3, 8, 64])), acc_bits=bits, overflow=draw(st.sampled_from(["saturate", "wrap", "trap"])),
+        rows=draw(st.sampled_from([1, 3, 8, 64])), acc_bits=bits, overflow=overflow,
         requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding,
     )  # fmt: skip
 

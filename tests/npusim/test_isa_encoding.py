@@ -1,4 +1,4 @@
-"""Instruction words: one table, no overlapping fields, every field survives a round trip, every bad value is refused."""
+"""Instruction words: no overlapping fields, every field survives a round trip, every bad value is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reference does for each family: equal to a third implementation, inside its footprint, near to real arithmetic."""
+"""The reference, family by family: equal to a third implementation, inside its footprint, near to real arithmetic."""
 
 from __future__ import annotations
 
@@ -156,8 +156,8 @@ def test_padded_keys_give_the_bits_of_the_compacted_ones() -> None:
         reference.execute(
             state,
             [
-                make("smexp", rows=4, cols=cols, a_row=2 * cols, out_row=64, out_addr=1024, sum_addr=2048, valid_addr=4000,
-                     out_dtype="i16", p_bits=15, fraction_bits=8),
+                make("smexp", rows=4, cols=cols, a_row=2 * cols, out_row=64, out_addr=1024, sum_addr=2048,
+                     valid_addr=4000, out_dtype="i16", p_bits=15, fraction_bits=8),
                 make("recip", rows=4, sum_addr=2048, out_addr=2100, multiplier=1 << 30, shift=30),
             ],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The ISA's arithmetic against Python integers, fractions and float64: rounding, saturation, error bounds, read-only tables."""
+"""The ISA's arithmetic against Python integers, fractions and float64: rounding, saturation, error bounds, tables."""
 
 from __future__ import annotations
 

@@ -1,0 +1,263 @@
+"""The engine has the reference's bits on every kind of instruction, and a slip in it would be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from npusim import engine, numerics, reference
+from npusim.engine import elementwise, matmul, scalar, table, threads
+from npusim.isa import ALL
+from npusim.isa.encoding import Decoded
+from npusim.isa.matmul import RECORD
+from npusim.memory import MachineState
+from tests.npusim.strategies import DRAM, FAMILIES, Case, machine, make, small_program
+
+MEMORIES = ("dram", "sram", "param")
+
+
+def outcome(execute: Callable[..., None], state: MachineState, ins: Decoded) -> tuple[str, MachineState]:
+    """The message of an overflow, or "", and the state afterwards."""
+    twin = state.copy()
+    try:
+        execute(twin, [ins])
+    except OverflowError as error:
+        return str(error), twin
+    return "", twin
+
+
+def agree(state: MachineState, ins: Decoded) -> bool:
+    (fault, a), (expected, b) = outcome(engine.execute, state, ins), outcome(reference.execute, state, ins)
+    return fault == expected and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in MEMORIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engine_equals_reference(family: str) -> None:
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @given(FAMILIES[family])
+    def check(case: Case) -> None:
+        assert agree(case.state, case.ins)
+
+    check()
+
+
+def test_every_instruction_has_a_kernel() -> None:
+    assert set(engine.EXECUTORS) == {spec.mnemonic for spec in ALL}
+
+
+def ramp(dtype: Any = np.int16) -> MachineState:
+    """SRAM holds -8192, -8191, ... as ``dtype``: every shift by a few bits meets its ties on both sides of 0."""
+    state = MachineState(machine(), DRAM)
+    count = state.sram.size // np.dtype(dtype).itemsize // 2
+    state.vector("sram", 0, dtype, count)[:] = np.arange(count) - count // 2
+    return state
+
+
+HALF = 32768
+TIES = {
+    "ewlin": make("ewlin", a_dtype="i16", out_dtype="i16", rows=64, cols=256, batch=1, a_row=512, out_row=512, shift=3,
+                  a_mul=1, out_addr=HALF, b_addr=0xFFFFFFFF, a_mul_addr=0xFFFFFFFF, bias_addr=0xFFFFFFFF),
+    "ewmul": make("ewmul", a_dtype="i16", b_dtype="i16", out_dtype="i32", rows=16, cols=256, batch=1, a_row=512,
+                  out_row=1024, shift=5, out_addr=HALF, b_addr=16100, b_row=512),
+    "table": make("table", out_dtype="i16", rows=64, cols=256, a_row=512, out_row=512, multiplier=1 << 4,
+                  shift=10, out_addr=HALF),
+    "lnapply": make("lnapply", out_dtype="i16", rows=64, cols=64, a_addr=12288, a_row=128, out_row=128, shift=1,
+                    stat_addr=HALF + 16384, fraction_bits=15, out_addr=HALF, g_addr=2048, b_addr=4096),
+    "matmul": make("matmul", a_dtype="i16", b_dtype="i8", out_dtype="i16", rq_mode="channel", m=64, k=1, n=16, batch0=1,
+                   batch1=1, a_row=2, b_addr=HALF - 16, b_n=1, b_k=16, out_addr=HALF, out_row=32, rq_addr=0),
+}  # fmt: skip
+"""Instructions on the ramp whose results are exact ties very often."""
+
+
+def tied(op: str) -> MachineState:
+    state = ramp()
+    if op == "table":
+        state.vector("param", 0, np.int16, 513)[:] = np.arange(513) * 3 - 700
+    if op == "lnapply":
+        statistics = state.vector("sram", HALF + 16384, np.int32, 64 * 3).reshape(64, 3)
+        statistics[:] = [65, 1 << 20, 36]  # (64 x - 65) / 2: an integer and a half
+        state.vector("param", 2048, np.int16, 64)[:] = 1
+    if op == "matmul":
+        state.vector("sram", HALF - 16, np.int8, 16)[:] = np.arange(16) - 8
+        records = np.zeros(16, RECORD)
+        records["multiplier"], records["shift"] = 1 << 10, np.arange(16) % 4 + 11
+        state.vector("param", 0, RECORD, 16)[:] = records
+    return state
+
+
+@pytest.mark.parametrize("op", TIES)
+def test_exact_ties(op: str) -> None:
+    assert agree(tied(op), TIES[op])
+
+
+def test_the_ties_are_there() -> None:
+    """Rounding half down instead of half up changes many results of each of them."""
+    for op in TIES:
+        state, slipped = tied(op), tied(op)
+        engine.execute(state, [TIES[op]])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(numerics, "rescale", half_down)
+            reference.execute(slipped, [TIES[op]])
+        assert np.count_nonzero(state.sram != slipped.sram) > 100, op
+
+
+def half_down(value: Any, multiplier: Any, shift: Any) -> Any:
+    v, m, s = (np.asarray(a, np.int64) for a in (value, multiplier, shift))
+    return (v * m + (np.int64(1) << (s - 1)) - 1) >> s
+
+
+SLIPS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "half down": lambda value, multiplier, shift: (value * multiplier + (1 << (shift - 1)) - 1) >> shift,
+    "no rounding": lambda value, multiplier, shift: (value * multiplier) >> shift,
+    "half away from zero": lambda value, multiplier, shift: (
+        (value * multiplier + (1 << (shift - 1)) - (1 if value < 0 else 0)) >> shift
+    ),
+    "half to even": lambda value, multiplier, shift: (
+        (value * multiplier + (1 << (shift - 1)) - (1 - ((value * multiplier) >> shift & 1))) >> shift
+    ),
+}
+
+
+def rebuilt(kernel: Any, **names: Any) -> Any:
+    """A kernel's source compiled anew with other global ``names``."""
+    function = kernel.py_func
+    return numba.njit(FunctionType(function.__code__, {**function.__globals__, **names}))
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_rounding_slip_in_a_kernel_is_seen(slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = numba.njit(SLIPS[slip])
+    monkeypatch.setattr(elementwise, "linear", rebuilt(elementwise.linear, rescale=wrong))
+    assert not agree(tied("ewlin"), TIES["ewlin"])
+
+
+def test_slips_in_other_kernels_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = numba.njit(SLIPS["half down"])
+    requantize = rebuilt(scalar.requantize, rescale=wrong)
+    monkeypatch.setattr(table, "look_up", rebuilt(table.look_up, requantize=requantize))
+    assert not agree(tied("table"), TIES["table"])
+    monkeypatch.setattr(matmul, "product", rebuilt(matmul.product, requantize=requantize))
+    assert not agree(tied("matmul"), TIES["matmul"])
+
+
+@pytest.mark.parametrize("mode", ["u8 i8", "i8 i8", "i16 i8", "i16 i16"])
+@pytest.mark.parametrize("extreme", [-1, 1])
+def test_long_sums_of_extreme_products(mode: str, extreme: int) -> None:
+    """Sums that leave int32, so that segments of k matter, and the largest that the 40-bit accumulators meet."""
+    a_kind, b_kind = mode.split()
+    state = MachineState(machine(), DRAM)
+    k, a_size, b_size = 1500, 1 + a_kind.startswith("i16"), 1 + b_kind.startswith("i16")
+    low = {"u8": 0, "i8": -128, "i16": -32768}
+    a, b = (
+        state.vector("sram", 1, np.dtype(f"<{a_kind[0]}{a_size}"), 5 * k),
+        state.vector("sram", 20001, f"<i{b_size}", 6 * k),
+    )
+    a[:] = low[a_kind] if a_kind != "u8" else 255
+    b[:] = low[b_kind] if extreme == 1 or b_kind == "i8" else 32767
+    records = np.zeros(1, RECORD)
+    records["multiplier"], records["shift"], records["zero_point"] = 32767, 20, -128
+    state.vector("param", 0, RECORD, 1)[:] = records
+    ins = make(
+        "matmul", a_dtype=a_kind, b_dtype=b_kind, out_dtype="i32", rq_mode="tensor", m=5, k=k, n=6, batch0=1, batch1=1,
+        a_addr=1, a_row=k * a_size, b_addr=20001, b_k=6 * b_size, b_n=b_size, out_addr=40001, out_row=24,
+    )  # fmt: skip
+    assert agree(state, ins)
+
+
+def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WORK_PER_THREAD", 1)
+    monkeypatch.setattr(threads.SETTINGS, "NUMBA_NUM_THREADS", 3)
+    for op, ins in TIES.items():
+        assert agree(tied(op), ins)
+
+
+def test_overflows_are_counted_in_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WORK_PER_THREAD", 1)
+    monkeypatch.setattr(threads.SETTINGS, "NUMBA_NUM_THREADS", 3)
+    state = MachineState(machine(acc_bits=24, overflow="trap"), DRAM)
+    state.vector("sram", 0, np.int16, 64 * 8)[-8:] = 32767  # only the last row overflows
+    state.vector("sram", 2048, np.int8, 8)[:] = 127
+    state.vector("param", 0, RECORD, 1)["shift"] = 1
+    ins = make(
+        "matmul", a_dtype="i16", b_dtype="i8", out_dtype="i32", m=64, k=8, n=1, batch0=1, batch1=1, a_row=16,
+        b_addr=2048, b_k=1, b_n=1, out_addr=4096, out_row=4,
+    )  # fmt: skip
+    fault, after = outcome(engine.execute, state, ins)
+    assert fault == "accumulator of 24 bits overflows"
+    assert np.array_equal(after.sram, state.sram)
+    assert agree(state, ins)
+
+
+def test_an_access_outside_a_memory_is_refused() -> None:
+    state = MachineState(machine(), DRAM)
+    for op in ("ewlin", "ewmul"):
+        with pytest.raises(ValueError, match=r"sram bytes 65536\.\.65537 lie outside its 65536 bytes"):
+            engine.execute(state, [make(op, rows=1, cols=1, batch=1, shift=1, a_addr=65536, out_addr=0)])
+    with pytest.raises(ValueError, match="dram bytes"):
+        engine.execute(state, [make("load", rows=1, planes=1, row_bytes=1, dram_addr=DRAM)])
+
+
+def test_a_program_runs_from_its_words() -> None:
+    program = small_program()
+    states = []
+    for executor in (engine, reference):
+        state = MachineState(program.machine, program.dram_bytes)
+        state.dram[: program.constants.size] = program.constants
+        state.dram[program.set_address :][: program.sets.size] = program.sets.ravel()
+        state.vector("dram", 0xC0, np.int16, 32)[:] = np.arange(32) - 16
+        executor.run(state, program.prologue)
+        for step in range(program.steps):
+            state.bases = program.bases(step)
+            executor.run(state, program.step)
+        states.append(state.vector("dram", 0x140, np.int32, 16).tolist())
+    assert states[0] == states[1]
+    assert any(states[0])
+
+
+scalar_rsqrt, scalar_reciprocal = scalar.rsqrt, scalar.reciprocal
+scalar_normalised, scalar_exp2, scalar_double = (
+    scalar.normalised_multiplier,
+    scalar.exp2_negative,
+    scalar.rescale_double,
+)
+
+
+@numba.njit
+def apply_scalars(wide: Any, narrow: Any, shift: Any, out: Any) -> None:
+    for i in range(wide.size):
+        out[0, i], out[1, i] = scalar_rsqrt(wide[i])
+        out[2, i], out[3, i] = scalar_reciprocal(narrow[i])
+        out[4, i], out[5, i] = scalar_normalised(narrow[i], shift[i], 16)
+        out[6, i] = scalar_exp2(narrow[i] & 65535, shift[i] & 15, 8 + (shift[i] & 7))
+        out[7, i] = scalar_double((narrow[i] - (1 << 31)), narrow[i] >> 1, shift[i])
+
+
+def test_scalar_functions_equal_numerics_over_the_whole_range() -> None:
+    rng = np.random.default_rng(11)
+    count = 40_000
+    wide = np.maximum(rng.integers(0, 2**62, count) >> rng.integers(0, 62, count), 1)
+    narrow = np.maximum(rng.integers(0, 2**32, count) >> rng.integers(0, 32, count), 1)
+    shift = rng.integers(1, 63, count)
+    out = np.empty((8, count), np.int64)
+    apply_scalars(wide, narrow, shift, out)
+    exponents = np.array(
+        [
+            int(numerics.exp2_negative(d & 65535, int(s & 15), int(8 + (s & 7))))
+            for d, s in zip(narrow, shift, strict=True)
+        ]
+    )
+    expected = [
+        *numerics.rsqrt(wide),
+        *numerics.reciprocal(narrow),
+        *numerics.normalised_multiplier(narrow, shift, 16),
+        exponents,
+        numerics.rescale_double(narrow - 2**31, narrow >> 1, shift),
+    ]
+    for row, values in enumerate(expected):
+        assert np.array_equal(out[row], values), row
