@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from compiler.graph import Graph
 from compiler.interpret import Interpreter
 from npusim import reference
+from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import DTYPES, Decoded, encode
 from npusim.memory import MachineState
@@ -92,3 +93,11 @@ def altered(program: Program, part: str, index: int, **changes: int) -> Program:
     code = getattr(program, part).copy()
     code[index] = words(decode(code)[index], changes)
     return replace(program, **{part: code})
+
+
+def machine_like(machine: Machine, **sections: Mapping[str, int]) -> Machine:
+    """The machine with some fields of some sections changed, and checked as a machine file is."""
+    fields = machine.model_dump()
+    for section, changes in sections.items():
+        fields[section] |= changes
+    return Machine.model_validate(fields)
