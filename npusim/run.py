@@ -1,0 +1,304 @@
+"""The main job: a workload, a machine and a method go in; a clip, its fidelity and its cost come out.
+
+`run` is what ``npusim run`` calls. It ties the three packages together, stage by stage; every stage's result is a
+named type:
+
+    float checkpoint + calibration statistics -> quantized model -> program -> simulation -> RunResult -> the run folder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from compiler import compile_model
+from models.calibrate import collect
+from models.fakequant import FakeQuantSTDiT
+from models.iddpm import IDDPM, draw_noise
+from models.quantize import QuantizedModel, quantize
+from models.sample import Predictor, Trajectory, decode_frames, denoise, fakequant_predictor, float_predictor, replay
+from models.stats import CalibrationStats
+from models.stdit import STDiT
+from models.vae import Autoencoder
+from models.workloads import Workload, get_workload
+from npusim.config import Machine, load_machine
+from npusim.errors import UserError
+from npusim.fidelity import Clip, Fidelity, measure
+from npusim.host import Host
+from npusim.program import Program
+from npusim.simulate import BitExact, Simulation
+from npusim.timing import ProgramTiming, time_program
+
+Notify = Callable[[str, int, int], None]
+"""Called with a stage's name, and how much of how much of it is done."""
+
+VERIFY_WORDS = ("all", "none")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's results. ``seed`` is the noise's; the machine stands in full."""
+
+    workload: str
+    prompt: str
+    seed: int
+    method: str
+    weight_bits: int
+    act_bits: int
+    attention_bits: int
+    num_steps: int
+    cfg_scale: float
+    cfg_channels: int
+    verify: str
+    machine: Machine
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run gives; `npusim.report.write_run` writes the folder from it.
+
+    clips: by "float", "fakequant", "integer"; timesteps: of the executed steps; passes: text of each compiler stage
+    by name, empty unless asked for; wall_clock: seconds this run took by stage, and when it began: the only part that
+    differs between equal runs.
+    """
+
+    config: RunConfig
+    quantized: QuantizedModel
+    program: Program
+    timing: ProgramTiming
+    timesteps: tuple[int, ...]
+    clips: Mapping[str, Clip]
+    fidelity: Fidelity
+    bit_exact: BitExact
+    passes: Mapping[str, str]
+    wall_clock: Mapping[str, float | str]
+
+
+class _Stages:
+    """Tells of each stage and measures its time."""
+
+    def __init__(self, notify: Notify | None) -> None:
+        self._notify = notify
+        self.wall_clock: dict[str, float | str] = {"started_utc": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    @contextmanager
+    def stage(self, name: str, total: int = 1) -> Iterator[Callable[[int], None]]:
+        def tell(done: int) -> None:
+            if self._notify:
+                self._notify(name, done, total)
+
+        start = time.perf_counter()
+        tell(0)
+        yield tell
+        tell(total)
+        self.wall_clock[f"{name.replace(' ', '_').replace('-', '_')}_seconds"] = round(time.perf_counter() - start, 3)
+
+
+def run(
+    workload: str | Workload,
+    hw: str | Path | Machine,
+    method: str = "cw_tw",
+    out: str | Path | None = None,
+    *,
+    prompt: str | None = None,
+    seed: int | None = None,
+    verify: str = "2",
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    attention_bits: int = 16,
+    checkpoint: str | Path | None = None,
+    calibration: str | Path | None = None,
+    dump_passes: bool = False,
+    notify: Notify | None = None,
+) -> RunResult:
+    """Quantize, compile, simulate and measure one clip.
+
+    Args:
+        workload: name of a workload, or one made by hand.
+        hw: machine file, or a machine.
+        method: quantization method.
+        out: run folder to write; nothing is written before everything has succeeded, and nothing if None.
+        prompt: a caption with stored text states; by default the workload's first sheet caption.
+        seed: of the noise; by default the first sheet caption's.
+        verify: which steps the reference executor repeats, to compare all memory bit for bit: a number of steps,
+        spread evenly from
+            first to last, "all" or "none". The prologue is compared with them.
+        weight_bits: of the block linears' weights.
+        act_bits: of the block linears' inputs.
+        attention_bits: of queries, keys and values.
+        checkpoint: float weights other than the workload's own; calibrated anew unless ``calibration`` is given.
+        calibration: calibration statistics other than the workload's own.
+        dump_passes: keep the text of every compiler stage.
+        notify: told of progress.
+
+    Raises:
+        UserError, ModelError: the user's input is at fault; nothing was written.
+    """
+    from npusim.report import check_folder, write_run  # report.py needs this module's types
+
+    if out is not None:
+        check_folder(Path(out))
+    machine = hw if isinstance(hw, Machine) else load_machine(hw)
+    work = with_files(workload, checkpoint, calibration)
+    steps = steps_to_verify(verify, work.num_steps)
+    stages = _Stages(notify)
+    prompt = work.sheet_captions[0] if prompt is None else prompt
+    config = RunConfig(
+        work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
+        work.num_steps, work.cfg_scale, work.cfg_channels, verify, machine,
+    )  # fmt: skip
+    inputs = _Inputs.of(work, prompt, config.seed)
+    with stages.stage("quantize"):
+        model = work.load_model()
+        vae = work.load_vae() if work.vae else None
+        quantized = quantize(model, _stats(work, model), method, weight_bits, act_bits)
+    passes: dict[str, str] = {}
+    with stages.stage("compile"):
+        program = compile_model(quantized, machine, attention_bits, passes.__setitem__ if dump_passes else None)
+        timing = time_program(program)
+    clips, trajectory = _float_clips(stages, inputs, model, quantized, vae)
+    clips["integer"], bit_exact = _integer_clip(stages, inputs, program, trajectory, vae, steps)
+    with stages.stage("measure"):
+        fidelity = measure(clips)
+    timesteps = tuple(int(t) for t in inputs.sampler.timesteps[::-1])
+    result = RunResult(
+        config, quantized, program, timing, timesteps, clips, fidelity, bit_exact, passes, stages.wall_clock
+    )
+    if out is not None:
+        write_run(result, Path(out))
+    return result
+
+
+def quantize_workload(
+    workload: str | Workload,
+    method: str = "cw_tw",
+    *,
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    checkpoint: str | Path | None = None,
+    calibration: str | Path | None = None,
+) -> QuantizedModel:
+    """The first stage alone; arguments and errors as in `run`."""
+    work = with_files(workload, checkpoint, calibration)
+    model = work.load_model()
+    return quantize(model, _stats(work, model), method, weight_bits, act_bits)
+
+
+def with_files(
+    workload: str | Workload, checkpoint: str | Path | None = None, calibration: str | Path | None = None
+) -> Workload:
+    """The workload, with other files in place of its own. Raises ModelError for an unknown name."""
+    work = get_workload(workload) if isinstance(workload, str) else workload
+    if checkpoint is not None:
+        # Statistics belong to weights: those of the workload's own checkpoint would be refused.
+        work = dataclasses.replace(work, checkpoint=Path(checkpoint), calibration=None)
+    if calibration is not None:
+        work = dataclasses.replace(work, calibration=Path(calibration))
+    return work
+
+
+def steps_to_verify(verify: str, steps: int) -> tuple[int, ...]:
+    """Steps meant by "all", "none" or a number. Raises UserError for anything else."""
+    if verify in VERIFY_WORDS:
+        return tuple(range(steps)) if verify == "all" else ()
+    if not (verify.isascii() and verify.isdigit() and 1 <= int(verify) <= steps):
+        near = difflib.get_close_matches(verify, VERIFY_WORDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"verify = {verify!r}: allowed all, none, or a number of steps 1..{steps}{hint}")
+    return tuple(sorted({int(step) for step in np.linspace(0, steps - 1, int(verify)).round()}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What all three runs share: text (L, width), mask (L,), x_T (4, T, H, W), noises (steps, 4, T, H, W), sampler."""
+
+    text: Tensor
+    mask: Tensor
+    x_T: Tensor  # noqa: N815
+    noises: Tensor
+    sampler: IDDPM
+    latent_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, work: Workload, prompt: str, seed: int) -> _Inputs:
+        text, mask = work.text(prompt)
+        return cls(text, mask, *draw_noise(seed, work.latent_shape, work.num_steps), work.sampler(), work.latent_shape)
+
+
+def _stats(work: Workload, model: STDiT) -> CalibrationStats:
+    """The statistics, collected with the model at hand where the workload names no file."""
+    return collect(model, work) if work.calibration is None else work.load_stats()
+
+
+def _float_clips(
+    stages: _Stages, inputs: _Inputs, model: STDiT, quantized: QuantizedModel, vae: Autoencoder | None
+) -> tuple[dict[str, Clip], Trajectory]:
+    """The float and the fake-quantized clip, and the float run's states."""
+    sampler, noise = inputs.sampler, (inputs.x_T, inputs.noises)
+    conditions = inputs.text, inputs.mask, model.y_embedder.y_embedding.detach()
+    with stages.stage("float run", sampler.num_sampling_steps) as tell:
+        predict = _counted(float_predictor(model, sampler, *conditions), tell)
+        exact = denoise(predict, *noise, sampler)
+    with stages.stage("fake-quant run", 2 * sampler.num_sampling_steps) as tell:
+        predict = _counted(fakequant_predictor(FakeQuantSTDiT(model, quantized), sampler, *conditions), tell)
+        rounded = denoise(predict, *noise, sampler)
+        repeated = replay(predict, exact, sampler)
+    return {
+        "float": _clip(exact.eps, exact.eps, exact.states[-1], vae),
+        "fakequant": _clip(rounded.eps, repeated, rounded.states[-1], vae),
+    }, exact
+
+
+def _counted(predict: Predictor, tell: Callable[[int], None]) -> Predictor:
+    done = 0
+
+    def counted(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal done
+        out = predict(step, x)
+        done += 1
+        tell(done)
+        return out
+
+    return counted
+
+
+def _integer_clip(
+    stages: _Stages,
+    inputs: _Inputs,
+    program: Program,
+    trajectory: Trajectory,
+    vae: Autoencoder | None,
+    verify: tuple[int, ...],
+) -> tuple[Clip, BitExact]:
+    """The machine's clip; a twin of it is fed the float run's states, for the comparison on equal inputs."""
+    host = Host(program, inputs.latent_shape)
+    contents = host.inputs(*(tensor.numpy() for tensor in (inputs.text, inputs.mask, inputs.x_T, inputs.noises)))
+    free, forced = [], []
+    with stages.stage("integer run", program.steps + 1) as tell:
+        simulation = Simulation(program, contents, verify, verify_prologue=bool(verify))
+        simulation.prologue()
+        tell(1)
+        twin = simulation.twin()
+        for step in range(program.steps):
+            simulation.step(step)
+            free.append(host.eps_out(simulation.read("eps")))
+            twin.write("state", host.state_in(trajectory.states[step]))
+            twin.step(step)
+            forced.append(host.eps_out(twin.read("eps")))
+            tell(step + 2)
+    latent = host.state_out(simulation.read("state"))
+    return _clip(np.stack(free), np.stack(forced), latent, vae), simulation.bit_exact
+
+
+def _clip(eps: np.ndarray, equal: np.ndarray, latent: np.ndarray, vae: Autoencoder | None) -> Clip:
+    frames = decode_frames(vae, latent.astype(np.float32)) if vae else None
+    return Clip(eps, equal, latent, frames)
