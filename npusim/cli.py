@@ -1,0 +1,232 @@
+"""The command ``npusim``. Every subcommand is one documented call of the library, which is named in its help.
+
+Exit codes: 0 success; 1 engine and reference differ, or a fault of npusim itself; 2 the user's input is at fault (one
+message on stderr, nothing written); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from models.errors import ModelError
+from npusim.errors import UserError
+from npusim.isa.assembly import assemble, disassemble
+from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
+from npusim.program import load_program, save_program, write_atomically
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Bit-accurate and cycle-level simulator of an integer NPU that runs a quantized video diffusion transformer.",
+    epilog="Example: npusim run --workload emoji --hw hwconfigs/edge_8k.yaml --out runs/demo",
+)
+
+
+class Part(StrEnum):
+    """Which code of a program `disasm` prints."""
+
+    ALL = "all"
+    PROLOGUE = "prologue"
+    STEP = "step"
+
+
+Workload = Annotated[str, typer.Option(help="Named workload: emoji, or tiny for a quick try.")]
+Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
+Method = Annotated[str, typer.Option(help="Quantization method.")]
+WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights.")]
+ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 8 or 16.")]
+AttentionBits = Annotated[int, typer.Option(help="Bits of queries, keys and values: 8 or 16.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Float weights other than the workload's; calibrated anew.")]
+Calibration = Annotated[Path | None, typer.Option(help="Calibration statistics other than the workload's.")]
+
+
+@app.command(epilog="Example: npusim run --workload emoji --hw hwconfigs/edge_8k.yaml --method cw_tw --out runs/demo")
+def run(
+    workload: Workload,
+    hw: Hardware,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    method: Method = "cw_tw",
+    prompt: Annotated[str | None, typer.Option(help="A caption with stored text states.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
+    verify: Annotated[str, typer.Option(help="Steps to compare with the reference: a number, all, none.")] = "2",
+    weight_bits: WeightBits = 8,
+    act_bits: ActBits = 8,
+    attention_bits: AttentionBits = 16,
+    checkpoint: Checkpoint = None,
+    calibration: Calibration = None,
+    dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
+) -> None:
+    """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run)."""
+    from npusim import run as job
+    from npusim.summary import summary
+
+    with _progress() as notify:
+        result = job.run(
+            workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
+            act_bits=act_bits, attention_bits=attention_bits, checkpoint=checkpoint, calibration=calibration,
+            dump_passes=dump_passes, notify=notify,
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(summary(result))
+    console.print(f"written to {out}", soft_wrap=True, markup=False)
+    if result.bit_exact.equal is False:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: npusim quantize --workload emoji --out quantized.safetensors")
+def quantize(
+    workload: Workload,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    method: Method = "cw_tw",
+    weight_bits: WeightBits = 8,
+    act_bits: ActBits = 8,
+    checkpoint: Checkpoint = None,
+    calibration: Calibration = None,
+) -> None:
+    """Quantize a workload's model (npusim.run.quantize_workload)."""
+    from npusim.run import quantize_workload
+
+    quantized = quantize_workload(
+        workload, method, weight_bits=weight_bits, act_bits=act_bits, checkpoint=checkpoint, calibration=calibration
+    )
+    quantized.save(out)
+    typer.echo(f"{out}: {len(quantized.linears)} linears, {quantized.num_ranges} time range(s)")
+
+
+@app.command(
+    name="compile", epilog="Example: npusim compile quantized.safetensors --hw hwconfigs/edge_8k.yaml -o emoji.npu"
+)
+def compile_(
+    quantized: Annotated[Path, typer.Argument(help="Quantized model, from `npusim quantize` or a run folder.")],
+    hw: Hardware,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Program file to write.")],
+    attention_bits: AttentionBits = 16,
+    dump_passes: Annotated[Path | None, typer.Option(help="Folder for every compiler stage as text.")] = None,
+) -> None:
+    """Compile a quantized model for a machine (compiler.compile_model)."""
+    from compiler import compile_model
+    from models.quantize import QuantizedModel
+    from npusim.config import load_machine
+
+    passes: dict[str, str] = {}
+    machine = load_machine(hw)
+    program = compile_model(QuantizedModel.load(quantized), machine, attention_bits, passes.__setitem__)
+    with _writing(out):
+        save_program(program, out)
+    if dump_passes is not None:
+        for stage, text in passes.items():
+            with _writing(dump_passes):
+                write_atomically(dump_passes / f"{stage}.txt", text.encode())
+    typer.echo(f"{out}: {len(program.prologue)} + {len(program.step)} instructions, {program.dram_bytes} bytes of DRAM")
+
+
+@app.command(epilog="Example: npusim disasm runs/demo/program.npu --part step > step.s")
+def disasm(
+    program: Annotated[
+        Path, typer.Argument(help="Program file (.npu), or instruction words as `npusim asm` writes them.")
+    ],
+    part: Annotated[Part, typer.Option(help="Which code of a program.")] = Part.ALL,
+) -> None:
+    """Print code as assembler text, which `npusim asm` reads (npusim.isa.assembly.disassemble)."""
+    if program.suffix == ".npu":
+        pieces = {name: code for name, code in load_program(program).code() if part in (Part.ALL, name)}
+    else:
+        pieces = {"code": _read_words(program)}
+    for name, code in pieces.items():
+        typer.echo(f"# {name}: {len(code)} instructions\n{disassemble(code)}", nl=False)
+
+
+@app.command(epilog="Example: npusim asm step.s -o step.bin")
+def asm(
+    file: Annotated[Path, typer.Argument(help="Assembler text.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of instruction words, 128 little-endian bytes each.")],
+) -> None:
+    """Assemble text to instruction words (npusim.isa.assembly.assemble)."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a readable text file ({error})") from None
+    code = assemble(text, str(file))
+    with _writing(out):
+        write_atomically(out, code.astype("<u4").tobytes())
+    typer.echo(f"{out}: {len(code)} instructions")
+
+
+@app.command(epilog="Example: npusim verify runs/demo/program.npu")
+def verify(program: Annotated[Path, typer.Argument(help="Program file.")]) -> None:
+    """Check that a program is legal: addresses, operands, and no hazard without a token (compiler.verify.verify)."""
+    from compiler.verify import verify as check
+
+    loaded = load_program(program)
+    try:
+        check(loaded)
+    except UserError as error:
+        raise UserError(f"{program}: {error}") from None
+    typer.echo(f"{program}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+
+
+def _read_words(path: Path) -> NDArray[np.uint32]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) % INSTRUCTION_BYTES:
+        raise UserError(
+            f"{path}: {len(data)} bytes; allowed: a program file named *.npu, or whole instructions of "
+            f"{INSTRUCTION_BYTES} bytes"
+        )
+    return np.frombuffer(data, "<u4").reshape(-1, WORDS).astype(np.uint32)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress line for each stage on stderr; on a terminal only."""
+    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def notify(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done)
+
+        yield notify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code. ``arguments`` default to the process's own."""
+    try:
+        app(arguments, prog_name="npusim")
+    except (UserError, ModelError) as error:
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

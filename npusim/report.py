@@ -1,0 +1,241 @@
+"""The run folder, written from a `RunResult`. README.md in this folder defines every figure.
+
+Files: ``run.json``, ``layers.csv``, ``steps.csv``, ``clips.gif`` and ``clips.png`` (where there are frames),
+``quantized.safetensors``, ``program.npu``, and ``passes/*.txt`` if they were asked for. Equal inputs give equal
+files, except for the block ``wall_clock`` of run.json. A figure that is not modelled is "n/a", never 0; infinity is
+"inf".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import npusim
+from npusim import pictures
+from npusim.errors import UserError
+from npusim.isa.encoding import UNITS
+from npusim.program import save_program
+from npusim.run import RunResult
+from npusim.timing import CodeTiming, Traffic
+
+SCHEMA_VERSION = 1
+NOT_MODELLED = "n/a"
+PACKAGES = ("numba", "numpy", "pillow", "safetensors", "scikit-image", "torch")
+CLIP_LABELS = {"float": "float", "fakequant": "fake-quant", "integer": "integer"}
+
+JSON, PASSES = "run.json", "passes"
+OWNED = (
+    JSON,
+    "layers.csv",
+    "steps.csv",
+    "clips.gif",
+    "clips.png",
+    "quantized.safetensors",
+    "program.npu",
+    PASSES,
+)
+"""All names that a run folder may hold. Others in it are the user's and stay."""
+
+
+def number(value: float | None) -> float | int | str:
+    """A figure as files hold it: None is "n/a", infinities are "inf" and "-inf"."""
+    if value is None:
+        return NOT_MODELLED
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(item) for item in value]
+    return number(value) if value is None or isinstance(value, float) else value
+
+
+def _traffic(traffic: Traffic) -> dict[str, int]:
+    return {f.name: getattr(traffic, f.name) for f in fields(traffic)}
+
+
+def as_dict(result: RunResult) -> dict[str, Any]:
+    """run.json's contents."""
+    config, program, timing = result.config, result.program, result.timing
+    workload = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("machine", "seed")}
+    traffic = _traffic(timing.traffic)
+    mac_operations = traffic.pop("mac_operations")
+    fidelity = result.fidelity
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": workload | {"machine": config.machine.model_dump(mode="json")},
+        "seeds": {"noise": config.seed},
+        "versions": {"npusim": npusim.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
+        "model": {"weights_sha256": result.quantized.weights_sha256, "time_ranges": result.quantized.num_ranges},
+        "program": {
+            "prologue_instructions": len(program.prologue),
+            "step_instructions": len(program.step),
+            "constants_bytes": program.constants.size,
+            "parameter_set_bytes": program.sets.shape[1],
+            "parameter_sets": program.steps,
+            "dram_bytes": program.dram_bytes,
+        },
+        "fidelity": {
+            "eps_sqnr_db": _numbers(fidelity.eps_sqnr_db),
+            "eps_equal_inputs_sqnr_db": _numbers(fidelity.eps_equal_inputs_sqnr_db),
+            "latent_sqnr_db": _numbers(fidelity.latent_sqnr_db),
+            "frames_psnr_db": _numbers(fidelity.psnr_db),
+            "frames_ssim": _numbers(fidelity.ssim),
+        },
+        "cost": {
+            "cycles": timing.cycles,
+            "prologue_cycles": timing.prologue.total_cycles,
+            "step_cycles": timing.step.total_cycles,
+            "seconds": timing.seconds,
+            "mac_operations": mac_operations,
+            "mac_utilisation": timing.mac_utilisation,
+            "bytes": traffic | {"storage_read_bytes": NOT_MODELLED},
+            "energy_joules": NOT_MODELLED,
+        },
+        "ledger_cycles": {unit: dict(causes) for unit, causes in timing.ledger.items()},
+        "bit_exact": asdict(result.bit_exact),
+        "wall_clock": dict(result.wall_clock),
+    }
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def layers_csv(result: RunResult) -> bytes:
+    """One row for each layer of prologue and step, by start; cycles and bytes of one execution."""
+    counts = [f.name for f in fields(Traffic)]
+    peak = result.config.machine.peak_macs_per_cycle
+    header = ["part", "layer", "executions", "start_cycle", "span_cycles", *(f"{unit}_busy_cycles" for unit in UNITS)]
+    header += [*counts, "mac_busy_utilisation"]
+
+    def rows(part: str, timing: CodeTiming, executions: int) -> Iterable[list[Any]]:
+        for index, layer in sorted(timing.layers.items(), key=lambda item: (item[1].start_cycle, item[0])):
+            busy = layer.busy_cycles["mac"]
+            yield [
+                part,
+                result.program.layers[index],
+                executions,
+                layer.start_cycle,
+                layer.span_cycles,
+                *(layer.busy_cycles[unit] for unit in UNITS),
+                *(getattr(layer.traffic, name) for name in counts),
+                layer.traffic.mac_operations / (peak * busy) if busy else NOT_MODELLED,
+            ]
+
+    timing = result.timing
+    return _csv(header, [*rows("prologue", timing.prologue, 1), *rows("step", timing.step, timing.steps)])
+
+
+def steps_csv(result: RunResult) -> bytes:
+    """One row for each denoising step in order of execution."""
+    fidelity, step = result.fidelity, result.timing.step
+    columns = {f"eps_{name}_sqnr_db": values for name, values in fidelity.eps_sqnr_db.items()}
+    columns |= {
+        f"eps_equal_inputs_{name}_sqnr_db": values for name, values in fidelity.eps_equal_inputs_sqnr_db.items()
+    }
+    traffic = {name: count for name, count in _traffic(step.traffic).items() if name.startswith("dram")}
+    header = ["step", "timestep", "time_range", "cycles", "seconds", *traffic, *columns, "compared_bit_for_bit"]
+    clock_hz = result.config.machine.clock_hz
+    rows = [
+        [
+            index,
+            timestep,
+            int(result.quantized.range_of_step[index]),
+            step.total_cycles,
+            step.total_cycles / clock_hz,
+            *traffic.values(),
+            *(number(values[index]) for values in columns.values()),
+            "yes" if index in result.bit_exact.steps_compared else "no",
+        ]
+        for index, timestep in enumerate(result.timesteps)
+    ]
+    return _csv(header, rows)
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError if a run folder cannot be written at ``out``, before anything is computed; writes nothing."""
+    if out.exists() and not out.is_dir():
+        raise UserError(
+            f"{out}: exists and is not a folder; allowed: a new folder, an empty one, or that of an earlier run"
+        )
+    if out.is_dir() and any(out.iterdir()) and not (out / JSON).is_file():
+        raise UserError(
+            f"{out}: holds files but no {JSON}; allowed: a new folder, an empty one, or that of an earlier run"
+        )
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{out}: cannot be made, {above} is not a folder that may be written to")
+
+
+def write_run(result: RunResult, out: Path) -> None:
+    """Write the run folder: complete in a temporary folder beside it first, then moved in place.
+
+    Of an earlier run in ``out``, every file is replaced or removed; other files there stay. Raises UserError as
+    `check_folder`, and if the disk refuses.
+    """
+    check_folder(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            temporary.chmod(0o755)
+            _write(result, temporary)
+            if not out.exists():
+                temporary.rename(out)
+            else:
+                _replace(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+def _write(result: RunResult, folder: Path) -> None:
+    contents = {"layers.csv": layers_csv(result), "steps.csv": steps_csv(result)}
+    frames = {CLIP_LABELS[name]: clip.frames for name, clip in result.clips.items() if clip.frames is not None}
+    if frames:
+        title = f"{result.config.prompt} ({result.config.workload}, {result.config.method}, seed {result.config.seed})"
+        contents |= {"clips.gif": pictures.gif(frames, title), "clips.png": pictures.png(frames, title)}
+    contents |= {f"{PASSES}/{stage}.txt": text.encode() for stage, text in result.passes.items()}
+    contents[JSON] = (json.dumps(as_dict(result), indent=2, allow_nan=False) + "\n").encode()
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    result.quantized.save(folder / "quantized.safetensors")
+    save_program(result.program, folder / "program.npu")
+
+
+def _replace(source: Path, out: Path) -> None:
+    """Move a new run's files over an old one's; ``run.json`` goes first and comes last: it never tells of others."""
+    for name in OWNED:
+        old = out / name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    for name in reversed(OWNED):
+        if (source / name).exists():
+            (source / name).rename(out / name)

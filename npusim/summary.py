@@ -1,0 +1,85 @@
+"""What a run prints: fidelity, cost, cycles by unit and cause, and the bit comparison, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from npusim.fidelity import PAIRS
+from npusim.run import RunResult
+from npusim.simulate import BitExact
+from npusim.timing import CAUSES
+
+
+def summary(result: RunResult) -> RenderableType:
+    """One screen, 80 columns wide or more."""
+    c = result.config
+    head = Text.assemble(
+        (f"{c.prompt}", "bold"),
+        f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
+        f"on {c.machine.name}\n"
+        f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}",
+    )
+    return Group(head, _fidelity(result), _cost(result), _ledger(result), Text(bits_line(result.bit_exact)))
+
+
+def bits_line(bits: BitExact) -> str:
+    """The result of the bit comparison in words."""
+    if bits.equal is None:
+        return "engine and reference: not compared"
+    parts = ["prologue"] if bits.prologue_compared else []
+    parts += [f"{len(bits.steps_compared)} whole steps"] if bits.steps_compared else []
+    if bits.first_difference is None:
+        return f"engine = reference in every byte of memory: {' and '.join(parts)} compared"
+    return f"engine and reference DIFFER: {bits.first_difference}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _fidelity(result: RunResult) -> Table:
+    f = result.fidelity
+    table = _table("fidelity", "integer:float", "integer:fake-q.", "fake-q.:float")
+
+    def row(name: str, values: Mapping[str, float] | None, digits: int) -> None:
+        table.add_row(name, *("n/a" if values is None else f"{values[pair]:.{digits}f}" for pair in PAIRS))
+
+    row("noise SQNR dB, equal inputs", _means(f.eps_equal_inputs_sqnr_db), 2)
+    row("noise SQNR dB, free running", _means(f.eps_sqnr_db), 2)
+    row("final latent, SQNR dB", f.latent_sqnr_db, 2)
+    row("frames, PSNR dB", f.psnr_db, 2)
+    row("frames, SSIM", f.ssim, 4)
+    return table
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(steps) / len(steps) for name, steps in values.items()}
+
+
+def _cost(result: RunResult) -> Table:
+    t, machine = result.timing, result.config.machine
+    table = _table("cost", "prologue", "one step", "all")
+    parts = (t.prologue.total_cycles, t.step.total_cycles, t.cycles)
+    table.add_row("cycles", *(f"{cycles:,}" for cycles in parts))
+    table.add_row(f"ms at {machine.clock_mhz} MHz", *(f"{cycles / machine.clock_hz * 1e3:,.3f}" for cycles in parts))
+    traffic = (t.prologue.traffic, t.step.traffic, t.traffic)
+    macs = [x.mac_operations / (machine.peak_macs_per_cycle * cycles) for x, cycles in zip(traffic, parts, strict=True)]
+    table.add_row("MAC utilisation", *(f"{value:.1%}" for value in macs))
+    table.add_row("DRAM MB read", *(f"{x.dram_read_bytes / 1e6:,.2f}" for x in traffic))
+    table.add_row("DRAM MB written", *(f"{x.dram_write_bytes / 1e6:,.2f}" for x in traffic))
+    return table
+
+
+def _ledger(result: RunResult) -> Table:
+    table = _table("% of cycles", *(cause.removeprefix("wait_").replace("_", " ") for cause in CAUSES))
+    for unit, causes in result.timing.ledger.items():
+        table.add_row(unit, *(f"{100 * causes[cause] / result.timing.cycles:.1f}" for cause in CAUSES))
+    return table
