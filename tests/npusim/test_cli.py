@@ -1,0 +1,255 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from models.workloads import get_workload
+from npusim import engine
+from npusim.cli import main
+from npusim.program import save_program
+from npusim.report import write_run
+
+COMMANDS = ("run", "quantize", "compile", "disasm", "asm", "verify")
+
+
+@pytest.fixture
+def machine_file(repository):
+    return repository / "hwconfigs" / "tiny_8x8.yaml"
+
+
+@pytest.fixture
+def edited_machine(machine_file, tmp_path):
+    """Writes the tiny machine's file with one text replaced."""
+
+    def edit(old, new):
+        text = machine_file.read_text()
+        assert old in text
+        path = tmp_path / "machine.yaml"
+        path.write_text(text.replace(old, new))
+        return path
+
+    return edit
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Writes the emoji-shaped checkpoint of a very small model, its tensors edited first."""
+
+    def write(edit):
+        model = get_workload("tiny").load_model()
+        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        edit(tensors)
+        path = tmp_path / "weights.safetensors"
+        save_file(tensors, path, metadata={"config": json.dumps(get_workload("tiny").config)})
+        return path
+
+    return write
+
+
+def refused(capsys, tmp_path, *arguments):
+    """Run a command that must be refused; return its message."""
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+    return err
+
+
+def refused_run(capsys, tmp_path, machine, *options):
+    command = ("run", "--workload", "tiny", "--hw", machine, "--out", tmp_path / "out", *options)
+    message = refused(capsys, tmp_path, *command)
+    assert message.startswith("error: ")
+    return message
+
+
+def test_run_prints_one_screen_and_writes_the_folder(capsys, tmp_path, machine_file, tiny_result):
+    c = tiny_result.config
+    options = ["--prompt", c.prompt, "--seed", str(c.seed), "--verify", "all", "--dump-passes", "--method", "cw_tw"]
+    out = tmp_path / "run"
+    assert main(["run", "--workload", "tiny", "--hw", str(machine_file), "--out", str(out), *options]) == 0
+    text, err = capsys.readouterr()
+    assert "MAC utilisation" in text
+    assert f"written to {out}" in text
+    assert "\x1b" not in text + err
+    assert err == ""
+    write_run(tiny_result, tmp_path / "library")
+    for path in (tmp_path / "library").rglob("*.csv"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_run_ends_with_1_when_engine_and_reference_differ(capsys, tmp_path, machine_file, monkeypatch):
+    monkeypatch.setitem(engine.EXECUTORS, "table", lambda state, ins: None)
+    out = tmp_path / "run"
+    assert main(["run", "--workload", "tiny", "--hw", str(machine_file), "--out", str(out)]) == 1
+    assert "DIFFER: prologue, instruction" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["bit_exact"]["equal"] is False
+
+
+def test_stages_one_by_one(capsys, tmp_path, machine_file, tiny):
+    quantized, program = tmp_path / "q.safetensors", tmp_path / "p.npu"
+    assert main(["quantize", "--workload", "tiny", "--out", str(quantized)]) == 0
+    passes = ["--dump-passes", str(tmp_path / "passes")]
+    assert main(["compile", str(quantized), "--hw", str(machine_file), "-o", str(program), *passes]) == 0
+    save_program(tiny.program, tmp_path / "library.npu")
+    assert program.read_bytes() == (tmp_path / "library.npu").read_bytes()
+    assert len(list((tmp_path / "passes").glob("*.txt"))) > 3
+    assert main(["verify", str(program)]) == 0
+    assert "legal" in capsys.readouterr().out
+
+
+def test_disassembly_assembles_to_the_same_words(capsys, tmp_path, tiny):
+    program, text, words = tmp_path / "p.npu", tmp_path / "step.s", tmp_path / "step.bin"
+    save_program(tiny.program, program)
+    assert main(["disasm", str(program), "--part", "step"]) == 0
+    text.write_text(capsys.readouterr().out)
+    assert main(["asm", str(text), "-o", str(words)]) == 0
+    np.testing.assert_array_equal(np.frombuffer(words.read_bytes(), "<u4").reshape(-1, 32), tiny.program.step)
+    capsys.readouterr()
+    assert main(["disasm", str(words)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == text.read_text().splitlines()[1:]
+    assert main(["disasm", str(program)]) == 0
+    assert re.findall(r"^# (\w+): (\d+)", capsys.readouterr().out, re.M) == [
+        ("prologue", str(len(tiny.program.prologue))),
+        ("step", str(len(tiny.program.step))),
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_one_screen_with_an_example(capsys, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: npusim {command} " in " ".join(text.split())
+    assert len(text.splitlines()) <= 45
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {command} " in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny; nearest: emoji"),
+        (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: cw_tw; nearest: cw_tw"),
+        (["--prompt", "rain bow"], "'rainbow'"),
+        (["--verify", "al"], "did you mean 'all'"),
+        (["--act-bits", "4"], "act_bits=4: allowed: 8, 16; nearest: 8"),
+        (["--attention-bits", "4"], "attention_bits = 4: allowed 8, 16"),
+        (["--hw", "no/such.yaml"], "no/such.yaml"),
+    ],
+)
+def test_unknown_names_and_values(capsys, tmp_path, machine_file, options, message):
+    assert message in refused_run(capsys, tmp_path, machine_file, *options)
+
+
+def test_unknown_option_and_command(capsys, tmp_path):
+    assert "--worklaod" in refused(capsys, tmp_path, "run", "--worklaod", "tiny")
+    assert "swim" in refused(capsys, tmp_path, "swim")
+    assert "'--act-bits'" in refused(capsys, tmp_path, "run", "--act-bits", "eight")
+
+
+def test_yaml_typo(capsys, tmp_path, edited_machine):
+    path = edited_machine("capacity_bytes: 65536", "capcity_bytes: 65536")
+    message = refused_run(capsys, tmp_path, path)
+    assert re.search(
+        r"machine\.yaml:\d+: sram\.capcity_bytes: unknown field; did you mean `sram\.capacity_bytes`", message
+    )
+
+
+def test_machine_too_small(capsys, tmp_path, edited_machine):
+    message = refused_run(capsys, tmp_path, edited_machine("capacity_bytes: 65536", "capacity_bytes: 1024"))
+    assert re.search(r"machine (is )?too small.* sram\.capacity_bytes", message)
+    message = refused_run(capsys, tmp_path, edited_machine("capacity_bytes: 8192", "capacity_bytes: 512"))
+    assert re.search(r"machine (is )?too small.* param_memory\.capacity_bytes", message)
+
+
+@pytest.mark.parametrize("command", ["disasm", "verify"])
+def test_truncated_and_altered_programs(capsys, tmp_path, tiny, command):
+    path = tmp_path / "p.npu"
+    save_program(tiny.program, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert "p.npu: truncated or damaged program file" in refused(capsys, tmp_path, command, path)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "p.npu: contents do not match their SHA-256" in refused(capsys, tmp_path, command, path)
+    path.write_bytes(b"")
+    assert "p.npu: " in refused(capsys, tmp_path, command, path)
+    assert "no such program file" in refused(capsys, tmp_path, command, tmp_path / "q.npu")
+
+
+def test_damaged_checkpoints(capsys, tmp_path, machine_file, checkpoint):
+    def lose(tensors):
+        del tensors["blocks.1.mlp.fc1.weight"]
+
+    def bend(tensors):
+        tensors["final_layer.linear.bias"] = tensors["final_layer.linear.bias"][1:].clone()
+
+    path = checkpoint(lose)
+    message = refused_run(capsys, tmp_path, machine_file, "--checkpoint", path)
+    assert "weights.safetensors: tensor 'blocks.1.mlp.fc1.weight' is missing" in message
+    message = refused_run(capsys, tmp_path, machine_file, "--checkpoint", checkpoint(bend))
+    assert re.search(r"tensor 'final_layer\.linear\.bias' has shape \(31,\); expected \(32,\)", message)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "not a readable safetensors file" in refused_run(capsys, tmp_path, machine_file, "--checkpoint", path)
+
+
+def test_a_sound_checkpoint_takes_the_place_of_the_workloads_own(capsys, tmp_path, checkpoint):
+    path = checkpoint(lambda tensors: None)
+    out = tmp_path / "q.safetensors"
+    assert main(["quantize", "--workload", "tiny", "--checkpoint", str(path), "--out", str(out)]) == 0
+    assert out.exists()
+
+
+def test_bad_files_for_the_other_commands(capsys, tmp_path, machine_file):
+    source = tmp_path / "bad.s"
+    source.write_text("# a comment\nmatmull m=1\n")
+    assert "bad.s:2: no instruction 'matmull'" in refused(capsys, tmp_path, "asm", source, "-o", tmp_path / "x.bin")
+    source.write_bytes(b"\xff\xfe")
+    assert "not a readable text file" in refused(capsys, tmp_path, "asm", source, "-o", tmp_path / "x.bin")
+    (tmp_path / "odd.bin").write_bytes(bytes(100))
+    assert "100 bytes; allowed" in refused(capsys, tmp_path, "disasm", tmp_path / "odd.bin")
+    assert "cannot be read" in refused(capsys, tmp_path, "disasm", tmp_path / "none.bin")
+    command = ("compile", tmp_path / "odd.bin", "--hw", machine_file, "-o", tmp_path / "p.npu")
+    assert "odd.bin" in refused(capsys, tmp_path, *command)
+    source.write_text("barrier unit=load\n")
+    assert "cannot be written" in refused(capsys, tmp_path, "asm", source, "-o", source / "x.bin")
+
+
+def test_out_is_not_a_folder(capsys, tmp_path, machine_file):
+    (tmp_path / "out").write_text("")
+    assert "exists and is not a folder" in refused_run(capsys, tmp_path, machine_file)
+
+
+def test_interrupted_with_ctrl_c(repository, tmp_path, machine_file):
+    """A new process: the signal must reach the program, not the test runner."""
+    code = (
+        "import os, signal, sys, npusim.run\n"
+        "def slow(*args, **kw):\n    print('ready', flush=True)\n    signal.pause()\n"
+        "npusim.run.compile_model = slow\n"
+        "from npusim.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    command = ["run", "--workload", "tiny", "--hw", str(machine_file), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []
