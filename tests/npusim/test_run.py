@@ -149,3 +149,13 @@ def test_saved_statistics_give_the_same_model(tmp_path):
     for name, linear in fresh.linears.items():
         np.testing.assert_array_equal(linear.weight_q, saved.linears[name].weight_q)
         np.testing.assert_array_equal(linear.act_scale, saved.linears[name].act_scale)
+
+
+@pytest.mark.slow
+def test_emoji_equals_the_reference_in_all_steps_and_both_branches(edge_machine, tmp_path):
+    result = run("emoji", edge_machine, out=tmp_path / "run", verify="all")
+    assert result.bit_exact.first_difference is None
+    assert result.bit_exact.equal is True
+    assert result.bit_exact.prologue_compared
+    assert result.bit_exact.steps_compared == tuple(range(20))
+    assert {"clips.gif", "clips.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
