@@ -14,7 +14,7 @@ BASES = 3
 
 
 class MachineState:
-    """Contents of DRAM, scratchpad (``sram``) and parameter memory (``param``), and the base registers of the running step.
+    """Contents of DRAM, scratchpad (``sram``) and parameter memory (``param``), and the running step's base registers.
 
     ``dram_bytes`` is the size of the part of DRAM that the program uses. Memories start as zeros.
     """
@@ -38,7 +38,7 @@ class MachineState:
     ) -> NDArray[Any]:
         """A view of ``shape`` elements of ``dtype`` at byte ``address`` with byte ``strides``.
 
-        Raises ValueError if a byte of it lies outside the memory; the bounds are Python integers, which cannot overflow.
+        Raises ValueError if a byte of it lies outside the memory; the bounds are Python integers and cannot overflow.
         """
         contents = getattr(self, memory)
         start, end = span(address, np.dtype(dtype).itemsize, *zip(shape, strides, strict=True))

@@ -1,6 +1,6 @@
-"""Integer arithmetic that the ISA is defined by: rounding, requantization, reciprocal square root, reciprocal and power of two.
+"""Integer arithmetic that the ISA is defined by: rounding, requantization, reciprocal (square root), power of two.
 
-NumPy int64 and Python integers only: slow and obvious. Everything here is exact integer arithmetic; ``>>`` is arithmetic.
+NumPy int64 and Python integers only: slow and obvious. Everything here is exact; ``>>`` keeps the sign.
 The read-only tables are built with integer square roots, so no float takes part anywhere.
 """
 
@@ -15,7 +15,7 @@ Int64 = NDArray[np.int64]
 
 
 def rescale(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Int64:
-    """``(value * multiplier + 2^(shift-1)) >> shift``: TOSA 1.0 ``apply_scale_16``/``apply_scale_32``, single rounding, ties to +infinity.
+    """``(value * multiplier + 2^(shift-1)) >> shift``, ties to +infinity: TOSA 1.0 ``apply_scale_16`` and ``_32``.
 
     int64 arrays (broadcast); the caller keeps ``|value * multiplier| < 2^62``. ``shift`` is 1 to 62.
     """
@@ -24,7 +24,10 @@ def rescale(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Int64:
 
 
 def rescale_double(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Int64:
-    """TOSA ``apply_scale_32`` with DOUBLE_ROUND (equal to gemmlowp): above a shift of 31 the first stage rounds away from zero at bit 31."""
+    """TOSA ``apply_scale_32`` with DOUBLE_ROUND, equal to gemmlowp.
+
+    Above a shift of 31 it rounds twice: at bit 31 with ties to +infinity, then the rest with ties away from zero.
+    """
     v, m, s = (np.asarray(a, np.int64) for a in (value, multiplier, shift))
     extra = np.where(s > 31, np.where(v >= 0, np.int64(1 << 30), np.int64(-(1 << 30))), np.int64(0))
     return (v * m + (np.int64(1) << (s - 1)) + extra) >> s
@@ -87,10 +90,10 @@ def bit_length(value: Int64) -> Int64:
 
 
 def rsqrt(value: Int64) -> tuple[Int64, Int64]:
-    """Return (mantissa, shift) with ``mantissa * 2^-shift`` close to ``1 / sqrt(value)``; value in 1..2^62, mantissa in [2^20, 2^21].
+    """Return (mantissa, shift) with ``mantissa * 2^-shift`` close to ``1 / sqrt(value)``; mantissa in [2^20, 2^21].
 
-    Normalise by an even shift to u in [2^30, 2^32), seed from 192 entries, two Newton steps ``y <- y (3 - u y^2) / 2`` in Q30, then
-    keep 21 bits. Relative error below 2^-20.
+    value is in 1..2^62. Normalise by an even shift to u in [2^30, 2^32), seed from 192 entries, two Newton steps
+    ``y <- y (3 - u y^2) / 2`` in Q30, then keep 21 bits. Relative error below 2^-20.
     """
     even = (bit_length(value) + 1) & ~1
     u = np.where(even <= 32, value << np.maximum(32 - even, 0), value >> np.maximum(even - 32, 0))
@@ -102,9 +105,10 @@ def rsqrt(value: Int64) -> tuple[Int64, Int64]:
 
 
 def reciprocal(value: Int64) -> tuple[Int64, Int64]:
-    """Return (mantissa, shift) with ``mantissa * 2^-shift`` close to ``1 / value``; value in 1..2^32-1, mantissa in [2^30, 2^31].
+    """Return (mantissa, shift) with ``mantissa * 2^-shift`` close to ``1 / value``; mantissa in [2^30, 2^31].
 
-    Normalise to u in [2^31, 2^32), seed from 128 entries, two Newton steps ``y <- y (2 - u y)`` in Q30. Relative error below 2^-27.
+    value is in 1..2^32-1. Normalise to u in [2^31, 2^32), seed from 128 entries, two Newton steps ``y <- y (2 - u y)``
+    in Q30. Relative error below 2^-27.
     """
     bits = bit_length(value)
     u = value << (32 - bits)
@@ -115,7 +119,7 @@ def reciprocal(value: Int64) -> tuple[Int64, Int64]:
 
 
 def normalised_multiplier(value: Int64, shift: Int64, bits: int) -> tuple[Int64, Int64]:
-    """Round a positive ``value * 2^-shift`` to a multiplier of ``bits - 1`` significant bits: (multiplier, shift), multiplier < 2^(bits-1)."""
+    """Round ``value * 2^-shift``, positive, to (multiplier, shift), with ``bits - 1`` significant bits."""
     drop = bit_length(value) - (bits - 1)
     down = np.maximum(drop, 1)
     rounded = np.where(drop > 0, (value + (np.int64(1) << (down - 1))) >> down, value << np.maximum(-drop, 0))
@@ -141,7 +145,7 @@ def exp2_negative(distance: Int64, fraction_bits: int, result_bits: int) -> Int6
 
 
 def table_lookup_16(value: Int64, table: Int64) -> Int64:
-    """TOSA TABLE for int16: 513 int16 entries, linear interpolation over 7 fraction bits; the result has 7 more fraction bits (int32)."""
+    """TOSA TABLE for int16: 513 int16 entries, interpolated over 7 fraction bits; the int32 result has 7 more."""
     index = (value + 32768) >> 7
     left = table[index]
     return np.asarray((left << 7) + (table[index + 1] - left) * ((value + 32768) & 127), np.int64)

@@ -1,7 +1,8 @@
-"""The program container ``program.npu``: instruction words, constants, parameter sets and the map of DRAM, in one safetensors file.
+"""The program container ``program.npu``: instruction words, constants, parameter sets and the map of DRAM, in one file.
 
-DRAM as the program sees it: ``constants`` from address 0, then one parameter set per denoising step, then buffers. The prologue runs once
-per video, the step code once per denoising step with base register 1 at the step's parameter set and base 2 at the step's noise.
+DRAM as the program sees it: ``constants`` from address 0, then one parameter set per denoising step, then buffers. The
+prologue runs once per video, the step code once per denoising step with base register 1 at the step's parameter set and
+base 2 at the step's noise. The file is safetensors.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Buffer:
 class Program:
     """A compiled denoiser.
 
-    ``prologue`` and ``step``: uint32 (count, 32). ``constants``: uint8. ``sets``: uint8 (steps, set_bytes), placed at ``set_address``.
-    ``buffers`` by name; ``noise`` holds one plane per step at ``buffers["noise"]``. ``fractions`` gives the fractional bits of the
-    fixed-point buffers, for the host only. ``layers`` are the names that instructions point to.
+    ``prologue`` and ``step``: uint32 (count, 32). ``constants``: uint8. ``sets``: uint8 (steps, set_bytes), placed at
+    ``set_address``. ``buffers`` by name; ``buffers["noise"]`` holds one plane per step. ``layers`` are the names that
+    instructions point to. ``host`` gives the fractional bits of the fixed-point buffers, for the host only; integers.
     """
 
     machine: Machine
@@ -129,7 +130,11 @@ def _sorted_header(data: bytes) -> bytes:
 
 
 def load_program(path: Path) -> Program:
-    """Read a program file. Raises UserError for a missing, truncated, altered or foreign file, or one that names bytes outside its DRAM."""
+    """Read a program file.
+
+    Raises UserError for a missing, truncated, altered or foreign file, and for one whose instructions are undefined or
+    reach outside a memory.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such program file")

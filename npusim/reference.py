@@ -1,4 +1,7 @@
-"""The reference executor: instructions one after another in program order, in NumPy int64. It is the definition of what a program computes."""
+"""The reference executor: instructions one after another in program order, in NumPy int64.
+
+It is the definition of what a program computes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from npusim.memory import MachineState
 
 
 def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
-    """Run decoded instructions on ``state``. Raises ValueError when one reaches outside a memory."""
+    """Run decoded instructions on ``state``.
+
+    Raises:
+        ValueError: an instruction reaches outside a memory or finds an undefined record in it.
+        OverflowError: an accumulator overflows on a machine whose accumulators trap.
+    """
     for ins in instructions:
         BY_MNEMONIC[ins.op].execute(state, ins)
 

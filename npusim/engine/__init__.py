@@ -32,7 +32,7 @@ def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
     """Run decoded instructions on ``state``.
 
     Raises:
-        ValueError: an instruction reaches outside a memory.
+        ValueError: an instruction reaches outside a memory or finds an undefined record in it.
         OverflowError: an accumulator overflows on a machine whose accumulators trap.
     """
     for ins in instructions:

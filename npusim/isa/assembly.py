@@ -1,4 +1,7 @@
-"""Assembler text: one instruction a line, ``mnemonic field=value ...``; ``#`` starts a comment. Disassembly assembles back to the same words."""
+"""Assembler text: one instruction a line, ``mnemonic field=value ...``; ``#`` starts a comment.
+
+Disassembly assembles back to the same words.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""BARRIER: the end of a denoising step. It waits until every queue is empty and every token is taken, and costs a fixed time."""
+"""BARRIER: the end of a denoising step.
+
+It waits until every queue is empty and every token is taken, and costs a fixed time.
+"""
 
 from __future__ import annotations
 

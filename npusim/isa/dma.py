@@ -1,7 +1,7 @@
 """LOAD and STORE: three-dimensional strided copies between DRAM and an on-chip memory.
 
-``planes`` x ``rows`` runs of ``row_bytes`` bytes. The DRAM address is relative to a base register, so that the same code serves every
-denoising step: 0 absolute, 1 the step's parameter set, 2 the step's noise.
+``planes`` x ``rows`` runs of ``row_bytes`` bytes. The DRAM address is relative to a base register, so that the same
+code serves every denoising step: 0 absolute, 1 the step's parameter set, 2 the step's noise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from npusim.memory import BASES, apart, span
 
 MEMORIES = ("sram", "param")
 FIELDS = (
-    Field("dram_addr", 2, 0, 64), Field("base", 4, 0, 8), Field("memory", 4, 8, 8, names=MEMORIES), Field("local_addr", 5),
-    Field("row_bytes", 6), Field("rows", 7), Field("planes", 8),
+    Field("dram_addr", 2, 0, 64), Field("base", 4, 0, 8), Field("memory", 4, 8, 8, names=MEMORIES),
+    Field("local_addr", 5), Field("row_bytes", 6), Field("rows", 7), Field("planes", 8),
     Field("dram_row", 9), Field("dram_plane", 10, 0, 64), Field("local_row", 12), Field("local_plane", 13),
 )  # fmt: skip
 

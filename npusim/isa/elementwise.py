@@ -1,9 +1,12 @@
 """EWLIN and EWMUL: element-wise arithmetic of the vector unit with one rounding at the end.
 
-``EWLIN: out = clamp(((a * ma + b * mb + bias) + 2^(shift-1) >> shift) + out_zp)``: residual and gated additions, modulation, conversion
-between types, guidance and the sampler's update are all this instruction. ``ma`` and ``mb`` are an immediate or one signed 16-bit
-value per channel in parameter memory (32-bit for a 32-bit operand, at most 2^30); ``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
+``EWLIN: out = clamp(((a * ma + b * mb + bias) + 2^(shift-1) >> shift) + out_zp)``: residual and gated additions,
+modulation, conversion between types, guidance and the sampler's update are all this instruction. ``ma`` and ``mb`` are
+an immediate or one signed 16-bit value per channel in parameter memory (32-bit for a 32-bit operand, at most 2^30);
+``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
+
 ``EWMUL: out = clamp((a * b + 2^(shift-1) >> shift) + out_zp)``.
+
 Operands are (batch, rows, cols) windows of SRAM, cols contiguous; a stride of 0 repeats a row or a plane.
 """
 
@@ -50,7 +53,7 @@ def operand(state: Any, ins: Decoded, name: str) -> Any:
 
 
 def multiplier(state: Any, ins: Decoded, name: str) -> Any:
-    """Multiplier of operand ``a`` or ``b``: an int, or int64 per channel. Raises ValueError where int64 could overflow."""
+    """Multiplier of operand ``a`` or ``b``: an int, or int64 per channel. Raises ValueError beyond 2^30 at 32 bits."""
     address = getattr(ins, f"{name}_mul_addr")
     if address == NO_ADDRESS:
         return getattr(ins, f"{name}_mul")

@@ -1,7 +1,7 @@
-"""How an instruction is laid out in bits: one table per instruction family drives encoder, decoder, assembler and disassembler.
+"""How an instruction is laid out in bits: one table per family drives encoder, decoder, assembler and disassembler.
 
-Every instruction is 32 little-endian 32-bit words (128 bytes). Words 0 and 1 are the header that all instructions share;
-the rest belongs to the family. A field lies inside one word, or spans exactly two (``bits=64``, low word first).
+Every instruction is 32 little-endian 32-bit words (128 bytes). Words 0 and 1 are the header that all instructions
+share; the rest belongs to the family. A field lies inside one word, or spans exactly two (``bits=64``, low word first).
 Signed fields are two's complement.
 """
 
@@ -42,7 +42,7 @@ NO_ADDRESS = 0xFFFF_FFFF
 
 @dataclass(frozen=True)
 class Field:
-    """One bit field of an instruction: ``bits`` wide at bit ``lo`` of word ``word``; ``names`` gives the values of an enumeration."""
+    """One bit field of an instruction: ``bits`` wide at bit ``lo`` of word ``word``; ``names`` are an enumeration's."""
 
     name: str
     word: int
@@ -77,7 +77,7 @@ Decoded = SimpleNamespace
 
 @dataclass(frozen=True)
 class Region:
-    """A byte range [start, end) of one memory: ``dram``, ``sram`` or ``param``; DRAM ranges also carry their base register."""
+    """A byte range [start, end) of one memory: ``dram``, ``sram`` or ``param``; ``base``: a DRAM range's register."""
 
     memory: str
     start: int
@@ -89,8 +89,9 @@ class Region:
 class Instruction:
     """One row of the instruction table.
 
-    ``execute(state, ins)`` is the integer semantics as the reference runs them; ``check(ins, machine)`` lists the broken rules under
-    which the instruction is undefined; ``footprint(ins)`` gives the (reads, writes); ``cycles(ins, machine)`` the busy cycles of the unit.
+    ``execute(state, ins)`` is the integer semantics as the reference runs them; ``check(ins, machine)`` lists the
+    broken rules under which the instruction is undefined; ``footprint(ins)`` gives the (reads, writes); ``cycles(ins,
+    machine)`` the busy cycles of the unit.
     """
 
     mnemonic: str

@@ -1,9 +1,11 @@
 """LNSTAT and LNAPPLY: LayerNorm without affine parameters, and the modulation that follows it.
 
-With D columns, S = sum x and Q = sum x^2 (exact integers), ``(x - mean) / sqrt(var + eps) = (D x - S) / sqrt(D Q - S^2 + eps D^2)``.
-LNSTAT writes per row S and the reciprocal square root (mantissa, shift); LNAPPLY forms
-``n = clamp16(rescale(D x - S, mantissa, shift - fraction_bits))``, LayerNorm with ``fraction_bits`` fractional bits, and then
-``out = clamp((n * g + b + 2^(shift-1) >> shift) + out_zp)`` with a signed 16-bit ``g`` and an int32 ``b`` per channel.
+With D columns, S = sum x and Q = sum x^2, exact integers:
+``(x - mean) / sqrt(var + eps) = (D x - S) / sqrt(D Q - S^2 + eps D^2)``.
+
+LNSTAT writes per row S and the reciprocal square root (mantissa, shift). LNAPPLY forms LayerNorm with ``fraction_bits``
+fractional bits, ``n = clamp16(rescale(D x - S, mantissa, shift - fraction_bits))``, and then
+``out = clamp((n * g + b + 2^(shift-1) >> shift) + out_zp)``, with a signed 16-bit ``g`` and an int32 ``b`` per channel.
 """
 
 from __future__ import annotations
@@ -68,7 +70,10 @@ def normalise(x: Any, total: Any, mantissa: Any, shift: Any, fraction_bits: int)
 
 
 def statistics_of(state: Any, ins: Decoded) -> tuple[Any, Any, Any]:
-    """(sum, mantissa, shift) that LNSTAT left, int64 (rows, 1) each. Raises ValueError where LNSTAT cannot have written them."""
+    """(sum, mantissa, shift) that LNSTAT left, int64 (rows, 1) each.
+
+    Raises ValueError where LNSTAT cannot have written them.
+    """
     _, records = rows_of(state, ins)
     total, mantissa, shift = (records[name].astype(np.int64)[:, None] for name in ("sum", "mantissa", "shift"))
     if (mantissa < 0).any() or (shift < 1).any() or (shift > MAX_SHIFT).any():

@@ -1,8 +1,9 @@
 """MATMUL: batched matrix product on the weight-stationary MAC array, drained through the column requantizers.
 
-For each batch (i0, i1): ``acc[m, n] = sum_k a[m, k] * b[k, n]``, then ``out = requantize(acc + correction)``. The array holds
-``rows`` values of k and ``cols`` of n; a fold over k adds to the accumulators, which saturate, wrap or trap after each fold.
-``b`` is the stationary operand (weights, keys or values) and is read with both strides free; ``a`` streams, k contiguous.
+For each batch (i0, i1): ``acc[m, n] = sum_k a[m, k] * b[k, n]``, then ``out = requantize(acc + correction)`` with the
+correction ``bias[n] - zero_point[n] * sum_k a[m, k]``. The array holds ``rows`` values of k and ``cols`` of n; a fold
+over k adds to the accumulators, which saturate, wrap or trap after each fold and after the correction. ``b`` is the
+stationary operand (weights, keys or values) and is read with both strides free; ``a`` streams, k contiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RQ_MODES = ("tensor", "channel", "row")
 RECORD = np.dtype(
     [("bias_low", "<u4"), ("bias_high", "<i2"), ("zero_point", "i1"), ("shift", "u1"), ("multiplier", "<i4")]
 )
-"""Requantization record of one output channel, 12 bytes: a 48-bit bias, the weight's zero point, right shift, multiplier."""
+"""Requantization record of one output channel, 12 bytes: 48-bit bias, weight zero point, right shift, multiplier."""
 ROW_RECORD = np.dtype([("multiplier", "<i2"), ("shift", "<i2")])
 """Requantization record of one output row, 4 bytes, written by RECIP."""
 
@@ -102,9 +103,10 @@ def pass_cycles(ins: Decoded, machine: Any) -> int:
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """Closed form: first weight load, then per fold the longer of streaming m rows and loading the next weights, then skew and drain.
+    """Closed form: first weight load; per fold the longer of streaming m rows and loading new weights; skew, drain.
 
-    More rows than an accumulator bank holds make another round over the weights. Without a shadow weight register the loads add up.
+    More rows than an accumulator bank holds make another round over the weights. Without a shadow weight register the
+    loads add up.
     """
     array = machine.mac_array
     folds = -(-ins.k // array.rows) * -(-ins.n // array.cols) * ins.batch0 * ins.batch1

@@ -1,8 +1,10 @@
 """SMEXP and RECIP: softmax without the division, which the requantization after P V makes up for.
 
-SMEXP: per row of base-2 logits with ``fraction_bits`` fractional bits, over the first ``valid`` columns: ``d = max - logit``,
-``p = (2^p_bits - 1) 2^(-d / 2^fraction_bits)`` (unnormalised), 0 in the other columns; and the integer row sum of p.
-RECIP: per row, the multiplier and shift that divide by the row sum and apply one static factor ``multiplier * 2^-shift``.
+SMEXP: per row of base-2 logits with ``fraction_bits`` fractional bits, over the first ``valid`` columns:
+``d = max - logit``, ``p = (2^p_bits - 1) 2^(-d / 2^fraction_bits)`` (unnormalised), 0 in the other columns; and the
+integer row sum of p.
+RECIP: per row, the multiplier and shift that divide by the row sum and apply one static factor
+``multiplier * 2^-shift``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""TABLE: TOSA's 513-entry interpolating lookup of int16 values, then a rescale to the output type (GELU, the sampler's deviation)."""
+"""TABLE: TOSA's 513-entry interpolating lookup of int16 values, then a rescale to the output type.
+
+GELU and the sampler's standard deviation are tables.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from npusim.memory import apart, span
 
 ENTRIES = 513
 FIELDS = (
-    Field("a_addr", 2), Field("a_row", 3), Field("out_addr", 4), Field("out_row", 5), Field("rows", 6), Field("cols", 7),
-    Field("table_addr", 8, doc="513 int16 in parameter memory"), Field("multiplier", 9, 0, 16), Field("shift", 9, 16, 6),
+    Field("a_addr", 2), Field("a_row", 3), Field("out_addr", 4), Field("out_row", 5), Field("rows", 6),
+    Field("cols", 7), Field("table_addr", 8, doc="513 int16 in parameter memory"),
+    Field("multiplier", 9, 0, 16), Field("shift", 9, 16, 6),
     Field("out_zp", 10, signed=True), Field("out_dtype", 11, 0, 4, names=DTYPE_NAMES),
 )  # fmt: skip
 
