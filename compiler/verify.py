@@ -32,7 +32,9 @@ def verify(program: Program) -> None:
             instructions = decode(code)
         except UserError as error:
             raise UserError(f"{part}: {error}") from None
-        faults = [*_undefined(program, instructions), *_outside(program, instructions)] or hazards(instructions)
+        # In this order: an address means nothing in an undefined instruction, an overlap nothing outside a memory.
+        faults = list(_undefined(program, instructions)) or list(_outside(program, instructions))
+        faults = faults or hazards(instructions)
         if faults:
             index, rule = faults[0]
             ins = instructions[index]

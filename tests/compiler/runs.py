@@ -81,8 +81,8 @@ def assert_same_bits(left: Iterable[Outputs], right: Iterable[Outputs]) -> None:
             np.testing.assert_array_equal(one[name], other[name], f"output {name} of run step {step}")
 
 
-def words(ins: Decoded, changes: Mapping[str, int]) -> NDArray[np.uint32]:
-    """The words of a decoded instruction with some fields changed."""
+def encoded(ins: Decoded, **changes: int) -> NDArray[np.uint32]:
+    """The words of a decoded instruction, with some fields changed."""
     spec = BY_MNEMONIC[ins.op]
     fields = {name: getattr(ins, name) for name in spec.by_name if name != "opcode"}
     return encode(spec, {**fields, **changes})
@@ -91,7 +91,7 @@ def words(ins: Decoded, changes: Mapping[str, int]) -> NDArray[np.uint32]:
 def altered(program: Program, part: str, index: int, **changes: int) -> Program:
     """The program with some fields of one instruction changed."""
     code = getattr(program, part).copy()
-    code[index] = words(decode(code)[index], changes)
+    code[index] = encoded(decode(code)[index], **changes)
     return replace(program, **{part: code})
 
 
