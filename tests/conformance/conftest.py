@@ -1,0 +1,31 @@
+"""The outside oracles, installed once into virtual environments of their own."""
+
+import pytest
+
+from tests.conformance import side_venv
+
+
+@pytest.fixture(scope="session")
+def tosa() -> str:
+    """Arm's TOSA reference model and test generator; the name of its environment."""
+    return _installed("tosa")
+
+
+@pytest.fixture(scope="session")
+def onnx() -> str:
+    """ONNX Runtime."""
+    return _installed("onnx")
+
+
+@pytest.fixture(scope="session")
+def tflm() -> str:
+    """TensorFlow Lite Micro."""
+    return _installed("tflm")
+
+
+def _installed(name: str) -> str:
+    try:
+        side_venv.python_of(name)
+    except side_venv.OracleError as error:
+        pytest.fail(str(error), pytrace=False)
+    return name
