@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from math import frexp, log2
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import Builder, Value
-from compiler.lower.scales import Activation, common_shift, fraction_bits, multiplier_shift, multipliers_shifts
+from compiler.lower.scales import (
+    Activation,
+    common_shift,
+    fraction_bits,
+    multiplier_shift,
+    multipliers_shifts,
+    spline_knots,
+)
 from models.quantize import QuantizedLinear, QuantizedModel
 from npusim.errors import UserError
+from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
 CONST_FRACTION_BITS = 24
 """Time-embedding constants are int32 with this many fractional bits."""
-GELU_ENTRIES = 513
 IMMEDIATE_BITS = 24
 """Width of immediate multipliers: a 16-bit one would itself cost up to one step of a 16-bit result."""
 
@@ -99,8 +105,7 @@ class Lowering:
         """Sum of two symmetric tensors of any scales, with one rounding."""
         target = self.build.values[out] if isinstance(out, str) else out
         factors = [self.build.values[name].scale / target.scale for name in (a, b)]
-        # A power of two is a shift, whatever its size; only true multipliers are held to 16 bits.
-        shift = common_shift(max((f for f in factors if frexp(f)[0] != 0.5), default=0.0), IMMEDIATE_BITS)
+        shift = common_shift(max(factors), IMMEDIATE_BITS)
         a_mul, b_mul = (round(f * 2.0**shift) for f in factors)
         attrs = {"a_mul": a_mul, "b_mul": b_mul, "shift": shift, "out_zp": target.zero_point, "b_rows": b_rows}
         return self.build.op("elementwise", layer, {"a": a, "b": b}, out, **attrs)
@@ -109,7 +114,7 @@ class Lowering:
         """``x + branch * gate`` with the gate's channels from a table of per-step constants (see ``time_vector``)."""
         factor = self.build.values[branch].scale / out.scale
         ratio = self.build.values[x].scale / out.scale
-        shift = max(common_shift(factor * largest_gate), 1 - round(log2(ratio)))
+        shift = max(common_shift(factor * largest_gate), 4)  # 4: the ratio is a number of sixteenths
         name = self.time_vector(f"{out.name}.gate", gate, factor * 2.0**shift, "i16")
         attrs = {"a_mul": round(ratio * 2.0**shift), "shift": shift, "out_zp": 0}
         return self.build.op("elementwise", layer, {"a": x, "b": branch, "b_mul": name}, out, **attrs)
@@ -124,7 +129,7 @@ class Lowering:
             "multiplier": multiplier,
             "shift": shift,
         }
-        value = Value(name, (self.hidden,), dtype)
+        value = Value(name, (self.hidden,), dtype, scale=1 / factor)
         return self.build.op("const_scale", name, {"a": table}, value, **attrs)
 
     def time_table(
@@ -168,7 +173,8 @@ class Lowering:
     def gelu(self, layer: str, x: str, out: str, kind: Activation) -> str:
         """GELU (tanh form) by the 513-entry interpolating table."""
         source = self.build.values[x]
-        knots = gelu_tanh((np.arange(GELU_ENTRIES) * 128.0 - 32768.0) * source.scale)
+        samples = np.arange(-1, TABLE_ENTRIES + 1) * 128.0 - 32768.0
+        knots = spline_knots(gelu_tanh((samples - source.zero_point) * source.scale))
         step = np.abs(knots).max() / 32767
         table = self.build.const(f"{out}.table", np.rint(knots / step).astype(np.int64), "i16", step)
         multiplier, shift = multiplier_shift(step / 128 / kind.scale, 16, layer)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from compiler.graph import Value
 from compiler.lower.context import Lowering
-from compiler.lower.scales import ceil_power
+from compiler.lower.scales import ceil_power, spline_knots
 from models.iddpm import IDDPM, NOISE_FRACTION_BITS
+from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
 Float64 = NDArray[np.float64]
 
@@ -57,8 +58,8 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
     inputs = {"a": "state", "b": "eps", "a_mul": vectors[0], "b_mul": vectors[1]}
     build.op("elementwise", "update", inputs, mean, shift=shift, out_zp=0)
 
-    knots = np.clip((np.arange(513) * 128.0 - 32768.0) * 2.0**-v_bits, -4.0, 4.0)
-    table = np.clip(np.rint(sigma(knots) * 2.0**SIGMA_FRACTION_BITS), 0, 32767).astype(np.int64)
+    samples = (np.arange(-1, TABLE_ENTRIES + 1) * 128.0 - 32768.0) * 2.0**-v_bits
+    table = np.clip(np.rint(spline_knots(sigma(samples)) * 2.0**SIGMA_FRACTION_BITS), 0, 32767).astype(np.int64)
     name = build.const("sigma.table", table, "i16", 2.0**-SIGMA_FRACTION_BITS, per_step=True)
     deviation = Value("sigma", (tokens, width), "i16", scale=2.0**-SIGMA_FRACTION_BITS)
     build.op("table", "deviation", {"x": v, "table": name}, deviation, multiplier=1 << 14, shift=21, out_zp=0)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor, frexp, log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npusim.errors import UserError
 
-HEADROOM = 2.0
+HEADROOM = 2.25
 """16-bit tensors hold this many times the calibrated maximum: unseen prompts reach further than the calibration's."""
+
+RESIDUAL_HEADROOM = 1.25
+GELU_TAIL = 6.0
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,41 @@ def fraction_bits(largest: float, bits: int = 16, headroom: float = HEADROOM) ->
     return floor(log2(((1 << (bits - 1)) - 1) / max(largest * headroom, 1e-9)))
 
 
-def power_of_two(largest: float) -> Activation:
-    """A symmetric 16-bit tensor whose step is a power of two, so that later changes of scale are exact shifts."""
-    return Activation("i16", 2.0 ** -fraction_bits(largest, headroom=1.25))
+def residual(largest: float, before: Activation | None = None) -> Activation:
+    """A 16-bit tensor of the residual stream; its step is 16/n of the one ``before`` it: carrying over is exact."""
+    needed = max(largest * RESIDUAL_HEADROOM, 1e-9) / 32767
+    if before is None:
+        return Activation("i16", needed)
+    return Activation("i16", before.scale * 16 / max(1, floor(16 * before.scale / needed)))
+
+
+def fitted_step(unit: float, largest: float) -> float:
+    """``unit`` times the least power of two with which ``largest`` fits 16 signed bits."""
+    return unit * 2.0 ** -floor(log2(32767 * unit / largest))
 
 
 def symmetric(largest: float, dtype: str = "i16") -> Activation:
     """A symmetric tensor of 8 or 16 bits. 8-bit tensors get no headroom: their resolution is worth more."""
     limit, headroom = (127, 1.0) if dtype == "i8" else (32767, HEADROOM)
     return Activation(dtype, max(largest * headroom, 1e-9) / limit)
+
+
+def gelu_input(largest: float) -> Activation:
+    """The 16-bit grid in front of GELU. Below -6 the function is 0 to within 1e-8, so no step is spent there."""
+    high = max(largest * HEADROOM, 1e-9)
+    low = min(high, GELU_TAIL)
+    scale = (high + low) / 65535
+    return Activation("i16", scale, round(low / scale) - 32768)
+
+
+def spline_knots(values: NDArray[Any]) -> NDArray[Any]:
+    """Knots of the line segments that fit a function best in the mean square: (..., n + 2) samples to (..., n) knots.
+
+    The samples are at the knots, and one beyond each end. Segments through the samples themselves lie on the inner
+    side of a curve, by a twelfth of the second difference on average.
+    """
+    inner = values[..., 1:-1]
+    return np.asarray(inner - (values[..., 2:] - 2 * inner + values[..., :-2]) / 12)
 
 
 def common_shift(largest_factor: float, bits: int = 16, most: int = 20) -> int:

@@ -6,14 +6,23 @@ projection and the keys and values of cross-attention depend on the prompt only 
 
 from __future__ import annotations
 
-from math import floor, log2
+from math import log2
 
 import numpy as np
 
 from compiler.graph import Graph, Value
 from compiler.lower.context import Lowering
 from compiler.lower.sampler import lower_sampler
-from compiler.lower.scales import HEADROOM, Activation, fraction_bits, multiplier_shift, power_of_two, symmetric
+from compiler.lower.scales import (
+    HEADROOM,
+    Activation,
+    fitted_step,
+    fraction_bits,
+    gelu_input,
+    multiplier_shift,
+    residual,
+    symmetric,
+)
 from models.iddpm import IDDPM
 from models.quantize import QuantizedModel
 from npusim.errors import UserError
@@ -77,7 +86,7 @@ def _prologue(low: Lowering) -> None:
         rows = index * length, (index + 1) * length
         part = build.view(f"text.all.{index}", "text.all", rows, (0, low.qm.y_embedding.shape[1]))
         low.convert(layer, source, part)
-    hidden = low.linear(layer, "text.all", "y.hidden", symmetric(low.absmax(f"{layer}:out")))
+    hidden = low.linear(layer, "text.all", "y.hidden", gelu_input(low.absmax(f"{layer}:out")))
     layer = "y_embedder.y_proj.fc2"
     low.gelu(layer, hidden, "y.gelu", low.linear_input(layer))
     low.linear(layer, "y.gelu", "y", symmetric(low.absmax(f"{layer}:out")))
@@ -103,19 +112,18 @@ def _projection(low: Lowering, name: str, layer: str, x: str, parts: str) -> Non
 def _embed(low: Lowering) -> str:
     build, layer = low.build, "x_embedder.proj"
     low.convert(layer, "state", low.value("state.in", low.tokens, 16, low.linear_input(layer)))
-    low.linear(layer, "state.in", "patch", power_of_two(low.absmax(f"{layer}:out")))
-    largest = float(np.abs(low.qm.pos_embed).max())
-    position = power_of_two(largest)
-    build.const("pos_embed", np.rint(low.qm.pos_embed / position.scale).astype(np.int64), "i16", position.scale)
-    x = low.value("x", BRANCHES * low.tokens, low.hidden, power_of_two(low.absmax("tap_embed:out")))
+    kind = residual(low.absmax("tap_embed:out"))
+    largest = low.absmax(f"{layer}:out") * HEADROOM
+    low.linear(layer, "state.in", "patch", Activation("i16", fitted_step(kind.scale, largest)))
+    step = fitted_step(kind.scale, float(np.abs(low.qm.pos_embed).max()))
+    build.const("pos_embed", np.rint(low.qm.pos_embed / step).astype(np.int64), "i16", step)
+    x = low.value("x", BRANCHES * low.tokens, low.hidden, kind)
     build.add(x)
     for branch in range(BRANCHES):
         part = build.view(f"x.{branch}", "x", (branch * low.tokens, (branch + 1) * low.tokens), (0, low.hidden))
         low.add("pos_embed", "patch", "pos_embed", part, b_rows="position")
-    largest = float(np.abs(low.qm.pos_embed_temporal).max())
-    target = low.linear_input("blocks.0.attn_temp.qkv").scale
-    # Any power of two times the scale of the sum's grid: the addition then has one inexact factor, not two.
-    step = target * 2.0 ** -floor(log2(32767 * target / largest))
+    # A power of two times the step of the sum's grid: the addition then has one inexact factor, not two.
+    step = fitted_step(low.linear_input("blocks.0.attn_temp.qkv").scale, float(np.abs(low.qm.pos_embed_temporal).max()))
     build.const("pos_embed_temporal", np.rint(low.qm.pos_embed_temporal / step).astype(np.int64), "i16", step)
     return "x"
 
@@ -143,8 +151,10 @@ def _block(low: Lowering, i: int, x: str) -> str:
     table, real = low.time_table(f"{name}.mod", qm.scale_shift_table[i], qm.t0)
     gates = [float(np.abs(real[:, row]).max()) for row in (GATE_MSA, GATE_MLP)]
 
-    def residual(tap: str) -> Value:
-        return low.value(f"{name}.{tap}", rows, low.hidden, power_of_two(low.absmax(f"{name}.{tap}:out")))
+    def carried(tap: str) -> Value:
+        before = low.build.values[x]
+        kind = residual(low.absmax(f"{name}.{tap}:out"), Activation("i16", before.scale))
+        return low.value(f"{name}.{tap}", rows, low.hidden, kind)
 
     def project(layer: str, source: str) -> str:
         return low.linear(layer, source, f"{layer}.out", symmetric(low.absmax(f"{layer}:out")))
@@ -154,7 +164,7 @@ def _block(low: Lowering, i: int, x: str) -> str:
     _projection(low, f"{name}.attn", f"{name}.attn.qkv", f"{name}.attn.in", "qkv")
     out = _attention(low, f"{name}.attn", "spatial", *(f"{name}.attn.{p}.part" for p in "qkv"))
     branch = project(f"{name}.attn.proj", out)
-    x = low.gated_add(f"{name}.attn", x, branch, f"{table}[{GATE_MSA}]", gates[0], residual("tap_spatial"))
+    x = low.gated_add(f"{name}.attn", x, branch, f"{table}[{GATE_MSA}]", gates[0], carried("tap_spatial"))
 
     layer = f"{name}.attn_temp"
     source = low.value(f"{layer}.in", rows, low.hidden, low.linear_input(f"{layer}.qkv"))
@@ -164,21 +174,22 @@ def _block(low: Lowering, i: int, x: str) -> str:
         low.convert(f"{layer}.qkv", x, source)
     _projection(low, layer, f"{layer}.qkv", source.name, "qkv")
     branch = project(f"{layer}.proj", _attention(low, layer, "temporal", *(f"{layer}.{p}.part" for p in "qkv")))
-    x = low.gated_add(layer, x, branch, f"{table}[{GATE_MSA}]", gates[0], residual("tap_temporal"))
+    x = low.gated_add(layer, x, branch, f"{table}[{GATE_MSA}]", gates[0], carried("tap_temporal"))
 
     layer = f"{name}.cross_attn"
     source = low.value(f"{layer}.in", rows, low.hidden, low.linear_input(f"{layer}.q_linear"))
     low.convert(f"{layer}.q_linear", x, source)
     _projection(low, layer, f"{layer}.q_linear", source.name, "q")
     branch = project(f"{layer}.proj", _attention(low, layer, "cross", *(f"{layer}.{p}.part" for p in "qkv")))
-    x = low.add(layer, x, branch, residual("tap_cross"))
+    x = low.add(layer, x, branch, carried("tap_cross"))
 
     kind = low.linear_input(f"{name}.mlp.fc1")
     low.norm_modulate(f"{name}.norm2", x, f"{name}.mlp.in", kind, table, (SHIFT_MLP, SCALE_MLP), real)
-    hidden = project(f"{name}.mlp.fc1", f"{name}.mlp.in")
+    layer = f"{name}.mlp.fc1"
+    hidden = low.linear(layer, f"{name}.mlp.in", f"{layer}.out", gelu_input(low.absmax(f"{layer}:out")))
     low.gelu(f"{name}.mlp.gelu", hidden, f"{name}.mlp.gelu", low.linear_input(f"{name}.mlp.fc2"))
     branch = project(f"{name}.mlp.fc2", f"{name}.mlp.gelu")
-    return low.gated_add(f"{name}.mlp", x, branch, f"{table}[{GATE_MLP}]", gates[1], residual("tap_mlp"))
+    return low.gated_add(f"{name}.mlp", x, branch, f"{table}[{GATE_MLP}]", gates[1], carried("tap_mlp"))
 
 
 def _final(low: Lowering, x: str) -> tuple[str, int]:

@@ -1,7 +1,8 @@
 """What each operation of the lowered graph means in real numbers, in float64, on the integer run's own inputs.
 
-An independent statement: weights and biases come from the quantized model, gates and modulation from the real time-embedding tables, the
-sampler from its formulas. Only the integers that enter an operation, and their scales, are taken from the graph.
+An independent statement: weights and biases come from the quantized model, modulation from the real time-embedding
+tables, the sampler from its formulas. Only the integers that enter an operation (gates among them), and their scales,
+are taken from the graph.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from npusim.isa.encoding import DTYPES
 
 @dataclass(frozen=True)
 class Finding:
-    """Error of one operation: largest in output steps (beyond clipping), and signal to noise of the real values in dB."""
+    """Error of one operation: the largest in output steps (beyond clipping), and the signal-to-noise ratio in dB."""
 
     kind: str
     layer: str
@@ -93,7 +94,7 @@ class Float64:
         if "b" not in x:
             return a
         b = spread(self.graph, self.deq(op, x, "b"), op.attrs.get("b_rows", ""), len(a))
-        return a + b * (self.real_constant(op.inputs["b_mul"], step) if "b_mul" in op.inputs else 1.0)
+        return a + b * (self.deq(op, x, "b_mul") if "b_mul" in op.inputs else 1.0)
 
     def product(self, op, x, step):
         return self.deq(op, x, "a") * self.deq(op, x, "b")

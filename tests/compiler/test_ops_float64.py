@@ -1,4 +1,7 @@
-"""Every operation, fed the integer run's own inputs, against float64: linear ones within one output step, nonlinear ones 60 dB at 16 bits."""
+"""Every operation, fed the integer run's own inputs, against float64.
+
+Linear ones are within one output step, nonlinear ones at least 60 dB at 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def tokens(latent: np.ndarray) -> np.ndarray:
 
 
 class FreshNoise(IDDPM):
-    """A sampler whose every state is new noise: random weights predict no noise, and real sampling with them diverges."""
+    """Every state is new noise: random weights predict no noise, and real sampling with them diverges."""
 
     def step(self, k, x, eps, v, noise):
         return noise.to(x.dtype)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.lower.scales import common_shift, fraction_bits, multiplier_shift, power_of_two, symmetric
+from compiler.lower.scales import common_shift, fitted_step, fraction_bits, multiplier_shift, residual, symmetric
 from npusim.errors import UserError
 
 positive = st.floats(1e-30, 1e30, allow_nan=False).filter(lambda f: f > 0)
@@ -44,13 +44,22 @@ def test_fraction_bits_are_the_most_that_fit(largest: float, headroom: float) ->
     assert largest * headroom * 2.0 ** (bits + 1) > 32767
 
 
-@given(st.floats(1e-6, 1e6))
-def test_scales_hold_the_calibrated_maximum(largest: float) -> None:
-    residual, wide, narrow = power_of_two(largest), symmetric(largest), symmetric(largest, "i8")
-    assert largest / residual.scale <= 32767
-    assert Fraction(residual.scale).numerator == 1 or Fraction(residual.scale).denominator == 1
+@given(st.floats(1e-6, 1e6), st.floats(0.1, 10))
+def test_scales_hold_the_calibrated_maximum(largest: float, growth: float) -> None:
+    first, wide, narrow = residual(largest), symmetric(largest), symmetric(largest, "i8")
+    carried = residual(largest * growth, first)
+    assert 1.25 * largest / first.scale <= 32768
+    assert 1.25 * largest * growth / carried.scale <= 32768
+    assert 16 * first.scale / carried.scale == pytest.approx(round(16 * first.scale / carried.scale), abs=1e-9)
     assert 1.25 * largest / wide.scale <= 32767
     assert largest / narrow.scale == pytest.approx(127)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_fitted_step_is_the_finest_that_fits(unit: float, largest: float) -> None:
+    step = fitted_step(unit, largest)
+    assert 16383 < largest / step <= 32768
+    assert Fraction(step / unit).numerator == 1 or Fraction(step / unit).denominator == 1
 
 
 @given(st.floats(1e-9, 3e4), st.sampled_from([16, 24]))
