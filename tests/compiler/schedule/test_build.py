@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from compiler.graph import Graph
+from compiler.pipeline import integer_graph
 from compiler.schedule.build import build_program
 from compiler.verify import verify
+from models.quantize import quantize
+from models.workloads import get_workload
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
@@ -44,6 +49,26 @@ def test_program_equals_its_graph(
     program = build_program(graph_of(act_bits, attention_bits), request.getfixturevalue(name))
     verify(program)
     assert_same_bits(run_program(program, inputs), expected(act_bits, attention_bits))
+
+
+@pytest.mark.slow
+def test_program_equals_its_graph_at_full_size(edge_machine: Machine) -> None:
+    """The architecture of `emoji`, with random weights."""
+    emoji = get_workload("emoji")
+    shorter = {"num_steps": 2, "calibration_captions": emoji.calibration_captions[:1], "calibration_seeds": (1,)}
+    workload = replace(emoji, checkpoint=None, calibration=None, **shorter)
+    graph = integer_graph(quantize(workload.load_model(), workload.load_stats()))
+    rng = np.random.default_rng(0)
+    shapes = {name: graph.values[name].shape for name in ("text", "state", "noise")}
+    inputs = {
+        "text": rng.normal(0, 0.2 / graph.values["text"].scale, shapes["text"]).astype(np.int64),
+        "text_len": np.array([[7]]),
+        "state": rng.normal(0, 1 / graph.values["state"].scale, shapes["state"]).astype(np.int64),
+        "noise": rng.normal(0, 1 / graph.values["noise"].scale, (2, *shapes["noise"])).astype(np.int64),
+    }
+    program = build_program(graph, edge_machine)
+    verify(program)
+    assert_same_bits(run_program(program, inputs, (0, 1)), run_graph(graph, inputs, (0, 1)))
 
 
 def kinds(program: Program) -> Counter[str]:
