@@ -15,6 +15,9 @@ from tests.conformance.bench import Bench
 from tests.conformance.side_venv import work
 
 Array = NDArray[Any]
+
+pytestmark = pytest.mark.timeout(900)
+"""The first test may wait for an installation, and for the generated cases."""
 SHAPES = [(1, 1, 1), (6, 64, 64), (17, 65, 127), (33, 300, 40), (40, 1152, 72)]
 
 

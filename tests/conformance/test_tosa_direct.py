@@ -14,6 +14,9 @@ from tests.conformance.directed import bound_of, inputs_for, scales, values_for
 from tests.conformance.tosa_graph import TosaGraphs
 
 Array = NDArray[Any]
+
+pytestmark = pytest.mark.timeout(900)
+"""The first test may wait for an installation, and for the generated cases."""
 OUTPUTS = (("i8", -7), ("i16", 0), ("i32", 0))
 """TOSA rescales 32 and 48 bits to signed types only, and has a zero point in 8 bits only."""
 

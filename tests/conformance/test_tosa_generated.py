@@ -16,6 +16,9 @@ from tests.conformance.mapping import OutsideDomainError
 from tests.conformance.side_venv import made_once
 
 Array = NDArray[Any]
+
+pytestmark = pytest.mark.timeout(900)
+"""The first test may wait for an installation, and for the generated cases."""
 DTYPE = {"INT8": "i8", "INT16": "i16", "INT32": "i32"}
 
 RUN = {
