@@ -59,16 +59,18 @@ def fraction_bits(largest: float, bits: int = 16, headroom: float = HEADROOM) ->
 
 
 def residual(largest: float, before: Activation | None = None) -> Activation:
-    """A 16-bit tensor of the residual stream; its step is 16/n of the one ``before`` it: carrying over is exact."""
+    """A 16-bit tensor of the residual stream; its step is 16/n of the one ``before`` it: carrying over is exact.
+
+    A stream that grows more than sixteenfold at once gets the step that it needs.
+    """
     needed = max(largest * RESIDUAL_HEADROOM, 1e-9) / 32767
-    if before is None:
-        return Activation("i16", needed)
-    return Activation("i16", before.scale * 16 / max(1, floor(16 * before.scale / needed)))
+    sixteenths = floor(16 * before.scale / needed) if before else 0
+    return Activation("i16", before.scale * 16 / sixteenths if before and sixteenths else needed)
 
 
 def fitted_step(unit: float, largest: float) -> float:
     """``unit`` times the least power of two with which ``largest`` fits 16 signed bits."""
-    return unit * 2.0 ** -floor(log2(32767 * unit / largest))
+    return unit * 2.0 ** -floor(log2(32767 * unit / max(largest, 1e-9)))
 
 
 def symmetric(largest: float, dtype: str = "i16") -> Activation:
