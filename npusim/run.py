@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from compiler import compile_model
@@ -83,8 +84,22 @@ class RunResult:
     wall_clock: Mapping[str, float | str]
 
 
-class _Stages:
-    """Tells of each stage and measures its time."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: float sums then do not depend on the number of cores, nor does the run folder.
+
+    Models of this size lose nothing by it, and on a busy machine waiting threads cost far more than they bring.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Stages:
+    """Tells of each stage and measures its time, in `wall_clock`."""
 
     def __init__(self, notify: Notify | None) -> None:
         self._notify = notify
@@ -103,6 +118,7 @@ class _Stages:
         self.wall_clock[f"{name.replace(' ', '_').replace('-', '_')}_seconds"] = round(time.perf_counter() - start, 3)
 
 
+@_one_thread()
 def run(
     workload: str | Workload,
     hw: str | Path | Machine,
@@ -150,23 +166,23 @@ def run(
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
     work = with_files(workload, checkpoint, calibration)
     steps = steps_to_verify(verify, work.num_steps)
-    stages = _Stages(notify)
+    stages = Stages(notify)
     prompt = work.sheet_captions[0] if prompt is None else prompt
     config = RunConfig(
         work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
         work.num_steps, work.cfg_scale, work.cfg_channels, verify, machine,
     )  # fmt: skip
-    inputs = _Inputs.of(work, prompt, config.seed)
+    inputs = ClipInputs.of(work, prompt, config.seed)
     with stages.stage("quantize"):
         model = work.load_model()
         vae = work.load_vae() if work.vae else None
-        quantized = quantize(model, _stats(work, model), method, weight_bits, act_bits)
+        quantized = quantize(model, stats_of(work, model), method, weight_bits, act_bits)
     passes: dict[str, str] = {}
     with stages.stage("compile"):
         program = compile_model(quantized, machine, attention_bits, passes.__setitem__ if dump_passes else None)
         timing = time_program(program)
-    clips, trajectory = _float_clips(stages, inputs, model, quantized, vae)
-    clips["integer"], bit_exact = _integer_clip(stages, inputs, program, trajectory, vae, steps)
+    clips, trajectory = float_clips(stages, inputs, model, quantized, vae)
+    clips["integer"], bit_exact = integer_clip(stages, inputs, program, trajectory, vae, steps)
     with stages.stage("measure"):
         fidelity = measure(clips)
     timesteps = tuple(int(t) for t in inputs.sampler.timesteps[::-1])
@@ -178,6 +194,7 @@ def run(
     return result
 
 
+@_one_thread()
 def quantize_workload(
     workload: str | Workload,
     method: str = "cw_tw",
@@ -190,7 +207,7 @@ def quantize_workload(
     """The first stage alone; arguments and errors as in `run`."""
     work = with_files(workload, checkpoint, calibration)
     model = work.load_model()
-    return quantize(model, _stats(work, model), method, weight_bits, act_bits)
+    return quantize(model, stats_of(work, model), method, weight_bits, act_bits)
 
 
 def with_files(
@@ -218,7 +235,7 @@ def steps_to_verify(verify: str, steps: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Inputs:
+class ClipInputs:
     """What all three runs share: text (L, width), mask (L,), x_T (4, T, H, W), noises (steps, 4, T, H, W), sampler."""
 
     text: Tensor
@@ -229,18 +246,18 @@ class _Inputs:
     latent_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, work: Workload, prompt: str, seed: int) -> _Inputs:
+    def of(cls, work: Workload, prompt: str, seed: int) -> ClipInputs:
         text, mask = work.text(prompt)
         return cls(text, mask, *draw_noise(seed, work.latent_shape, work.num_steps), work.sampler(), work.latent_shape)
 
 
-def _stats(work: Workload, model: STDiT) -> CalibrationStats:
+def stats_of(work: Workload, model: STDiT) -> CalibrationStats:
     """The statistics, collected with the model at hand where the workload names no file."""
     return collect(model, work) if work.calibration is None else work.load_stats()
 
 
-def _float_clips(
-    stages: _Stages, inputs: _Inputs, model: STDiT, quantized: QuantizedModel, vae: Autoencoder | None
+def float_clips(
+    stages: Stages, inputs: ClipInputs, model: STDiT, quantized: QuantizedModel, vae: Autoencoder | None
 ) -> tuple[dict[str, Clip], Trajectory]:
     """The float and the fake-quantized clip, and the float run's states."""
     sampler, noise = inputs.sampler, (inputs.x_T, inputs.noises)
@@ -271,9 +288,9 @@ def _counted(predict: Predictor, tell: Callable[[int], None]) -> Predictor:
     return counted
 
 
-def _integer_clip(
-    stages: _Stages,
-    inputs: _Inputs,
+def integer_clip(
+    stages: Stages,
+    inputs: ClipInputs,
     program: Program,
     trajectory: Trajectory,
     vae: Autoencoder | None,
