@@ -85,6 +85,16 @@ def rescale_bias(
     return bench.run()[0].reshape(x.shape)
 
 
+def combine(machine: Machine, operands: list[Array], multipliers: list[Array], bias: Array, shift: int) -> Array:
+    """``a * ma + b * mb + bias`` per channel of int16 (rows, channels), rounded once to int16: one EWLIN."""
+    bench = Bench(machine)
+    fields = {f"{name}_mul_addr": bench.put(m, "param") for name, m in zip("ab", multipliers, strict=True)}
+    fields["bias_addr"] = bench.put(bias, "param")
+    a, b = (bench.place(v) for v in operands)
+    bench.elementwise("ewlin", a, b, bench.target("i16", a.shape), shift, **fields)
+    return bench.run()[0]
+
+
 def rescale_elementwise(
     machine: Machine, x: Array, multiplier: Array, shift: Array, in_zp: int, out_zp: int, out_dtype: str, double: bool
 ) -> Array | None:
@@ -163,6 +173,19 @@ def table(
         "table", a_addr=bench.put(x), a_row=2 * cols, out_addr=bench.result(out_dtype, x.shape), out_row=size * cols,
         rows=x.size // cols, cols=cols, table_addr=bench.put(entries, "param"), multiplier=multiplier, shift=shift,
         out_dtype=out_dtype, out_zp=out_zp,
+    )  # fmt: skip
+    return bench.run()[0]
+
+
+def table_of_bytes(machine: Machine, x: Array, entries: Array) -> Array:
+    """TABLE of int8 to int8: EWLIN spreads the values to every second entry of a TABLE: no interpolation."""
+    bench, cols = Bench(machine), x.shape[-1]
+    spread = bench.target("i16", x.shape, keep=False)
+    bench.elementwise("ewlin", bench.place(x), None, spread, 1, a_mul=2 * 256)
+    wide = np.append(np.repeat(entries.astype(np.int16), 2), np.int16(0))
+    bench.emit(
+        "table", a_addr=spread.address, a_row=2 * cols, out_addr=bench.result("i8", x.shape), out_row=cols,
+        rows=x.size // cols, cols=cols, table_addr=bench.put(wide, "param"), multiplier=1, shift=7, out_dtype="i8",
     )  # fmt: skip
     return bench.run()[0]
 

@@ -16,7 +16,7 @@ def test_a_failure_names_the_purpose_the_command_and_its_last_words() -> None:
 
 
 def test_a_missing_program_and_one_that_hangs_are_failures_too() -> None:
-    with pytest.raises(OracleError, match="^the oracle: .*no-such-program"):
+    with pytest.raises(OracleError, match=r"^the oracle: .*no-such-program"):
         call(["/no-such-program"], 60, "the oracle")
     with pytest.raises(OracleError, match="timed out"):
         call([sys.executable, "-c", "import time; time.sleep(60)"], 1, "the oracle")

@@ -101,6 +101,30 @@ def test_products_by_the_vector_unit(tosa: str, edge_machine: Machine) -> None:
         np.testing.assert_array_equal(mapping.mul(edge_machine, a, b, shift), expected, f"shift {shift}")
 
 
+@pytest.mark.parametrize("shift", [2, 5, 14, 17, 28])
+def test_linear_combinations_by_the_vector_unit(shift: int, tosa: str, edge_machine: Machine) -> None:
+    """TOSA has no such operator: a product over k of both operands and the parts of the bias, rescaled once."""
+    rng, rows, channels = np.random.default_rng(shift), 120, 24
+    top = 1 << min(15, 1 + shift // 2)  # keeps most results within 16 bits
+    a = rng.choice([-32768, 32767, -1, 0, 1, 2, 3, 4096], (rows, channels))
+    b = rng.integers(-32768, 32768, (rows, channels))
+    a_mul, b_mul = rng.integers(-top, top, (2, channels))
+    bias = rng.integers(-(1 << 31), 1 << 31, channels) >> rng.integers(0, 31, channels)
+    # Exact ties: an odd multiple of 2^(shift - 1) alone, in a quarter of the rows of half the channels.
+    power = min(shift - 1, 13)
+    a[: rows // 4] = (2 * rng.integers(-2, 2, (rows // 4, channels)) + 1) << power
+    b[: rows // 4], a_mul[: channels // 2], bias[: channels // 2] = 0, 1 << (shift - 1 - power), 0
+    parts = np.broadcast_to(mapping.column(bias[:, None]), (rows, channels, 6))
+    left = np.concatenate([a[..., None], b[..., None], parts], axis=-1).transpose(1, 0, 2)
+    weights = np.broadcast_to(mapping.column_weights(1).T, (channels, 6))
+    right = np.concatenate([a_mul[:, None], b_mul[:, None], weights], axis=1)[..., None]
+    graphs = TosaGraphs()
+    graphs.matmul_rescale(left, right, np.array([1]), np.array([shift]), "i16", 0)
+    operands, multipliers = [a.astype(np.int16), b.astype(np.int16)], [m.astype(np.int16) for m in (a_mul, b_mul)]
+    got = mapping.combine(edge_machine, operands, multipliers, bias.astype(np.int32), shift)
+    np.testing.assert_array_equal(got, one(graphs)[..., 0].T)
+
+
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 63, 9), (17, 64, 130), (9, 65, 33), (33, 300, 40)])
 def test_products_of_bytes(m: int, k: int, n: int, tosa: str, edge_machine: Machine) -> None:
     rng = np.random.default_rng(k)
@@ -139,7 +163,7 @@ def test_products_of_16_bits_rescaled(m: int, k: int, n: int, b_dtype: str, tosa
         jobs.append(
             (a.astype(np.int16), b.astype(np.dtype(f"i{limit.bit_length() // 8}")), multiplier, shift, zero_point, out)
         )
-        graphs.matmul_rescale(a, b, multiplier, shift, out, zero_point)
+        graphs.matmul_rescale(a[None], b[None], multiplier, shift, out, zero_point)
     for (a, b, multiplier, shift, zero_point, out), expected in zip(jobs, graphs.run(), strict=True):
         got = mapping.matmul_rescale(edge_machine, a, b, multiplier, shift, zero_point, out)
         np.testing.assert_array_equal(got, expected[0])
@@ -150,7 +174,7 @@ def test_requantization_by_row_is_by_channel_of_the_transposed_product(tosa: str
     a, b = rng.integers(0, 1 << 15, (23, 70)).astype(np.int16), rng.integers(-128, 128, (70, 19)).astype(np.int8)
     multiplier, shift = rng.integers(1 << 14, 1 << 15, 23), rng.integers(20, 28, 23)
     graphs = TosaGraphs()
-    graphs.matmul_rescale(b.T, a.T, multiplier, shift, "i16", 0)
+    graphs.matmul_rescale(b.T[None], a.T[None], multiplier, shift, "i16", 0)
     got = mapping.matmul_by_row(edge_machine, a, b, multiplier, shift, "i16")
     np.testing.assert_array_equal(got, one(graphs)[0].T)
 
@@ -187,3 +211,11 @@ def test_table_over_all_inputs(name: str, tosa: str, edge_machine: Machine) -> N
     np.testing.assert_array_equal(mapping.table(edge_machine, *given), raw)
     for scale, expected in zip(scales_and_outputs, scaled, strict=True):
         np.testing.assert_array_equal(mapping.table(edge_machine, *given, *scale), expected, str(scale))
+
+
+def test_table_over_all_bytes(tosa: str, edge_machine: Machine) -> None:
+    x, entries = np.arange(-128, 128).reshape(8, 32), np.random.default_rng(10).integers(-128, 128, 256)
+    graphs = TosaGraphs()
+    graphs.table_of_bytes(x, entries)
+    got = mapping.table_of_bytes(edge_machine, x.astype(np.int8), entries.astype(np.int8))
+    np.testing.assert_array_equal(got, one(graphs))

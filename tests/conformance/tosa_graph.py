@@ -68,12 +68,18 @@ class TosaGraphs:
         self._operator(job, "MATMUL", names, (*a.shape[:2], b.shape[2]), "i32")
 
     def matmul_rescale(self, a: Array, b: Array, multiplier: Array, shift: Array, out_dtype: str, out_zp: int) -> None:
-        """MATMUL of int16 (m, k) by (k, n) to int48, then RESCALE with 16-bit multipliers; the result is (1, m, n)."""
-        job, shape = self._new(), (1, a.shape[0], b.shape[1])
-        names = [self._array(job, "inputs", v[None], "i16") for v in (a, b)]
+        """MATMUL of int16 (batch, m, k) by (batch, k, n) to int48, then RESCALE with 16-bit multipliers."""
+        job, shape = self._new(), (*a.shape[:2], b.shape[2])
+        names = [self._array(job, "inputs", v, "i16") for v in (a, b)]
         names += [self._array(job, "constants", 0, "i16") for _ in range(2)]
         product = self._operator(job, "MATMUL", names, shape, "i48")
         self._rescale(job, product, shape, "i48", multiplier, shift, out_dtype, out_zp, False, False)
+
+    def table_of_bytes(self, x: Array, entries: Array) -> None:
+        """TABLE of int8 to int8 with 256 entries."""
+        job = self._new()
+        names = [self._array(job, "inputs", x, "i8"), self._array(job, "constants", entries, "i8")]
+        self._operator(job, "TABLE", names, x.shape, "i8")
 
     def table(self, x: Array, entries: Array) -> None:
         """TABLE of int16 to int32."""
