@@ -103,20 +103,28 @@ def pass_cycles(ins: Decoded, machine: Any) -> int:
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """Closed form: first weight load; per fold the longer of streaming m rows and loading new weights; skew, drain.
+    """Closed form, from the first weight row's cycle to the last result's; the RTL in npusim/rtl takes exactly as long.
 
-    More rows than an accumulator bank holds make another round over the weights. Without a shadow weight register the
-    loads add up.
+    * First load: ``rows`` cycles, one row of weights each, before the first activation row can enter.
+    * Folds, over k innermost, then n, then rounds of ``acc_rows`` rows (all that a bank holds), then batches: each
+      streams its rows for ``pass_cycles`` each. With a shadow weight register the next fold's weights load meanwhile,
+      so a fold lasts at least as long as a load; the last fold has no load to wait for. Without one, every fold loads,
+      then streams.
+    * Skew and drain: from the cycle in which the last row enters at the first cell to that in which the farthest one,
+      ``rows - 1`` further down and ``cols - 1`` to the right, adds its product. Folds follow each other without a gap.
+    * Requantizer: its first register takes the accumulator's new sum, so accumulation costs no cycle of its own.
     """
     array = machine.mac_array
+    load = array.rows
     folds = -(-ins.k // array.rows) * -(-ins.n // array.cols) * ins.batch0 * ins.batch1
-    load, total = array.rows, 0
     full, rest = divmod(ins.m, array.acc_rows)
-    for count, m in ((full, array.acc_rows), (1 if rest else 0, rest)):
-        stream = m * pass_cycles(ins, machine)
-        total += count * folds * (max(stream, load) if array.shadow_weights else stream + load)
-    first = load if array.shadow_weights else 0
-    return int(first + total + array.rows + array.cols - 2 + array.requant_latency_cycles)
+    rounds = [(count, m * pass_cycles(ins, machine)) for count, m in ((full, array.acc_rows), (1, rest)) if count * m]
+    if array.shadow_weights:
+        last = rounds[-1][1]
+        total = load + sum(count * folds * max(stream, load) for count, stream in rounds) - max(last, load) + last
+    else:
+        total = sum(count * folds * (load + stream) for count, stream in rounds)
+    return int(total + array.rows + array.cols - 2 + array.requant_latency_cycles)
 
 
 def check(ins: Decoded, machine: Any) -> list[str]:

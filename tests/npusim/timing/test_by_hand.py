@@ -17,7 +17,7 @@ from npusim.timing import CodeTiming, simulate
 
 LOAD = "load unit=load planes=1 rows=1 row_bytes="
 STORE = "store unit=store planes=1 rows=1 row_bytes="
-MATMUL = "matmul unit=mac batch0=1 batch1=1 b_dtype=i8 m={} k={} n={} "
+MATMUL = "matmul unit=mac batch0=1 batch1=1 b_dtype=i8 m={0} k={1} n={2} out_row={2} "
 RECIP = "recip unit=vector multiplier=0x40000000 shift=31 rows="  # takes rows + 8 cycles
 BARRIER = "barrier unit=vector"
 # in wait and signal masks: load 1, store 2, mac 4, vector 8
@@ -216,27 +216,30 @@ def without_shadow(machine: Machine) -> Machine:
 
 
 def test_weight_stationary_folds_by_hand(tiny_machine: Machine) -> None:
-    """Fill 8; per fold the longer of rows and next weights (8); skew and drain 14; requantize 4."""
+    """Fill 8; per fold the longer of rows and next weights (8), in the last fold rows; skew, drain 14; requantize 4."""
     assert matmul_cycles(tiny_machine, 20, 8, 8) == 8 + 20 + 14 + 4
     assert matmul_cycles(tiny_machine, 20, 9, 17) == 8 + 2 * 3 * 20 + 14 + 4  # ragged folds cost as full ones
-    assert matmul_cycles(tiny_machine, 3, 16, 8) == 8 + 2 * 8 + 14 + 4  # loading weights is the longer
+    assert matmul_cycles(tiny_machine, 3, 16, 8) == 8 + 8 + 3 + 14 + 4  # loading is the longer; the last loads nothing
+    assert matmul_cycles(tiny_machine, 3, 8, 8) == 8 + 3 + 14 + 4
     assert matmul_cycles(tiny_machine, 64, 16, 8) == 8 + 2 * 64 + 14 + 4
-    assert matmul_cycles(tiny_machine, 65, 16, 8) == 8 + 2 * 64 + 2 * 8 + 14 + 4  # one row more than accumulators
+    assert matmul_cycles(tiny_machine, 65, 16, 8) == 8 + 2 * 64 + 8 + 1 + 14 + 4  # one row more than accumulators
     assert matmul_cycles(tiny_machine, 20, 8, 8, "a_dtype=i16 b_dtype=i8") == 8 + 2 * 20 + 14 + 4
     assert matmul_cycles(tiny_machine, 20, 8, 8, "a_dtype=i16 b_dtype=i16") == 8 + 4 * 20 + 14 + 4
     assert matmul_cycles(without_shadow(tiny_machine), 20, 16, 8) == 2 * (8 + 20) + 14 + 4
 
 
 def test_one_fold_is_scale_sims_formula_and_the_requantizer(tiny_machine: Machine, edge_machine: Machine) -> None:
-    """SCALE-Sim, weight stationary: 2 R + C + M - 2 for each fold, where M streams at least as long as weights load."""
+    """SCALE-Sim, weight stationary: 2 R + C + M - 2 for each fold; several folds: where streaming M hides the loads."""
     for machine in (tiny_machine, edge_machine):
         array = machine.mac_array
         rows, cols, requantize = array.rows, array.cols, array.requant_latency_cycles
-        for m in (rows, rows + 1, array.acc_rows):
+        for m in (1, rows, rows + 1, array.acc_rows):
             fold = 2 * rows + cols + m - 2
             for k, n in ((rows, cols), (1, cols), (rows, 1)):
                 assert matmul_cycles(machine, m, k, n) == fold + requantize
                 assert matmul_cycles(without_shadow(machine), m, k, n) == fold + requantize
+            if m < rows:
+                continue
             # SCALE-Sim overlaps nothing between folds; here only the last fold's skew and drain show
             many = 3 * fold - 2 * (rows + cols - 2)
             assert matmul_cycles(without_shadow(machine), m, 3 * rows, cols) == many + requantize
@@ -245,11 +248,11 @@ def test_one_fold_is_scale_sims_formula_and_the_requantizer(tiny_machine: Machin
 
 def test_vector_durations_by_hand(tiny_machine: Machine) -> None:
     """8 lanes, 8 cycles of latency: passes over ceil(elements / 8) cycles."""
-    dense = "unit=vector rows=3 cols=6 "
-    assert timed(tiny_machine, "ewmul shift=1 batch=1 " + dense).total_cycles == 3 + 8
-    assert timed(tiny_machine, "ewlin shift=1 batch=2 a_dtype=i32 " + dense).total_cycles == 2 * 5 + 8
+    dense = "unit=vector rows=3 cols=6 out_row=6 "
+    assert timed(tiny_machine, "ewmul shift=1 batch=1 out_batch=18 " + dense).total_cycles == 3 + 8
+    assert timed(tiny_machine, "ewlin shift=1 batch=2 out_batch=18 a_dtype=i32 " + dense).total_cycles == 2 * 5 + 8
     assert timed(tiny_machine, "table shift=1 " + dense).total_cycles == 3 + 8
-    assert timed(tiny_machine, "lnstat epsilon=1 " + dense).total_cycles == 3 + 3 + 8
+    assert timed(tiny_machine, "lnstat epsilon=1 unit=vector rows=3 cols=6").total_cycles == 3 + 3 + 8
     assert timed(tiny_machine, "lnapply shift=1 " + dense).total_cycles == 2 * 3 + 8
     assert timed(tiny_machine, "smexp p_bits=8 " + dense).total_cycles == 2 * 3 + 8
     assert timed(tiny_machine, RECIP + "5").total_cycles == 5 + 8
