@@ -1,0 +1,5 @@
+"""SystemVerilog of the matrix unit, with a machine's numbers as parameters. See README.md in this folder."""
+
+from npusim.rtl.generate import SOURCES, TOP, write_rtl
+
+__all__ = ["SOURCES", "TOP", "write_rtl"]
