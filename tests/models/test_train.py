@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models import train
 from models.errors import ModelError
 from models.iddpm import DiffusionTables, linear_betas
-from models.objectives import StditObjective, draw_mixed
+from models.objectives import StditObjective, draw_mixed, noise_weight
 from models.stdit import EMOJI_CONFIG, STDiT, load_checkpoint
 from models.train import Settings, Trainer, learning_rate, main
 from models.vae import load_autoencoder
@@ -124,6 +124,11 @@ def test_three_of_four_clips_are_emoji() -> None:
     index = draw_mixed(10, 30, 8000, torch.Generator().manual_seed(0))
     assert abs((index < 10).float().mean() - 0.75) < 0.02
     assert set(index.tolist()) == set(range(40))
+
+
+def test_noise_weights_are_min_snr_with_more_at_high_noise() -> None:
+    weights = noise_weight(torch.tensor([50.0, 5.0, 2.0, 1.0, 0.25, 1e-4]))
+    torch.testing.assert_close(weights, torch.tensor([0.1, 1.0, 1.0, 1.0, 2.0, 100.0]))
 
 
 def bound(objective: SmallObjective, t: int, v: float, error: float) -> float:
