@@ -87,6 +87,31 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: npusim evaluate --workload emoji --hw hwconfigs/edge_8k.yaml --out runs/evaluation")
+def evaluate(
+    workload: Workload,
+    hw: Hardware,
+    out: Annotated[Path, typer.Option(help="Folder for clips.csv, evaluation.json and sheet.png.")],
+    method: Method = "cw_tw",
+    captions: Annotated[str, typer.Option(help="Which captions of the workload: evaluation or sheet.")] = "evaluation",
+    weight_bits: WeightBits = 8,
+    act_bits: ActBits = 8,
+    attention_bits: AttentionBits = 16,
+) -> None:
+    """Make many clips and compare them with the float model's, on average (npusim.evaluate.evaluate)."""
+    from npusim import evaluate as job
+    from npusim.summary import evaluation_table
+
+    with _progress() as notify:
+        result = job.evaluate(
+            workload, hw, method, out, captions=captions, weight_bits=weight_bits, act_bits=act_bits,
+            attention_bits=attention_bits, notify=notify,
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(evaluation_table(result))
+    console.print(f"written to {out}", soft_wrap=True, markup=False)
+
+
 @app.command(epilog="Example: npusim quantize --workload emoji --out quantized.safetensors")
 def quantize(
     workload: Workload,

@@ -84,3 +84,37 @@ def _fitting(text: str, width: int) -> str:
     while text and _font().getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
+
+
+def contact_sheet(
+    columns: Mapping[str, Mapping[str, Frames]], across: int = 4, frames: tuple[int, int] = (0, 4)
+) -> bytes:
+    """Several captions at once; ``columns`` maps caption to row name to clip (T, H, W, 3) uint8.
+
+    Two ``frames`` of each clip are shown, ``across`` captions side by side, further ones below. Returns a PNG.
+    """
+    rows = list(next(iter(columns.values())))
+    height, width = next(iter(next(iter(columns.values())).values())).shape[1:3]
+    zoom = SCALE // 2
+    cell_width, cell_height = len(frames) * width * zoom + MARGIN, height * zoom + MARGIN // 2
+    across = min(across, len(columns))
+    bands = -(-len(columns) // across)
+    band_height = LABEL_HEIGHT + len(rows) * cell_height + MARGIN
+    left_margin = LABEL_WIDTH // 2 + MARGIN
+    image = Image.new("RGB", (left_margin + across * cell_width, bands * band_height + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    for index, (caption, clips) in enumerate(columns.items()):
+        left, top = left_margin + index % across * cell_width, MARGIN + index // across * band_height
+        draw.text((left, top), _fitting(caption, cell_width - MARGIN), INK, _font())
+        for row, name in enumerate(rows):
+            y = top + LABEL_HEIGHT + row * cell_height
+            if index % across == 0:
+                draw.text((MARGIN // 2, y), _fitting(name, left_margin - MARGIN), INK, _font())
+            for position, frame in enumerate(frames):
+                picture = Image.fromarray(clips[name][frame]).resize(
+                    (width * zoom, height * zoom), Image.Resampling.NEAREST
+                )
+                image.paste(picture, (left + position * width * zoom, y))
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=False)
+    return data.getvalue()

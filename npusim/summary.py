@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from npusim.evaluate import METRICS, Evaluation
 from npusim.fidelity import PAIRS
 from npusim.run import RunResult
 from npusim.simulate import BitExact
@@ -25,6 +26,15 @@ def summary(result: RunResult) -> RenderableType:
         f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}",
     )
     return Group(head, _fidelity(result), _cost(result), _ledger(result), Text(bits_line(result.bit_exact)))
+
+
+def evaluation_table(result: Evaluation) -> RenderableType:
+    """Means over the clips of an evaluation."""
+    table = _table(f"mean of {len(result.rows)} clips", "integer:float", "integer:fake-q.", "fake-q.:float")
+    for metric in METRICS:
+        values = [result.means[f"{pair}_{metric}"] for pair in PAIRS]
+        table.add_row(metric, *("n/a" if v is None else f"{v:.4f}" if metric == "ssim" else f"{v:.2f}" for v in values))
+    return table
 
 
 def bits_line(bits: BitExact) -> str:

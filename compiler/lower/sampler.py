@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import floor, log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from compiler.lower.scales import ceil_power, spline_knots
 from models.iddpm import IDDPM, NOISE_FRACTION_BITS
 from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
-Float64 = NDArray[np.float64]
+Float64 = NDArray[Any]
 
 STATE_FRACTION_BITS = 24
 SIGMA_FRACTION_BITS = 14
