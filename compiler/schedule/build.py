@@ -65,7 +65,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
     address = layout.set_address + graph.steps * len(layout.set_parts[0])
     pinned, buffers = dict(layout.homes), {}
     handed = lifetimes(graph, graph.prologue).keys() & lifetimes(graph, graph.step).keys()
-    inputs = [v.name for v in graph.values.values() if v.kind == "input"]
+    inputs = [v.name for v in graph.values.values() if v.kind == "input" and v.base is None]
     for name in [*inputs, *graph.outputs, *sorted(handed)]:
         value = graph.values[name]
         if name in OUTPUT_BUFFERS:

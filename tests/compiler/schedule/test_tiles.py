@@ -1,0 +1,161 @@
+"""Single operations of any shape, tiled for small machines, compute what the graph says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from compiler.graph import Builder, Graph, Value
+from compiler.interpret import Interpreter
+from compiler.passes.fold_zero_points import fold_zero_points
+from compiler.schedule.build import build_program
+from compiler.verify import verify
+from compiler.verify_graph import verify_graph
+from npusim import reference
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa import decode
+from npusim.isa.encoding import DTYPES
+from tests.compiler.runs import Array, Inputs, loaded, machine_like, window
+
+
+def one_step(build: Builder, outputs: tuple[str, ...], branches: int, frames: int, positions: int) -> Graph:
+    build.add(Value("noise", (1, 1), "i16", "input"))  # every program has noise
+    return Graph(build.values, (), tuple(build.ops["step"]), 1, branches, frames, positions, outputs)
+
+
+def assert_program_equals_graph(graph: Graph, machine: Machine, inputs: Inputs) -> None:
+    """Or the machine is refused as too small."""
+    verify_graph(graph)
+    try:
+        program = build_program(graph, machine)
+    except UserError as error:
+        event("refused")
+        with pytest.raises(UserError, match=r"^layer: .*\d+ bytes.*too small: allowed is a larger"):
+            raise error from None
+        return
+    event("compiled")
+    verify(program)
+    interpreter = Interpreter(graph, inputs)
+    interpreter.run("step", 0)
+    state = loaded(program, {**inputs, "noise": np.zeros((1, 1, 1))})
+    state.bases = program.bases(0)
+    reference.execute(state, decode(program.step))
+    for name in graph.outputs:
+        np.testing.assert_array_equal(window(program, state, name), interpreter.tensors[name])
+
+
+def integers(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
+    _, low, high = DTYPES[dtype]
+    return rng.integers(low, high + 1, shape)
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> tuple[Graph, Inputs]:
+    over = draw(st.sampled_from(["spatial", "temporal", "cross"]))
+    branches, frames, positions = draw(st.integers(1, 2)), draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    heads, width, text = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    dtype = draw(st.sampled_from(["i8", "i16"]))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    rows, columns = branches * frames * positions, heads * width
+    keys = branches * text if over == "cross" else rows
+    build, inputs = Builder(), {}
+    build.phase = "step"
+    # As a fused projection leaves them: keys and values are columns of one tensor.
+    for name, shape in {"q": (rows, columns), "kv": (keys, 2 * columns)}.items():
+        build.add(Value(name, shape, dtype, "input"))
+        inputs[name] = integers(rng, dtype, shape)
+    roles = {"q": "q"}
+    for index, part in enumerate("kv"):
+        roles[part] = build.view(part, "kv", (0, keys), (index * columns, (index + 1) * columns))
+    if over == "cross":
+        build.add(Value("valid", (1, 1), "i32", "input"))
+        inputs["valid"], roles["valid"] = np.array([[draw(st.integers(1, text))]]), "valid"
+    attrs: dict[str, Any] = {
+        "over": over, "heads": heads, "fraction_bits": 9, "p_bits": 8 if dtype == "i8" else 15,
+        "logit_multiplier": 20000, "logit_shift": 16 if dtype == "i8" else 31,
+        "out_multiplier": 3 << 29, "out_shift": 31, "out_zp": 5,
+    }  # fmt: skip
+    out = Value("out", (rows, columns), draw(st.sampled_from(["u8", "i16"])))
+    build.op("attention", "layer", roles, out, **attrs)
+    return one_step(build, ("out",), branches, frames, positions), inputs
+
+
+@given(case=attentions(), sram_words=st.integers(64, 1024))
+def test_attention(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
+    graph, inputs = case
+    machine = machine_like(tiny_machine, sram={"capacity_bytes": 16 * sram_words})
+    assert_program_equals_graph(graph, machine, inputs)
+
+
+@st.composite
+def linears(draw: st.DrawFn) -> tuple[Graph, Inputs]:
+    rows, k, n = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 60))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    x = Value("x", (rows, k), draw(st.sampled_from(["u8", "i16"])), "input")
+    build = Builder()
+    build.phase = "step"
+    build.add(x)
+    roles = {
+        "x": "x",
+        "weight": build.const("l.weight", rng.integers(0, 256, (n, k)), "u8"),
+        "weight_zp": build.const("l.weight_zp", rng.integers(0, 256, n), "i16"),
+        "bias": build.const("l.bias", rng.integers(-(2**40), 2**40, n) // 2 ** rng.integers(0, 40, n), "i64"),
+        "multiplier": build.const("l.multiplier", rng.integers(1, 2**15, n), "i32"),
+        "shift": build.const("l.shift", rng.integers(12, 36, n), "u8"),
+    }
+    out = Value("out", (rows, n), draw(st.sampled_from(["u8", "i8", "i16"])))
+    build.op("linear_centred", "layer", roles, out, in_zp=draw(st.integers(-100, 200)), out_zp=draw(st.integers(-9, 9)))
+    return fold_zero_points(one_step(build, ("out",), 1, 1, rows)), {"x": integers(rng, x.dtype, x.shape)}
+
+
+@given(
+    case=linears(), array=st.tuples(st.integers(1, 16), st.integers(1, 16)), sram_words=st.integers(64, 512),
+    param_bytes=st.integers(256, 2048),
+)  # fmt: skip
+def test_linear(
+    tiny_machine: Machine, case: tuple[Graph, Inputs], array: tuple[int, int], sram_words: int, param_bytes: int
+) -> None:
+    graph, inputs = case
+    sizes = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
+    machine = machine_like(tiny_machine, mac_array={"rows": array[0], "cols": array[1]}, **sizes)
+    assert_program_equals_graph(graph, machine, inputs)
+
+
+@st.composite
+def row_operations(draw: st.DrawFn) -> tuple[Graph, Inputs]:
+    """A chain: sum with a table of rows, LayerNorm with modulation, sum with per-channel factors."""
+    branches, frames, positions = draw(st.integers(1, 2)), draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    rows, cols = branches * frames * positions, draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    pattern = draw(st.sampled_from(["position", "frame", ""]))
+    build = Builder()
+    build.phase = "step"
+    build.add(Value("a", (rows, cols), "i16", "input"))
+    table_rows = {"position": positions, "frame": frames, "": rows}[pattern]
+    roles = {"a": "a", "b": build.const("table", integers(rng, "i16", (table_rows, cols)), "i16")}
+    shared = {"a_mul": 3, "b_mul": -2, "shift": 2, "out_zp": 1, "b_rows": pattern}
+    build.op("elementwise", "layer", roles, Value("sum", (rows, cols), "i16"), **shared)
+    vectors = {
+        name: build.const(name, integers(rng, dtype, (cols,)) // 4, dtype)
+        for name, dtype in (("g", "i16"), ("b", "i32"), ("m", "i16"))
+    }
+    roles = {"x": "sum", "g": vectors["g"], "b": vectors["b"]}
+    norm = Value("norm", (rows, cols), draw(st.sampled_from(["u8", "i16"])))
+    attrs = {"epsilon": 7, "fraction_bits": 10, "shift": 12, "out_zp": 3}
+    build.op("layernorm_modulate", "layer", roles, norm, **attrs)
+    roles = {"a": "norm", "b": "sum", "b_mul": vectors["m"]}
+    build.op("elementwise", "layer", roles, Value("out", (rows, cols), "i16"), a_mul=99, shift=9, out_zp=0)
+    outputs = ("out", "norm") if draw(st.booleans()) else ("out",)
+    return one_step(build, outputs, branches, frames, positions), {"a": integers(rng, "i16", (rows, cols))}
+
+
+@given(case=row_operations(), sram_words=st.integers(64, 512), param_bytes=st.integers(256, 1024))
+def test_row_operations(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int, param_bytes: int) -> None:
+    graph, inputs = case
+    sizes = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
+    assert_program_equals_graph(graph, machine_like(tiny_machine, **sizes), inputs)
