@@ -126,36 +126,55 @@ def test_linear(
     assert_program_equals_graph(graph, machine, inputs)
 
 
-@st.composite
-def row_operations(draw: st.DrawFn) -> tuple[Graph, Inputs]:
-    """A chain: sum with a table of rows, LayerNorm with modulation, sum with per-channel factors."""
-    branches, frames, positions = draw(st.integers(1, 2)), draw(st.integers(1, 5)), draw(st.integers(1, 6))
-    rows, cols = branches * frames * positions, draw(st.integers(1, 40))
-    rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    pattern = draw(st.sampled_from(["position", "frame", ""]))
+def chain(branches: int, frames: int, positions: int, cols: int, seed: int, pattern: str = "", **changes: Any) -> Graph:
+    """Scaling per channel, sum with a table of rows, LayerNorm with modulation, sum with factors and bias.
+
+    One vector stands in parameter memory before the modulation's two: those may then wrap round between them.
+    """
+    rng, rows = np.random.default_rng(seed), branches * frames * positions
     build = Builder()
     build.phase = "step"
     build.add(Value("a", (rows, cols), "i16", "input"))
-    table_rows = {"position": positions, "frame": frames, "": rows}[pattern]
-    roles = {"a": "a", "b": build.const("table", integers(rng, "i16", (table_rows, cols)), "i16")}
-    shared = {"a_mul": 3, "b_mul": -2, "shift": 2, "out_zp": 1, "b_rows": pattern}
-    build.op("elementwise", "layer", roles, Value("sum", (rows, cols), "i16"), **shared)
     vectors = {
         name: build.const(name, integers(rng, dtype, (cols,)) // 4, dtype)
-        for name, dtype in (("g", "i16"), ("b", "i32"), ("m", "i16"))
+        for name, dtype in (("s", "i16"), ("g", "i16"), ("b", "i32"), ("m", "i16"), ("t", "i32"))
     }
+    roles = {"a": "a", "a_mul": vectors["s"]}
+    build.op("elementwise", "layer", roles, Value("scaled", (rows, cols), "i16"), shift=13, out_zp=0)
+    table_rows = {"position": positions, "frame": frames, "": rows}[pattern]
+    roles = {"a": "scaled", "b": build.const("table", integers(rng, "i16", (table_rows, cols)), "i16")}
+    shared = {"a_mul": 3, "b_mul": -2, "shift": 2, "out_zp": 1, "b_rows": pattern}
+    build.op("elementwise", "layer", roles, Value("sum", (rows, cols), "i16"), **shared)
     roles = {"x": "sum", "g": vectors["g"], "b": vectors["b"]}
-    norm = Value("norm", (rows, cols), draw(st.sampled_from(["u8", "i16"])))
+    norm = Value("norm", (rows, cols), changes.get("dtype", "i16"))
     attrs = {"epsilon": 7, "fraction_bits": 10, "shift": 12, "out_zp": 3}
     build.op("layernorm_modulate", "layer", roles, norm, **attrs)
-    roles = {"a": "norm", "b": "sum", "b_mul": vectors["m"]}
+    roles = {"a": "norm", "b": "sum", "b_mul": vectors["m"], "bias": vectors["t"]}
     build.op("elementwise", "layer", roles, Value("out", (rows, cols), "i16"), a_mul=99, shift=9, out_zp=0)
-    outputs = ("out", "norm") if draw(st.booleans()) else ("out",)
-    return one_step(build, outputs, branches, frames, positions), {"a": integers(rng, "i16", (rows, cols))}
+    return one_step(build, changes.get("outputs", ("out",)), branches, frames, positions)
 
 
-@given(case=row_operations(), sram_words=st.integers(64, 512), param_bytes=st.integers(256, 1024))
-def test_row_operations(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int, param_bytes: int) -> None:
-    graph, inputs = case
-    sizes = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
-    assert_program_equals_graph(graph, machine_like(tiny_machine, **sizes), inputs)
+@given(
+    sizes=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 6), st.integers(1, 40)),
+    seed=st.integers(0, 1000), pattern=st.sampled_from(["position", "frame", ""]), dtype=st.sampled_from(["u8", "i16"]),
+    outputs=st.sampled_from([("out",), ("out", "norm")]), sram_words=st.integers(64, 512),
+    param_bytes=st.integers(256, 1024),
+)  # fmt: skip
+def test_row_operations(
+    tiny_machine: Machine, sizes: tuple[int, int, int, int], seed: int, pattern: str, dtype: str,
+    outputs: tuple[str, ...], sram_words: int, param_bytes: int,
+) -> None:  # fmt: skip
+    graph = chain(*sizes, seed, pattern, dtype=dtype, outputs=outputs)
+    memories = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
+    inputs = {"a": integers(np.random.default_rng(seed), "i16", graph.values["a"].shape)}
+    assert_program_equals_graph(graph, machine_like(tiny_machine, **memories), inputs)
+
+
+def test_vectors_needed_together_must_fit_half_of_parameter_memory_together(tiny_machine: Machine) -> None:
+    # 128 and 192 bytes (40 channels of 16 and of 32 bits, aligned): each alone fits 192, where the second would wrap
+    # round onto the first.
+    graph = chain(1, 1, 4, 40, seed=0)
+    with pytest.raises(UserError, match=r"layer: 320 bytes do not fit half of the parameter memory zone \(192 bytes\)"):
+        build_program(graph, machine_like(tiny_machine, param_memory={"capacity_bytes": 400}))
+    inputs = {"a": integers(np.random.default_rng(0), "i16", (4, 40))}
+    assert_program_equals_graph(graph, machine_like(tiny_machine, param_memory={"capacity_bytes": 640}), inputs)
