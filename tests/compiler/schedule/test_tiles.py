@@ -20,6 +20,7 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.encoding import DTYPES
+from npusim.program import Program
 from tests.compiler.runs import Array, Inputs, loaded, machine_like, window
 
 
@@ -28,8 +29,8 @@ def one_step(build: Builder, outputs: tuple[str, ...], branches: int, frames: in
     return Graph(build.values, (), tuple(build.ops["step"]), 1, branches, frames, positions, outputs)
 
 
-def assert_program_equals_graph(graph: Graph, machine: Machine, inputs: Inputs) -> None:
-    """Or the machine is refused as too small."""
+def assert_equal_or_refused(graph: Graph, machine: Machine, inputs: Inputs) -> None:
+    """The program computes what the graph computes, or the machine is refused as too small."""
     verify_graph(graph)
     try:
         program = build_program(graph, machine)
@@ -39,6 +40,10 @@ def assert_program_equals_graph(graph: Graph, machine: Machine, inputs: Inputs) 
             raise error from None
         return
     event("compiled")
+    assert_program_equals_graph(program, graph, inputs)
+
+
+def assert_program_equals_graph(program: Program, graph: Graph, inputs: Inputs) -> None:
     verify(program)
     interpreter = Interpreter(graph, inputs)
     interpreter.run("step", 0)
@@ -89,7 +94,7 @@ def attentions(draw: st.DrawFn) -> tuple[Graph, Inputs]:
 def test_attention(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
     graph, inputs = case
     machine = machine_like(tiny_machine, sram={"capacity_bytes": 16 * sram_words})
-    assert_program_equals_graph(graph, machine, inputs)
+    assert_equal_or_refused(graph, machine, inputs)
 
 
 @st.composite
@@ -123,7 +128,7 @@ def test_linear(
     graph, inputs = case
     sizes = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
     machine = machine_like(tiny_machine, mac_array={"rows": array[0], "cols": array[1]}, **sizes)
-    assert_program_equals_graph(graph, machine, inputs)
+    assert_equal_or_refused(graph, machine, inputs)
 
 
 def chain(branches: int, frames: int, positions: int, cols: int, seed: int, pattern: str = "", **changes: Any) -> Graph:
@@ -167,7 +172,7 @@ def test_row_operations(
     graph = chain(*sizes, seed, pattern, dtype=dtype, outputs=outputs)
     memories = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
     inputs = {"a": integers(np.random.default_rng(seed), "i16", graph.values["a"].shape)}
-    assert_program_equals_graph(graph, machine_like(tiny_machine, **memories), inputs)
+    assert_equal_or_refused(graph, machine_like(tiny_machine, **memories), inputs)
 
 
 def test_vectors_needed_together_must_fit_half_of_parameter_memory_together(tiny_machine: Machine) -> None:
@@ -176,5 +181,5 @@ def test_vectors_needed_together_must_fit_half_of_parameter_memory_together(tiny
     graph = chain(1, 1, 4, 40, seed=0)
     with pytest.raises(UserError, match=r"layer: 320 bytes do not fit half of the parameter memory zone \(192 bytes\)"):
         build_program(graph, machine_like(tiny_machine, param_memory={"capacity_bytes": 400}))
-    inputs = {"a": integers(np.random.default_rng(0), "i16", (4, 40))}
-    assert_program_equals_graph(graph, machine_like(tiny_machine, param_memory={"capacity_bytes": 640}), inputs)
+    program = build_program(graph, machine_like(tiny_machine, param_memory={"capacity_bytes": 640}))
+    assert_program_equals_graph(program, graph, {"a": integers(np.random.default_rng(0), "i16", (4, 40))})
