@@ -24,11 +24,31 @@ CONST_FRACTION_BITS = 24
 """Time-embedding constants are int32 with this many fractional bits."""
 IMMEDIATE_BITS = 24
 """Width of immediate multipliers: a 16-bit one would itself cost up to one step of a 16-bit result."""
+BIAS_BITS = 32
+"""A bias, in steps of its channel's accumulator, fits this many signed bits: see ``coarsened``."""
 
 
 def gelu_tanh(x: NDArray[Any]) -> NDArray[Any]:
     """GELU, tanh form, as the model's MLPs use it."""
     return np.asarray(0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))))
+
+
+def coarsened(q: QuantizedLinear, in_scale: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Weight steps (n,) and weights on their unsigned grid (n, k), with every bias within ``BIAS_BITS``.
+
+    A channel without weights has a step as small as float64 allows (``models.grid.MIN_STEP``), in which its bias would
+    be a number that no accumulator holds. Such a channel gets the step that its bias needs; its weights are rounded to
+    it, to nothing in general. All other channels stay as they are.
+    """
+    most = (1 << (BIAS_BITS - 1)) - 1
+    needed = np.abs(q.bias) / (most * in_scale)
+    small = needed > q.weight_scale
+    step = np.where(small, needed, q.weight_scale)
+    weight = q.weight_q.astype(np.int64)
+    ratio = (q.weight_scale / step)[small, None]
+    zero_point = q.weight_zp[small, None]
+    weight[small] = np.rint((weight[small] - zero_point) * ratio).astype(np.int64) + zero_point
+    return step, weight
 
 
 class Lowering:
@@ -44,6 +64,13 @@ class Lowering:
         patch = config["patch_size"]
         if list(patch) != [1, 2, 2]:
             raise UserError(f"patch_size {list(patch)}: the compiler takes [1, 2, 2]")
+        if int(config["in_channels"]) != 4:
+            raise UserError(f"in_channels {config['in_channels']}: the compiler takes 4")
+        if not config["pred_sigma"]:
+            raise UserError(f"pred_sigma {config['pred_sigma']}: the compiler takes True")
+        for key in ("num_sampling_steps", "cfg_scale", "cfg_channels"):
+            if key not in qm.iddpm:
+                raise UserError(f"quantized model has no sampler setting {key!r}")
         self.positions = (height // 2) * (width // 2)
         self.tokens = self.frames * self.positions
         self.hidden, self.heads, self.depth = int(config["hidden_size"]), int(config["num_heads"]), int(config["depth"])
@@ -71,18 +98,20 @@ class Lowering:
     ) -> str:  # fmt: skip
         """Add a quantized linear.
 
-        ``channel_scale`` gives each output channel its own scale, ``order`` permutes the output channels.
+        ``channel_scale`` gives each output channel its own scale, ``order`` permutes the output channels. Channels whose
+        weights are next to nothing beside their bias get coarser weights (``coarsened``).
         """
         q: QuantizedLinear = self.qm.linears[layer]
         pick = np.arange(len(q.bias)) if order is None else order
         name = layer + tag
         source = self.build.values[x]
         out_scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
-        step = source.scale * q.weight_scale[pick]
+        weight_step, weight = coarsened(q, source.scale)
+        step = source.scale * weight_step[pick]
         multiplier, shift = multipliers_shifts(step / out_scale, layer)
         bias = np.rint(q.bias[pick] / step).astype(np.int64)
         constants = {
-            "weight": self.build.const(f"{name}.weight", q.weight_q[pick], "u8"),
+            "weight": self.build.const(f"{name}.weight", weight[pick], "u8"),
             "weight_zp": self.build.const(f"{name}.weight_zp", q.weight_zp[pick], "i16"),
             "bias": self.build.const(f"{name}.bias", bias, "i64"),
             "multiplier": self.build.const(f"{name}.multiplier", multiplier, "i32"),
@@ -175,9 +204,13 @@ class Lowering:
         source = self.build.values[x]
         samples = np.arange(-1, TABLE_ENTRIES + 1) * 128.0 - 32768.0
         knots = spline_knots(gelu_tanh((samples - source.zero_point) * source.scale))
-        step = np.abs(knots).max() / 32767
+        # GELU is nearly all positive: entries count from the middle of its range, by whole steps of the output.
+        centre = round((knots.max() + knots.min()) / 2 / kind.scale)
+        knots = knots - centre * kind.scale
+        # The entries' step follows from the multiplier, not the other way round: so the multiplier is exact.
+        multiplier, shift = multiplier_shift(np.abs(knots).max() / 32700 / 128 / kind.scale, 16, layer)
+        step = multiplier * 2.0**-shift * 128 * kind.scale
         table = self.build.const(f"{out}.table", np.rint(knots / step).astype(np.int64), "i16", step)
-        multiplier, shift = multiplier_shift(step / 128 / kind.scale, 16, layer)
         value = self.value(out, source.shape[0], source.shape[1], kind)
-        attrs = {"multiplier": multiplier, "shift": shift, "out_zp": kind.zero_point}
+        attrs = {"multiplier": multiplier, "shift": shift, "out_zp": kind.zero_point + centre}
         return self.build.op("table", layer, {"x": x, "table": table}, value, **attrs)

@@ -21,13 +21,17 @@ from npusim.isa.encoding import DTYPES
 
 @dataclass(frozen=True)
 class Finding:
-    """Error of one operation: the largest in output steps (beyond clipping), and the signal-to-noise ratio in dB."""
+    """Error of one operation: the largest in output steps, signal to noise in dB, the share of clipped values.
+
+    Values beyond the output's range are compared as clipped; ``clipped`` tells how many there are.
+    """
 
     kind: str
     layer: str
     dtype: str
     largest_lsb: float
     sqnr_db: float
+    clipped: float
 
 
 def column_scales(graph: Graph, name: str) -> np.ndarray:
@@ -130,10 +134,12 @@ def audit(graph: Graph, qm: QuantizedModel, sampler: IDDPM, inputs: dict[str, np
         scale = value.scale if value.base else column_scales(graph, op.output)
         real = meaning(op, x, step)
         _, low, high = DTYPES[value.dtype]
-        lsb = np.abs(np.clip(real / scale + value.zero_point, low, high) - out).max()
-        noise = ((np.clip(real / scale + value.zero_point, low, high) - out) * scale) ** 2
-        ratio = 10 * np.log10((real**2).sum() / noise.sum()) if noise.sum() else np.inf
-        findings.append(Finding(op.kind, op.layer, value.dtype, float(lsb), float(ratio)))
+        steps = real / scale + value.zero_point
+        kept = np.clip(steps, low, high)
+        noise = (((kept - out) * scale) ** 2).sum()
+        ratio = 10 * np.log10((real**2).sum() / noise) if noise else np.inf
+        clipped = ((steps < low - 1) | (steps > high + 1)).mean()
+        findings.append(Finding(op.kind, op.layer, value.dtype, float(np.abs(kept - out).max()), float(ratio), clipped))
 
     interpreter.on_op = compare
     interpreter.run("prologue", 0)
