@@ -19,7 +19,7 @@ export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install demo lint test test-slow check clean
+.PHONY: help install demo lint verilator test test-slow check clean
 
 help:
 	@echo "make demo       install, then generate a clip with the float model and on the NPU, and report (runs/demo)"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-slow  install, then the slow tests"
 	@echo "make check      what CI runs: test, then test-slow"
 	@echo "make lint       install, then ruff and mypy only"
+	@echo "make verilator  install what the tests of the RTL run on, where that may be done (root, apt-get)"
 	@echo "make clean      remove .venv, caches and runs/demo"
 
 install: $(STAMP)
@@ -46,11 +47,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-test: lint
+# Part of both test targets; where it may not install, it says what to install, and the tests that need it fail.
+verilator:
+	@.ci/verilator
+
+test: lint verilator
 	$(BIN)/python -m pytest -m "not slow" --timeout 300
 
 # pytest exits with 5 when it collects no test; having no slow test is not a failure.
-test-slow: $(STAMP)
+test-slow: $(STAMP) verilator
 	$(BIN)/python -m pytest -m slow --timeout 2700 || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
 check:
