@@ -16,7 +16,7 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.encoding import UNITS, Decoded
-from npusim.program import Program
+from npusim.program import Program, outside
 from tests.compiler.runs import altered
 
 Choose = Callable[[Decoded], bool]
@@ -146,3 +146,10 @@ def test_number_of_faults_is_told(program: Program) -> None:
     count = sum(ins.op == "recip" for ins in decode(code))
     with pytest.raises(UserError, match=rf"rows is 0 \(and {count - 1} more\)"):
         verify(replace(program, step=code))
+
+
+def test_limits_are_those_of_the_program(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Program, "limits", {**program.limits, ("param", 0): 16})
+    with pytest.raises(UserError, match=r"param bytes \d+\.\.\d+ lie outside its 16 bytes"):
+        verify(program)
+    assert "lie outside its 16 bytes" in outside(program, decode(program.step))[0]

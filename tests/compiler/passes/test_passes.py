@@ -125,3 +125,14 @@ def test_fold_zero_points_refuses_a_bias_beyond_its_record(qm: QuantizedModel) -
     values = {**graph.values, name: replace(graph.values[name], data=graph.values[name].data + (1 << 47))}
     with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc1: a folded bias of \d+ needs more than 48 bits"):
         fold_zero_points(replace(graph, values=values))
+
+
+def test_fold_constants_refuses_a_factor_beyond_its_type(qm: QuantizedModel) -> None:
+    graph = lower(qm)
+    name = "blocks.0.tap_spatial.gate"
+    index = next(i for i, op in enumerate(graph.step) if op.output == name)
+    op = graph.step[index]
+    wider = replace(op, attrs={**op.attrs, "shift": op.attrs["shift"] - 8})
+    ops = (*graph.step[:index], wider, *graph.step[index + 1 :])
+    with pytest.raises(UserError, match=r"^blocks\.0\.tap_spatial\.gate: constants .* do not fit i16$"):
+        fold_constants(replace(graph, step=ops))

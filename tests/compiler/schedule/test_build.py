@@ -175,3 +175,15 @@ def test_buffers_are_those_of_the_host_and_do_not_overlap(graph_of: GraphOf, tin
         assert end <= start
     assert max(end for _, end in spans) <= program.dram_bytes
     assert all(isinstance(bits, int) for bits in program.host.values())
+
+
+def test_state_is_not_read_once_the_new_one_is_being_written(graph_of: GraphOf, tiny_machine: Machine) -> None:
+    graph = graph_of(8, 16)
+    writer = graph.step[-1]
+    assert writer.output == "state.next"
+    itself = (*graph.step[:-1], replace(writer, inputs={**writer.inputs, "a": "state"}))
+    reader = next(op for op in graph.step if "state" in op.inputs.values() and op.layer == "update")
+    later = (*(op for op in graph.step[:-1] if op is not reader), writer, reader)
+    for ops in (itself, later):
+        with pytest.raises(UserError, match=r"^update: elementwise reads %state, which %state\.next overwrites; allowed:"):
+            build_program(replace(graph, step=ops), tiny_machine)
