@@ -85,6 +85,7 @@ def build(machine: Machine, folder: Path) -> Path:
     require_tools()
     array = machine.mac_array
     sizes = {"ROWS": array.rows, "COLS": array.cols, "REQUANT_LATENCY": array.requant_latency_cycles}
+    # -fno-gnu-unique: units of several machines run in one process and must share no static data.
     macros = " ".join(f"-D{name}={value}" for name, value in sizes.items())
     objects = folder / "obj"
     objects.mkdir(exist_ok=True)
