@@ -40,9 +40,9 @@ def const_add(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
 
 
 def const_scale(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    """One row of a table of vectors: ``clamp(rescale(row + offset, multiplier, shift))``."""
+    """One row of a table of vectors: ``rescale(row + offset, multiplier, shift)``; folding refuses what overflows."""
     row = x["a"][..., op.attrs["row"], :] + op.attrs["offset"]
-    return np.asarray(np.clip(numerics.rescale(row, op.attrs["multiplier"], op.attrs["shift"]), *limits(graph, op)))
+    return np.asarray(numerics.rescale(row, op.attrs["multiplier"], op.attrs["shift"]))
 
 
 def linear_centred(graph: Graph, op: Op, x: dict[str, Array]) -> Array:

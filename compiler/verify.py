@@ -54,14 +54,7 @@ def _undefined(program: Program, instructions: list[Decoded]) -> Iterator[Fault]
 
 def _outside(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
     """Accesses beyond the end of a memory, and stores into what a program must not change."""
-    noise = program.buffers["noise"]
-    limits = {
-        ("sram", 0): program.machine.sram.capacity_bytes,
-        ("param", 0): program.machine.param_memory.capacity_bytes,
-        ("dram", 0): program.dram_bytes,
-        ("dram", 1): program.sets.shape[1],
-        ("dram", 2): noise.bytes // program.steps,
-    }
+    noise, limits = program.buffers["noise"], program.limits
     constant = {
         "constants": (0, program.constants.size),
         "parameter sets": (program.set_address, program.set_address + program.sets.size),

@@ -74,6 +74,17 @@ class Program:
         noise = self.buffers["noise"]
         return [0, self.set_address + step * self.sets.shape[1], noise.address + step * (noise.bytes // self.steps)]
 
+    @property
+    def limits(self) -> dict[tuple[str, int], int]:
+        """Bytes that an instruction may reach, by memory and base register."""
+        return {
+            ("sram", 0): self.machine.sram.capacity_bytes,
+            ("param", 0): self.machine.param_memory.capacity_bytes,
+            ("dram", 0): self.dram_bytes,
+            ("dram", 1): self.sets.shape[1],
+            ("dram", 2): self.buffers["noise"].bytes // self.steps,
+        }
+
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         yield "prologue", self.prologue
         yield "step", self.step
@@ -222,14 +233,7 @@ def _validate(program: Program) -> None:
 
 def outside(program: Program, instructions: list[Decoded]) -> list[str]:
     """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name."""
-    limits = {
-        ("sram", 0): program.machine.sram.capacity_bytes,
-        ("param", 0): program.machine.param_memory.capacity_bytes,
-        ("dram", 0): program.dram_bytes,
-        ("dram", 1): program.sets.shape[1],
-        ("dram", 2): program.buffers["noise"].bytes // program.steps,
-    }
-    found = []
+    limits, found = program.limits, []
     for index, ins in enumerate(instructions):
         if ins.layer >= len(program.layers):
             found.append(f"instruction {index} ({ins.op}): layer {ins.layer}; allowed 0..{len(program.layers) - 1}")

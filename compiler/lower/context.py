@@ -98,8 +98,8 @@ class Lowering:
     ) -> str:  # fmt: skip
         """Add a quantized linear.
 
-        ``channel_scale`` gives each output channel its own scale, ``order`` permutes the output channels. Channels whose
-        weights are next to nothing beside their bias get coarser weights (``coarsened``).
+        ``channel_scale`` gives each output channel its own scale, ``order`` permutes the output channels. Channels
+        whose weights are next to nothing beside their bias get coarser weights (``coarsened``).
         """
         q: QuantizedLinear = self.qm.linears[layer]
         pick = np.arange(len(q.bias)) if order is None else order

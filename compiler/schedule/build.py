@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from compiler.graph import Graph, Op
 from compiler.schedule import tile_attention, tile_rows
+from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.place import FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
 from compiler.schedule.tokens import insert_tokens
@@ -33,10 +34,13 @@ OUTPUT_BUFFERS = {"state.next": "state"}
 def build_program(graph: Graph, machine: Machine) -> Program:
     """Compile a graph whose passes have run.
 
-    Raises UserError when the machine is too small, with the numbers that clash, or lacks the row-sum column.
+    Raises UserError when the machine is too small, with the numbers that clash, or lacks the row-sum column, or when an
+    accumulator could overflow.
     """
     if not machine.mac_array.row_sum_column:
         raise UserError("mac_array.row_sum_column = false: asymmetric weights need that column; allowed: true")
+    _check_overwritten(graph)
+    prove_accumulators(graph, machine)
     layout = Layout(graph)
     layers: list[str] = []
     pinned, buffers, spill = _buffers(graph, machine, layout)
@@ -58,6 +62,18 @@ def build_program(graph: Graph, machine: Machine) -> Program:
         layers=tuple(layers),
         host=dict(graph.host),
     )
+
+
+def _check_overwritten(graph: Graph) -> None:
+    """Raise UserError if an operation reads an input whose bytes an output already overwrites, or may meanwhile."""
+    for output, name in OUTPUT_BUFFERS.items():
+        overwritten = False
+        for op in (*graph.prologue, *graph.step) if output in graph.values else ():
+            overwritten = overwritten or graph.base(op.output).name == output
+            if overwritten and name in (graph.base(read).name for read in op.inputs.values()):
+                raise UserError(
+                    f"{op.layer}: {op.kind} reads %{name}, which %{output} overwrites; allowed: earlier only"
+                )
 
 
 def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, Home], dict[str, Buffer], FirstFit]:

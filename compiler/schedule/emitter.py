@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from compiler.graph import Graph, Value
 from compiler.schedule.place import Home, Layout, Ring, Zones, element_bytes, value_bytes
 from npusim.config import Machine
+from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.dma import MEMORIES
 from npusim.isa.encoding import DTYPE_NAMES, UNITS
@@ -76,6 +77,7 @@ class Emitter:
         self._copy("store", home, offset, local, row_bytes, loops)
 
     def _copy(self, kind: str, home: Home, offset: int, local: int, row_bytes: int, loops: dict[str, int]) -> None:
+        assert home.memory == "dram", f"{self.layer}: {kind} of a tensor that lives in SRAM"
         loops = {"rows": 1, "planes": 1, **loops}
         if loops["planes"] == 1 and loops.get("dram_row") == loops.get("local_row") == row_bytes:
             loops, row_bytes = {"rows": 1, "planes": 1}, row_bytes * loops["rows"]
@@ -99,15 +101,23 @@ class Emitter:
 
     def constant_parameter(self, data: bytes) -> int:
         """Load anonymous constant bytes into parameter memory; return the address."""
+        # A new constant would move the parameter sets, whose address instructions may already hold.
+        assert data in self.layout.known, f"{self.layer}: constant bytes that the layout does not hold"
         address = self.params.take(len(data), self.layer)
         self.load_parameters(Home("dram", self.layout.constant(data)), 0, address, len(data))
         return address
 
     def whole(self, name: str) -> Place:
-        """A constant or small input matrix, loaded whole into the weight ring for the operation's duration."""
+        """A constant or small input matrix, loaded whole into the weight ring for the operation's duration.
+
+        Raises UserError for a tensor that lives in SRAM, or a view of some columns: one run of DRAM is loaded.
+        """
         value: Value = self.graph.values[name]
+        offset, pitch = self.offset(name, 0, 0)
+        if self.in_sram(name) or pitch != self.row_bytes(name):
+            raise UserError(f"{self.layer}: %{name} is loaded whole; allowed: whole rows of a tensor in DRAM")
         address = self.weights.take(value_bytes(value), self.layer)
-        self.load(self.home(name), self.offset(name, 0, 0)[0], address, value_bytes(value))
+        self.load(self.home(name), offset, address, value_bytes(value))
         return Place(address, self.row_bytes(name))
 
     def source(self, name: str, row: int, rows: int) -> Place:

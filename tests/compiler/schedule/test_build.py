@@ -185,5 +185,7 @@ def test_state_is_not_read_once_the_new_one_is_being_written(graph_of: GraphOf, 
     reader = next(op for op in graph.step if "state" in op.inputs.values() and op.layer == "update")
     later = (*(op for op in graph.step[:-1] if op is not reader), writer, reader)
     for ops in (itself, later):
-        with pytest.raises(UserError, match=r"^update: elementwise reads %state, which %state\.next overwrites; allowed:"):
+        with pytest.raises(
+            UserError, match=r"^update: elementwise reads %state, which %state\.next overwrites; allowed:"
+        ):
             build_program(replace(graph, step=ops), tiny_machine)

@@ -1,0 +1,65 @@
+"""Proof that no accumulator of the array overflows, whatever the inputs.
+
+The array adds fold by fold, then bias and zero-point correction. Every partial sum is at most the sum of the magnitudes
+of all its terms; where that fits, the machine computes what the graph says, for every overflow rule and order of folds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.graph import Graph, Op
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa.encoding import DTYPES
+from npusim.isa.matmul import bias_of
+
+
+def prove_accumulators(graph: Graph, machine: Machine) -> None:
+    """Raise UserError naming layer, channel or product, and the numbers, where a sum could exceed ``acc_bits``."""
+    acc_bits = machine.mac_array.acc_bits
+    for op in (*graph.prologue, *graph.step):
+        if op.kind == "linear":
+            _prove_linear(graph, op, acc_bits)
+        elif op.kind == "attention":
+            _prove_attention(graph, op, acc_bits)
+
+
+def largest(graph: Graph, name: str) -> int:
+    """Largest magnitude that the type of a value holds."""
+    _, low, high = DTYPES[graph.values[name].dtype]
+    return max(-low, high)
+
+
+def _prove_linear(graph: Graph, op: Op, acc_bits: int) -> None:
+    weight, records = (graph.values[op.inputs[role]].data for role in ("weight", "records"))
+    assert weight is not None
+    assert records is not None
+    x, k = largest(graph, op.inputs["x"]), weight.shape[1]
+    products = x * np.abs(weight.astype(np.int64)).sum(axis=1)
+    correction = x * k * np.abs(records["zero_point"].astype(np.int64))
+    bias = np.abs(bias_of(records))
+    bound = products + correction + bias
+    channel = int(bound.argmax())
+    parts = f"products {products[channel]} + zero point {correction[channel]} + bias {bias[channel]}"
+    _demand(f"{op.layer}: output channel {channel}: {k} {parts}", int(bound[channel]), acc_bits)
+
+
+def _prove_attention(graph: Graph, op: Op, acc_bits: int) -> None:
+    q, k, v = (graph.values[op.inputs[role]] for role in "qkv")
+    width = q.shape[1] // op.attrs["heads"]
+    keys = {"spatial": graph.positions, "temporal": graph.frames}.get(op.attrs["over"], k.shape[0] // graph.branches)
+    most = (1 << op.attrs["p_bits"]) - 1
+    for what, count, left, right in (
+        ("scores", width, largest(graph, q.name), largest(graph, k.name)),
+        ("weighted sum", keys, most, largest(graph, v.name)),
+    ):
+        _demand(f"{op.layer}: {what}: {count} products of up to {left} x {right}", count * left * right, acc_bits)
+
+
+def _demand(what: str, bound: int, acc_bits: int) -> None:
+    if bound >= 1 << (acc_bits - 1):
+        raise UserError(
+            f"{what}: may reach {bound}; mac_array.acc_bits = {acc_bits} holds less than {1 << (acc_bits - 1)}; "
+            f"allowed: at least {bound.bit_length() + 1} bits"
+        )
