@@ -19,8 +19,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def copy_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copies tensors into a model, by name, after checking that names and shapes match exactly.
+def read_metadata(path: Path) -> dict[str, str]:
+    """Reads a safetensors file's metadata alone; raises ModelError if the file is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def check_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Checks that names and shapes are exactly the model's; the model may be on the meta device.
 
     Raises:
         ModelError: names the file, the first offending tensor, and the expected and given shape.
@@ -35,6 +44,11 @@ def copy_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise ModelError(f"{path}: unknown tensor '{unknown[0]}' ({len(unknown)} in all)")
+
+
+def copy_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies tensors into a model, by name, after `check_tensors`, whose ModelError it raises."""
+    check_tensors(model, tensors, path)
     model.load_state_dict(tensors)
 
 
@@ -42,7 +56,7 @@ def config_of(metadata: dict[str, str], path: Path) -> dict[str, object]:
     """Returns the constructor arguments stored in a checkpoint's metadata under `config` (JSON)."""
     try:
         config = json.loads(metadata["config"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: metadata holds no readable 'config': {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: metadata 'config' is {type(config).__name__}; expected an object")

@@ -26,7 +26,7 @@ from models.errors import ModelError
 from models.grid import AsymmetricGrid, Float64, Int64
 from models.iddpm import IDDPM
 from models.stats import CalibrationStats, calibrated_points, executed_linears, input_channels, weights_sha256
-from models.stdit import STDiT, STDiTBlock
+from models.stdit import STDiT, STDiTBlock, skeleton
 from models.store import check_array, load_arrays, save_arrays
 
 METHODS = ("cw_tw",)
@@ -34,6 +34,9 @@ WEIGHT_BITS = (8,)
 ACT_BITS = (8, 16)
 SIDE_LINEARS = ("x_embedder.proj", "y_embedder.y_proj.fc1", "y_embedder.y_proj.fc2", "final_layer.linear")
 SIDE_ACT_BITS = 16
+
+# A damaged file's numbers end here; the committed model's constants are below 3.
+CONSTANT_LIMIT = 1e6
 
 FILE_KIND = "quantized model"
 FILE_VERSION = 1
@@ -149,21 +152,22 @@ class QuantizedModel:
             if not isinstance(metadata.get(name), kind):
                 raise ModelError(f"{path}: metadata field '{name}' is missing or not of type {kind.__name__}")
         steps = metadata["num_steps"]
+        _check_sampler(path, metadata["iddpm"], steps)
         range_of_step = check_array(path, arrays, "range_of_step", (steps,), np.int64)
         ranges = int(range_of_step.max(initial=-1)) + 1
-        if steps < 1 or sorted(set(range_of_step.tolist())) != list(range(ranges)):
+        if sorted(set(range_of_step.tolist())) != list(range(ranges)):
             raise ModelError(
                 f"{path}: 'range_of_step' is {range_of_step.tolist()}, allowed are ranges 0..R-1, all used"
             )
-        skeleton = _skeleton(path, metadata["config"])
+        outline = _skeleton(path, metadata["config"])
         shapes = {
-            name: (len(module.weight), input_channels(module)) for name, module in executed_linears(skeleton).items()
+            name: (len(module.weight), input_channels(module)) for name, module in executed_linears(outline).items()
         }
         for field, listed, known in (
             ("linears", metadata["linears"], shapes),
-            ("points", metadata["points"], calibrated_points(skeleton)),
+            ("points", metadata["points"], calibrated_points(outline)),
         ):
-            if different := sorted(set(listed) ^ set(known)):
+            if different := sorted({str(name) for name in listed} ^ set(known)):
                 raise ModelError(f"{path}: metadata field '{field}' lacks or adds '{different[0]}'")
         linears = {
             name: _load_linear(path, arrays, name, shapes[name], act_bits, ranges)
@@ -175,8 +179,13 @@ class QuantizedModel:
         }
         constants: dict[str, Any] = {
             name: check_array(path, arrays, name, shape, np.float64)
-            for name, shape in _constant_shapes(skeleton, steps).items()
+            for name, shape in _constant_shapes(outline, steps).items()
         }
+        for name, values in constants.items():
+            if (largest := np.abs(values).max()) >= CONSTANT_LIMIT:
+                raise ModelError(
+                    f"{path}: tensor '{name}' holds magnitude {largest:.3g}; allowed is < {CONSTANT_LIMIT:g}"
+                )
         expected = {"range_of_step", *constants, *(f"point_absmax/{point}" for point in absmax)}
         expected.update(f"linears/{name}/{field}" for name in linears for field in _LINEAR_FIELDS)
         if unknown := sorted(set(arrays) - expected):
@@ -350,12 +359,27 @@ def _load_linear(
     return linear
 
 
-def _skeleton(path: Path, config: Mapping[str, Any]) -> STDiT:
-    """An STDiT of this configuration without memory for its weights: the shapes that a file must have."""
+def _check_sampler(path: Path, iddpm: Mapping[str, Any], steps: object) -> None:
+    types = {"num_sampling_steps": int, "cfg_scale": float, "cfg_channels": int}
+    for name in sorted(set(iddpm) ^ set(types)):
+        raise ModelError(f"{path}: metadata field 'iddpm' lacks or adds '{name}'")
+    for name, kind in types.items():
+        if type(iddpm[name]) is not kind:
+            raise ModelError(f"{path}: metadata field 'iddpm.{name}' is not of type {kind.__name__}")
+    count = iddpm["num_sampling_steps"]
+    if type(steps) is not int or count != steps:
+        raise ModelError(f"{path}: metadata field 'iddpm.num_sampling_steps' is {count}, 'num_steps' is {steps}")
     try:
-        with torch.device("meta"):
-            return STDiT(**config)
-    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, ModelError) as error:
+        IDDPM(**iddpm)
+    except ModelError as error:
+        raise ModelError(f"{path}: metadata field 'iddpm': {error}") from error
+
+
+def _skeleton(path: Path, config: Mapping[str, Any]) -> STDiT:
+    """`models.stdit.skeleton`, naming the file and field in its ModelError."""
+    try:
+        return skeleton(config)
+    except ModelError as error:
         raise ModelError(f"{path}: metadata field 'config' does not describe an STDiT ({error})") from error
 
 

@@ -9,7 +9,7 @@ the ranges of tensors that no weight layer produces or consumes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.checkpoint import config_of, copy_into, read_tensors
+from models.checkpoint import check_tensors, config_of, copy_into, read_tensors
 from models.errors import ModelError
+from models.stdit_config import check_config
 
 LAYER_NORM_EPS = 1e-6
 TIME_FREQUENCIES = 256
@@ -431,6 +432,17 @@ class STDiT(nn.Module):
 # Checkpoints
 
 
+def skeleton(config: Mapping[str, object]) -> STDiT:
+    """An STDiT of this configuration without memory for its weights: the names and shapes that a file must have.
+
+    Raises:
+        ModelError: the configuration is refused by `check_config`.
+    """
+    check_config(config)
+    with torch.device("meta"):
+        return STDiT(**config)  # type: ignore[arg-type]
+
+
 def load_checkpoint(path: Path) -> tuple[STDiT, dict[str, str]]:
     """Loads a safetensors checkpoint written by `models.train`, whose metadata holds the constructor arguments.
 
@@ -438,13 +450,17 @@ def load_checkpoint(path: Path) -> tuple[STDiT, dict[str, str]]:
         the model in float32, in evaluation mode, without gradients; and the file's metadata.
 
     Raises:
-        ModelError: if the file is unreadable, or a tensor is missing, unknown or misshapen.
+        ModelError: if the file is unreadable, its configuration is none of an STDiT, or a tensor is missing, unknown
+            or misshapen.
     """
     tensors, metadata = read_tensors(path)
+    config = config_of(metadata, path)
     try:
-        model = STDiT(**config_of(metadata, path))  # type: ignore[arg-type]
-    except TypeError as error:
+        outline = skeleton(config)
+    except ModelError as error:
         raise ModelError(f"{path}: metadata 'config' does not fit STDiT: {error}") from error
+    check_tensors(outline, tensors, path)  # before memory is taken for a network that the file does not hold
+    model = STDiT(**config)  # type: ignore[arg-type]
     copy_into(model, tensors, path)
     return model.eval().requires_grad_(False), metadata
 

@@ -73,7 +73,7 @@ def load_arrays(path: Path, kind: str, version: int) -> tuple[dict[str, Array], 
         raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         header = json.loads(raw) if raw is not None else None
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.pop("kind", None) != kind:
         raise ModelError(f"{path}: this is no {kind} file")

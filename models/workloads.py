@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.checkpoint import config_of, read_metadata
 from models.errors import ModelError
 from models.iddpm import IDDPM
 from models.stats import CalibrationStats
@@ -123,12 +124,12 @@ class Workload:
         """
         if self.checkpoint is None:
             return random_stdit(self.config, self.weights_seed)
-        model, metadata = load_checkpoint(self.checkpoint)
-        found = json.loads(metadata["config"])
+        # Compared before anything is built: the network that the file asks for may be of any size.
+        found = config_of(read_metadata(self.checkpoint), self.checkpoint)
         for name, value in json.loads(json.dumps(self.config)).items():
             if found.get(name, value) != value:
                 raise ModelError(f"{self.checkpoint}: config {name}={found[name]}, workload '{self.name}' has {value}")
-        return model
+        return load_checkpoint(self.checkpoint)[0]
 
     def load_vae(self) -> Autoencoder:
         """The autoencoder whose latents the model makes.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from models.clips import data_sha256, load_digits, load_emoji
 from models.errors import ModelError
 from models.iddpm import linear_betas
 from models.stdit import EMOJI_CONFIG, STDiT, load_checkpoint
+from models.stdit_config import check_config
 from models.text import TextStates
 from models.train import CHECKPOINT_DIR
 from models.vae import load_autoencoder
@@ -126,6 +128,62 @@ def test_bad_config_is_named(tmp_path: Path, config: str, message: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"config": config})
     with pytest.raises(ModelError, match=f"bad.safetensors: metadata.*{message}"):
         load_checkpoint(tmp_path / "bad.safetensors")
+
+
+# None of these may take time or memory in proportion to what they ask for.
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 0}, "num_heads=0: allowed is an integer from 1 to 256"),
+        ({"num_heads": True}, "num_heads=True: allowed is an integer"),
+        ({"num_heads": 3}, "hidden_size=8: must be a multiple of num_heads=3 and of 4"),
+        ({"hidden_size": 0}, "hidden_size=0: allowed is"),
+        ({"hidden_size": 40_000_000}, "hidden_size=40000000: allowed is an integer from 4 to 16384"),
+        ({"hidden_size": 8.0}, r"hidden_size=8\.0: allowed is an integer"),
+        ({"patch_size": [0, 2, 2]}, r"patch_size=\[0, 2, 2\]: allowed is three integers from 1 to 16"),
+        ({"patch_size": [2, 2]}, "patch_size=.*three integers"),
+        ({"input_size": [4, 400_000, 400_000]}, "input_size=.*three integers from 1 to 1024"),
+        ({"input_size": [8, 8, 7]}, "input_size=.*must be a multiple of patch_size"),
+        ({"input_size": "888"}, "input_size='888': allowed is three integers"),
+        ({"input_size": [4, 1024, 1024], "hidden_size": 16_384}, "position tables of 4294967296 values"),
+        ({"hidden_size": 16_384, "depth": 256}, r"tensor 'pos_embed' has shape"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio=nan: allowed is a number from"),
+        ({"space_scale": 0}, "space_scale=0: allowed is a number from"),
+        ({"pred_sigma": 1}, "pred_sigma=1: allowed is true or false"),
+        ({"hidden": 8}, "unknown argument 'hidden'; allowed: .*hidden_size"),
+    ],
+)
+def test_config_that_asks_for_the_impossible_is_refused_before_building(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = saved(tmp_path)
+    tensors, metadata = read_tensors(path)
+    metadata["config"] = json.dumps({**json.loads(metadata["config"]), **change})
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ModelError, match=rf"bad\.safetensors: .*{message}"):
+        load_checkpoint(path)
+
+
+def test_missing_argument_is_named() -> None:
+    config = {name: value for name, value in EMOJI_CONFIG.items() if name != "depth"}
+    with pytest.raises(ModelError, match="argument 'depth' is missing"):
+        check_config(config)
+
+
+def test_bounds_leave_room_for_the_released_model() -> None:
+    released = {
+        **EMOJI_CONFIG,
+        "input_size": (16, 64, 64),
+        "hidden_size": 1152,
+        "depth": 28,
+        "num_heads": 16,
+        "caption_channels": 4096,
+        "model_max_length": 120,
+        "space_scale": 0.5,
+    }
+    check_config(released)
+    check_config({**released, "input_size": (128, 128, 128)})
 
 
 def test_missing_config_is_named() -> None:

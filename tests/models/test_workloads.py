@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from models.clips import load_digits, load_emoji
 from models.errors import ModelError
 from models.stats import weights_sha256
+from models.stdit import STDiT
 from models.text import TextStates
 from models.workloads import WORKLOADS, Workload, get_workload, random_stdit
 
@@ -72,7 +73,11 @@ def test_random_weights_repeat_are_nowhere_zero_and_leave_the_global_generator_a
         assert not parameter.requires_grad
 
 
-def test_files_that_are_missing_or_of_another_model_are_named(tmp_path: Path) -> None:
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("a network was built before its configuration was compared")
+
+
+def test_files_that_are_missing_or_of_another_model_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = dataclasses.replace(
         EMOJI, checkpoint=tmp_path / "a", vae=tmp_path / "b", calibration=tmp_path / "c.safetensors"
     )
@@ -86,6 +91,12 @@ def test_files_that_are_missing_or_of_another_model_are_named(tmp_path: Path) ->
     save_file(model.state_dict(), path, metadata={"config": json.dumps(TINY.config)})
     with pytest.raises(ModelError, match=r"tiny\.safetensors: config input_size=\[4, 8, 8\], workload 'emoji' has"):
         dataclasses.replace(EMOJI, checkpoint=path).load_model()
+    huge = {**TINY.config, "hidden_size": 16_384, "depth": 256}
+    save_file(model.state_dict(), tmp_path / "huge.safetensors", metadata={"config": json.dumps(huge)})
+    with monkeypatch.context() as patch:
+        patch.setattr(STDiT, "__init__", _never)
+        with pytest.raises(ModelError, match=r"huge\.safetensors: config hidden_size=16384, workload 'tiny' has 32"):
+            dataclasses.replace(TINY, checkpoint=tmp_path / "huge.safetensors").load_model()
     loaded = dataclasses.replace(TINY, checkpoint=path).load_model()
     assert weights_sha256(loaded) == weights_sha256(model)
 
@@ -107,8 +118,9 @@ def test_statistics_of_other_settings_are_refused(tmp_path: Path, change: dict[s
     assert dataclasses.replace(TINY, calibration=path).load_stats().weights_sha256 == weights_sha256(TINY.load_model())
 
 
-@pytest.mark.skipif(not EMOJI.calibration.is_file(), reason="python -m models.calibrate has not been run yet")
 def test_stored_calibration_belongs_to_the_stored_checkpoint() -> None:
+    assert EMOJI.calibration is not None
+    assert EMOJI.calibration.is_file(), "missing; python -m models.calibrate makes it (models/calibration/README.md)"
     stats, model = EMOJI.load_stats(), EMOJI.load_model()
     stats.require_weights(weights_sha256(model))
     stats.require_points(model)
