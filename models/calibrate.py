@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.iddpm import IDDPM, draw_noise
-from models.sample import Predictor, denoise
+from models.sample import Predictor, denoise, require_latent_channels
 from models.stats import (
     BRANCHES,
     CalibrationStats,
@@ -152,9 +152,10 @@ def collect(
         console: shows a progress bar where given.
 
     Raises:
-        ModelError: a NaN or infinity (named by point, step, branch and caption), an unknown caption, or lists of
-            unequal or zero length.
+        ModelError: a NaN or infinity (named by point, step, branch and caption), an unknown caption, lists of
+            unequal or zero length, or a model with other latent channels than the sampler.
     """
+    require_latent_channels(model)
     captions = workload.calibration_captions if captions is None else tuple(captions)
     seeds = workload.calibration_seeds if seeds is None else tuple(seeds)
     if not captions or len(captions) != len(seeds):

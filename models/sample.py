@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.fakequant import FakeQuantSTDiT
 from models.iddpm import IDDPM, draw_noise
+from models.stdit import STDiT
 from models.store import write_atomically
 from models.vae import Autoencoder
 from models.workloads import get_workload
@@ -35,6 +36,7 @@ Predictor = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
 Frames = NDArray[np.uint8]
 
 FRAME_MS = 125
+LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ class Trajectory:
     eps: NDArray[np.float32]
 
 
+def require_latent_channels(model: nn.Module) -> None:
+    """Check that the network predicts noise and variance of 4 latent channels, which the sampler and guidance assume.
+
+    Raises:
+        ModelError: it does not.
+    """
+    network = model.model if isinstance(model, FakeQuantSTDiT) else model
+    if not isinstance(network, STDiT):
+        return
+    channels = (network.in_channels, network.out_channels)
+    if channels != (LATENT_CHANNELS, 2 * LATENT_CHANNELS):
+        raise ModelError(
+            f"model: in_channels={channels[0]}, pred_sigma={channels[0] != channels[1]}; "
+            f"sampling needs in_channels={LATENT_CHANNELS} and pred_sigma=True"
+        )
+
+
 def float_predictor(model: nn.Module, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor) -> Predictor:
     """The float model as a predictor; both branches run as one batch [conditional, unconditional].
 
@@ -58,7 +77,11 @@ def float_predictor(model: nn.Module, sampler: IDDPM, states: Tensor, mask: Tens
         states: (L, caption channels) float32, token states of the prompt.
         mask: (L,) bool, the valid tokens.
         null: (L, caption channels) float32, the null caption, cut to the prompt's length by the same mask.
+
+    Raises:
+        ModelError: the model has other latent channels than the sampler.
     """
+    require_latent_channels(model)
     captions = torch.stack([states, null])[:, None]
     masks = mask[None].expand(2, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models import workloads
+from models.errors import ModelError
 from models.iddpm import draw_noise
 from models.sample import decode_frames, denoise, float_predictor, main, replay, save_gif, save_strip
 from models.vae import Autoencoder
@@ -35,6 +37,18 @@ def test_float_predictor_equals_the_branches_on_their_own() -> None:
     torch.testing.assert_close(v, conditional[4:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(eps_uncond, unconditional[:4], atol=1e-4, rtol=1e-4)
     assert (eps_cond - eps_uncond).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("change", [{"in_channels": 3}, {"pred_sigma": False}])
+def test_networks_with_other_latent_channels_are_refused_early(change: dict[str, Any]) -> None:
+    work = dataclasses.replace(TINY, config={**TINY.config, **change})
+    model = work.load_model()
+    null = model.y_embedder.y_embedding
+    message = "sampling needs in_channels=4 and pred_sigma=True"
+    with pytest.raises(ModelError, match=message):
+        float_predictor(model, work.sampler(), *work.text("fire"), null)
+    with pytest.raises(ModelError, match=message):
+        work.load_stats()
 
 
 def test_a_perfect_predictor_ends_in_the_clip_it_knows() -> None:
