@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from models.checkpoint import read_tensors
 from models.clips import data_sha256, load_digits, load_emoji
 from models.iddpm import TRAIN_STEPS, DiffusionTables, linear_betas
 from models.stdit import EMOJI_CONFIG, POSITION_BUFFERS, STDiT
+from models.store import write_atomically
 from models.text import TextStates
 from models.vae import Autoencoder, load_autoencoder
 
@@ -197,9 +197,7 @@ def cached_latents(
     if cache.exists():
         return read_tensors(cache)[0]["latents"]
     latents = encode_all(vae.to(device), frames, device)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.with_suffix(".tmp").write_bytes(save({"latents": latents}))
-    os.replace(cache.with_suffix(".tmp"), cache)
+    write_atomically(cache, save({"latents": latents}))
     return latents
 
 

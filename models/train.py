@@ -13,14 +13,15 @@ Exports (EMA weights as fp16 safetensors, loss curve as CSV) go to models/checkp
 import argparse
 import copy
 import csv
+import io
 import json
 import math
-import os
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.objectives import Objective, StditObjective, VaeObjective
+from models.store import write_atomically
 
 CHECKPOINT_DIR = Path(__file__).parent / "checkpoints"
 STATE_DIR = Path("build") / "train"
@@ -93,8 +95,14 @@ class Trainer:
     def _load(self) -> None:
         try:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ModelError(f"{self.state_path}: not a readable training state: {error}") from error
+        except Exception as error:  # torch.load raises many kinds, by the kind of damage
+            raise ModelError(f"{self.state_path}: not a readable training state ({_first_line(error)})") from error
+        try:
+            self._restore(state)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ModelError(f"{self.state_path}: is no state of this training ({_first_line(error)})") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         for field, value in vars(self.settings).items():
             if field != "total_steps" and state["settings"][field] != value:
                 raise ModelError(
@@ -104,13 +112,11 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step = int(state["step"])
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
 
     def save(self) -> None:
-        """Replaces the state file atomically."""
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.state_path.with_suffix(".tmp")
+        """Replaces the state file atomically; raises ModelError if it cannot be written."""
         state = {
             "settings": vars(self.settings),
             "model": self.model.state_dict(),
@@ -119,8 +125,9 @@ class Trainer:
             "step": self.step,
             "curve": [list(point) for point in self.curve],
         }
-        torch.save(state, temporary)
-        os.replace(temporary, self.state_path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.state_path, buffer.getvalue())
 
     def train_step(self) -> Tensor:
         """One optimizer step; returns the detached loss."""
@@ -140,23 +147,28 @@ class Trainer:
         return loss.detach()
 
     def export(self, out_dir: Path) -> None:
-        """Writes the averaged weights (fp16 safetensors) and the loss curve (CSV) of the run so far."""
-        out_dir.mkdir(parents=True, exist_ok=True)
+        """Writes the averaged weights (fp16 safetensors) and the loss curve (CSV) of the run so far.
+
+        Raises:
+            ModelError: a file cannot be written.
+        """
         tensors = self.objective.export(self.ema)
         metadata = {
             "config": json.dumps(self.objective.config()),
             "data_sha256": self.objective.data_sha256,
             "training": json.dumps({**vars(self.settings), "step": self.step}),
         }
-        checkpoint = out_dir / f"{self.objective.name}.safetensors"
-        checkpoint.with_suffix(".tmp").write_bytes(save(tensors, metadata=metadata))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-        curve = out_dir / f"{self.objective.name}_curve.csv"
-        with curve.with_suffix(".tmp").open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("step", f"mean_loss_of_last_{LOG_STEPS}_steps"))
-            writer.writerows((step, f"{loss:.5f}") for step, loss in self.curve)
-        os.replace(curve.with_suffix(".tmp"), curve)
+        write_atomically(out_dir / f"{self.objective.name}.safetensors", save(tensors, metadata=metadata))
+        curve = io.StringIO(newline="")
+        writer = csv.writer(curve, lineterminator="\n")
+        writer.writerow(("step", f"mean_loss_of_last_{LOG_STEPS}_steps"))
+        writer.writerows((step, f"{loss:.5f}") for step, loss in self.curve)
+        write_atomically(out_dir / f"{self.objective.name}_curve.csv", curve.getvalue().encode())
+
+
+def _first_line(error: Exception) -> str:
+    """Kind and first line: torch's messages run over many lines, a KeyError's is the bare key."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def run(trainer: Trainer, out_dir: Path, seconds: float, console: Console) -> None:

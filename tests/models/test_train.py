@@ -89,6 +89,37 @@ def test_damaged_state_is_refused(tmp_path: Path) -> None:
         make(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02garbage.", bytes(1000)])
+def test_garbage_for_a_state_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "stdit.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"stdit\.pt: not a readable training state") as caught:
+        make(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"optimizer": {}}, {"model": {}}, {"step": "x"}, {"settings": {}}, {"curve": [1]}])
+def test_state_with_other_contents_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    make(tmp_path).save()
+    state = torch.load(tmp_path / "stdit.pt", weights_only=True)
+    torch.save({**state, **change}, tmp_path / "stdit.pt")
+    with pytest.raises(ModelError, match=r"stdit\.pt: is no state of this training") as caught:
+        make(tmp_path)
+    assert "\n" not in str(caught.value)
+    torch.save(torch.zeros(3), tmp_path / "stdit.pt")
+    with pytest.raises(ModelError, match=r"stdit\.pt: is no state of this training"):
+        make(tmp_path)
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    trainer = make(tmp_path)
+    with pytest.raises(ModelError, match=r"file/emoji_stdit\.safetensors: cannot be written"):
+        trainer.export(tmp_path / "file")
+    trainer.state_path = tmp_path / "file" / "stdit.pt"
+    with pytest.raises(ModelError, match=r"file/stdit\.pt: cannot be written"):
+        trainer.save()
+
+
 def test_run_exports_a_loadable_checkpoint_and_its_curve(tmp_path: Path) -> None:
     trainer = make(tmp_path, total_steps=5)
     train.run(trainer, tmp_path / "out", math.inf, train.Console(quiet=True))
