@@ -1,8 +1,7 @@
 """Fidelity metrics: signal-to-noise of tensors, PSNR and SSIM of frames.
 
 Every function is a pure function of two arrays of one shape, the reference first. Identical inputs have an
-infinite ratio: `math.inf` is returned, never a large stand-in, and callers that write JSON (which has no
-infinity) pass the value through `json_number`.
+infinite ratio: `math.inf` is returned, never a large stand-in.
 """
 
 from __future__ import annotations
@@ -71,13 +70,6 @@ def ssim(reference: NDArray[np.uint8], test: NDArray[np.uint8]) -> float:
         for frame_ref, frame_test in zip(ref, tst, strict=True)
     ]
     return float(np.mean(values))
-
-
-def json_number(value: float) -> float | str:
-    """The value as JSON can hold it: finite numbers unchanged, infinities as the strings "inf" and "-inf"."""
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return value
 
 
 def _ratio_db(signal: float, noise: float) -> float:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import ModelError
-from models.metrics import json_number, psnr_db, sqnr_db, ssim
+from models.metrics import psnr_db, sqnr_db, ssim
 
 
 def _clip(seed: int = 0, frames: int = 2) -> np.ndarray:
@@ -68,12 +68,6 @@ def test_ssim_falls_with_noise() -> None:
         noisy = np.clip(ramp + rng.normal(0, sigma, ramp.shape), 0, 255).astype(np.uint8)
         values.append(ssim(ramp, noisy))
     assert 1.0 > values[0] > values[1] > values[2]
-
-
-def test_json_number() -> None:
-    assert json_number(1.5) == 1.5
-    assert json_number(math.inf) == "inf"
-    assert json_number(-math.inf) == "-inf"
 
 
 @pytest.mark.parametrize(
