@@ -101,21 +101,31 @@ class CalibrationStats:
     maximum: dict[str, NDArray[np.float32]]
     absmax: dict[str, NDArray[np.float16]]
 
+    def values_sha256(self) -> str:
+        """SHA-256 (hex) over the points' names, shapes, dtypes and values, in name order, whatever file holds them."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self._arrays().items()):
+            digest.update(f"{name}{values.dtype}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for point in self.minimum:
+            arrays[f"min/{point}"] = self.minimum[point]
+            arrays[f"max/{point}"] = self.maximum[point]
+        return arrays | {f"absmax/{point}": values for point, values in self.absmax.items()}
+
     def save(self, path: Path) -> None:
         """Write the statistics as one safetensors file, atomically.
 
         Raises:
             ModelError: the file cannot be written.
         """
-        arrays: dict[str, NDArray[Any]] = {}
-        for point in self.minimum:
-            arrays[f"min/{point}"] = self.minimum[point]
-            arrays[f"max/{point}"] = self.maximum[point]
-        arrays.update({f"absmax/{point}": values for point, values in self.absmax.items()})
         metadata = {name: getattr(self, name) for name in _SETTINGS}
         metadata["points"] = list(self.minimum)
         metadata["channels"] = {point: values.shape[2] for point, values in self.absmax.items()}
-        save_arrays(path, FILE_KIND, FILE_VERSION, arrays, metadata)
+        save_arrays(path, FILE_KIND, FILE_VERSION, self._arrays(), metadata)
 
     @classmethod
     def load(cls, path: Path) -> CalibrationStats:

@@ -25,11 +25,12 @@ from npusim import pictures
 from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.fidelity import PAIRS, Clip, Fidelity, measure
-from npusim.program import write_atomically
+from npusim.folder import Layout, check_folder, write_folder
 from npusim.report import number
-from npusim.run import ClipInputs, Notify, Stages, float_clips, integer_clip, stats_of
+from npusim.run import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread, stats_of
 
 CAPTION_SETS = ("evaluation", "sheet")
+EVALUATION_FOLDER = Layout("evaluation", ("evaluation.json", "clips.csv", "sheet.png"))
 METRICS: Mapping[str, Callable[[Fidelity], Mapping[str, float] | None]] = {
     "psnr_db": lambda f: f.psnr_db,
     "ssim": lambda f: f.ssim,
@@ -49,6 +50,7 @@ class Evaluation:
     clips: Mapping[str, Mapping[str, Clip]]
 
 
+@one_thread()
 def evaluate(
     workload: str | Workload,
     hw: str | Path,
@@ -66,6 +68,8 @@ def evaluate(
     Writes clips.csv, evaluation.json and sheet.png into the folder ``out``, if given, when all is done.
     Raises UserError or ModelError where the user's input is at fault; nothing was written then.
     """
+    if out is not None:
+        check_folder(Path(out), EVALUATION_FOLDER)
     if captions not in CAPTION_SETS:
         raise UserError(f"captions = {captions!r}: allowed {', '.join(CAPTION_SETS)}")
     work = get_workload(workload) if isinstance(workload, str) else workload
@@ -93,7 +97,7 @@ def evaluate(
     means = {n: None if rows[0][n] is None else float(np.mean([row[n] for row in rows])) for n in names}
     result = Evaluation(settings, tuple(rows), means, clips)
     if out is not None:
-        _write(result, Path(out))
+        write_folder(Path(out), EVALUATION_FOLDER, lambda folder: _write(result, folder))
     return result
 
 
@@ -126,7 +130,7 @@ def sheet(result: Evaluation) -> bytes | None:
     return pictures.contact_sheet(columns)
 
 
-def _write(result: Evaluation, out: Path) -> None:
+def _write(result: Evaluation, folder: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(result.rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -134,9 +138,12 @@ def _write(result: Evaluation, out: Path) -> None:
         {key: number(value) if key != "caption" else value for key, value in row.items()} for row in result.rows
     )
     body = {"schema_version": 1, "settings": result.settings, "means": {n: number(v) for n, v in result.means.items()}}
-    files = {"clips.csv": text.getvalue().encode(), "evaluation.json": (json.dumps(body, indent=2) + "\n").encode()}
+    files = {
+        "clips.csv": text.getvalue().encode(),
+        "evaluation.json": (json.dumps(body, indent=2, allow_nan=False) + "\n").encode(),
+    }
     picture = sheet(result)
     if picture is not None:
         files["sheet.png"] = picture
     for name, data in files.items():
-        write_atomically(out / name, data)
+        (folder / name).write_bytes(data)

@@ -12,10 +12,7 @@ import csv
 import io
 import json
 import math
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
@@ -24,7 +21,7 @@ from typing import Any
 
 import npusim
 from npusim import pictures
-from npusim.errors import UserError
+from npusim.folder import Layout, write_folder
 from npusim.isa.encoding import UNITS
 from npusim.program import save_program
 from npusim.run import RunResult
@@ -36,17 +33,10 @@ PACKAGES = ("numba", "numpy", "pillow", "safetensors", "scikit-image", "torch")
 CLIP_LABELS = {"float": "float", "fakequant": "fake-quant", "integer": "integer"}
 
 JSON, PASSES = "run.json", "passes"
-OWNED = (
-    JSON,
-    "layers.csv",
-    "steps.csv",
-    "clips.gif",
-    "clips.png",
-    "quantized.safetensors",
-    "program.npu",
-    PASSES,
+RUN_FOLDER = Layout(
+    "run",
+    (JSON, "layers.csv", "steps.csv", "clips.gif", "clips.png", "quantized.safetensors", "program.npu", PASSES),
 )
-"""All names that a run folder may hold. Others in it are the user's and stay."""
 
 
 def number(value: float | None) -> float | int | str:
@@ -72,7 +62,7 @@ def _traffic(traffic: Traffic) -> dict[str, int]:
 
 def as_dict(result: RunResult) -> dict[str, Any]:
     """run.json's contents."""
-    config, program, timing = result.config, result.program, result.timing
+    config, program, timing, stats = result.config, result.program, result.timing, result.calibration
     workload = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("machine", "seed")}
     traffic = _traffic(timing.traffic)
     mac_operations = traffic.pop("mac_operations")
@@ -84,6 +74,12 @@ def as_dict(result: RunResult) -> dict[str, Any]:
         "versions": {"npusim": npusim.__version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "model": {"weights_sha256": result.quantized.weights_sha256, "time_ranges": result.quantized.num_ranges},
+        "calibration": {
+            "workload": stats.workload,
+            "captions": list(stats.captions),
+            "seeds": list(stats.seeds),
+            "values_sha256": stats.values_sha256(),
+        },
         "program": {
             "prologue_instructions": len(program.prologue),
             "step_instructions": len(program.step),
@@ -174,42 +170,9 @@ def steps_csv(result: RunResult) -> bytes:
     return _csv(header, rows)
 
 
-def check_folder(out: Path) -> None:
-    """Raise UserError if a run folder cannot be written at ``out``, before anything is computed; writes nothing."""
-    if out.exists() and not out.is_dir():
-        raise UserError(
-            f"{out}: exists and is not a folder; allowed: a new folder, an empty one, or that of an earlier run"
-        )
-    if out.is_dir() and any(out.iterdir()) and not (out / JSON).is_file():
-        raise UserError(
-            f"{out}: holds files but no {JSON}; allowed: a new folder, an empty one, or that of an earlier run"
-        )
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{out}: cannot be made, {above} is not a folder that may be written to")
-
-
 def write_run(result: RunResult, out: Path) -> None:
-    """Write the run folder: complete in a temporary folder beside it first, then moved in place.
-
-    Of an earlier run in ``out``, every file is replaced or removed; other files there stay. Raises UserError as
-    `check_folder`, and if the disk refuses.
-    """
-    check_folder(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
-            temporary.chmod(0o755)
-            _write(result, temporary)
-            if not out.exists():
-                temporary.rename(out)
-            else:
-                _replace(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+    """Write the run folder, as `npusim.folder.write_folder`, which see for errors."""
+    write_folder(out, RUN_FOLDER, lambda folder: _write(result, folder))
 
 
 def _write(result: RunResult, folder: Path) -> None:
@@ -226,16 +189,3 @@ def _write(result: RunResult, folder: Path) -> None:
         path.write_bytes(data)
     result.quantized.save(folder / "quantized.safetensors")
     save_program(result.program, folder / "program.npu")
-
-
-def _replace(source: Path, out: Path) -> None:
-    """Move a new run's files over an old one's; ``run.json`` goes first and comes last: it never tells of others."""
-    for name in OWNED:
-        old = out / name
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    for name in reversed(OWNED):
-        if (source / name).exists():
-            (source / name).rename(out / name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from models.workloads import Workload, get_workload
 from npusim.config import Machine, load_machine
 from npusim.errors import UserError
 from npusim.fidelity import Clip, Fidelity, measure
+from npusim.folder import check_folder
 from npusim.host import Host
 from npusim.program import Program
 from npusim.simulate import BitExact, Simulation
@@ -73,6 +75,7 @@ class RunResult:
     """
 
     config: RunConfig
+    calibration: CalibrationStats
     quantized: QuantizedModel
     program: Program
     timing: ProgramTiming
@@ -85,7 +88,7 @@ class RunResult:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Torch on one thread: float sums then do not depend on the number of cores, nor does the run folder.
 
     Models of this size lose nothing by it, and on a busy machine waiting threads cost far more than they bring.
@@ -118,7 +121,7 @@ class Stages:
         self.wall_clock[f"{name.replace(' ', '_').replace('-', '_')}_seconds"] = round(time.perf_counter() - start, 3)
 
 
-@_one_thread()
+@one_thread()
 def run(
     workload: str | Workload,
     hw: str | Path | Machine,
@@ -145,9 +148,8 @@ def run(
         out: run folder to write; nothing is written before everything has succeeded, and nothing if None.
         prompt: a caption with stored text states; by default the workload's first sheet caption.
         seed: of the noise; by default the first sheet caption's.
-        verify: which steps the reference executor repeats, to compare all memory bit for bit: a number of steps,
-        spread evenly from
-            first to last, "all" or "none". The prologue is compared with them.
+        verify: which steps the reference executor repeats, to compare all memory bit for bit: "all", "none", or a
+            number of steps, spread evenly from first to last. The prologue is compared with them.
         weight_bits: of the block linears' weights.
         act_bits: of the block linears' inputs.
         attention_bits: of queries, keys and values.
@@ -159,42 +161,47 @@ def run(
     Raises:
         UserError, ModelError: the user's input is at fault; nothing was written.
     """
-    from npusim.report import check_folder, write_run  # report.py needs this module's types
+    from npusim.report import RUN_FOLDER, write_run  # report.py needs this module's types
 
     if out is not None:
-        check_folder(Path(out))
+        check_folder(Path(out), RUN_FOLDER)
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
     work = with_files(workload, checkpoint, calibration)
-    steps = steps_to_verify(verify, work.num_steps)
-    stages = Stages(notify)
     prompt = work.sheet_captions[0] if prompt is None else prompt
     config = RunConfig(
         work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
         work.num_steps, work.cfg_scale, work.cfg_channels, verify, machine,
     )  # fmt: skip
-    inputs = ClipInputs.of(work, prompt, config.seed)
+    result = _run(config, work, dump_passes, Stages(notify))
+    if out is not None:
+        write_run(result, Path(out))
+    return result
+
+
+def _run(config: RunConfig, work: Workload, dump_passes: bool, stages: Stages) -> RunResult:
+    steps = steps_to_verify(config.verify, work.num_steps)
+    inputs = ClipInputs.of(work, config.prompt, config.seed)
     with stages.stage("quantize"):
         model = work.load_model()
         vae = work.load_vae() if work.vae else None
-        quantized = quantize(model, stats_of(work, model), method, weight_bits, act_bits)
+        stats = stats_of(work, model)
+        quantized = quantize(model, stats, config.method, config.weight_bits, config.act_bits)
     passes: dict[str, str] = {}
     with stages.stage("compile"):
-        program = compile_model(quantized, machine, attention_bits, passes.__setitem__ if dump_passes else None)
+        dump = passes.__setitem__ if dump_passes else None
+        program = compile_model(quantized, config.machine, config.attention_bits, dump)
         timing = time_program(program)
     clips, trajectory = float_clips(stages, inputs, model, quantized, vae)
     clips["integer"], bit_exact = integer_clip(stages, inputs, program, trajectory, vae, steps)
     with stages.stage("measure"):
         fidelity = measure(clips)
     timesteps = tuple(int(t) for t in inputs.sampler.timesteps[::-1])
-    result = RunResult(
-        config, quantized, program, timing, timesteps, clips, fidelity, bit_exact, passes, stages.wall_clock
+    return RunResult(
+        config, stats, quantized, program, timing, timesteps, clips, fidelity, bit_exact, passes, stages.wall_clock
     )
-    if out is not None:
-        write_run(result, Path(out))
-    return result
 
 
-@_one_thread()
+@one_thread()
 def quantize_workload(
     workload: str | Workload,
     method: str = "cw_tw",
@@ -227,10 +234,11 @@ def steps_to_verify(verify: str, steps: int) -> tuple[int, ...]:
     """Steps meant by "all", "none" or a number. Raises UserError for anything else."""
     if verify in VERIFY_WORDS:
         return tuple(range(steps)) if verify == "all" else ()
-    if not (verify.isascii() and verify.isdigit() and 1 <= int(verify) <= steps):
+    # Python refuses to convert a number of thousands of digits, with an error of its own.
+    if not (verify.isascii() and verify.isdigit() and len(verify) < 10 and 1 <= int(verify) <= steps):
         near = difflib.get_close_matches(verify, VERIFY_WORDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"verify = {verify!r}: allowed all, none, or a number of steps 1..{steps}{hint}")
+        raise UserError(f"verify = {reprlib.repr(verify)}: allowed all, none, or a number of steps 1..{steps}{hint}")
     return tuple(sorted({int(step) for step in np.linspace(0, steps - 1, int(verify)).round()}))
 
 

@@ -6,14 +6,17 @@ import csv
 import io
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models.workloads import get_workload
 from npusim.errors import UserError
 from npusim.evaluate import evaluate, real_clips, sheet
+from npusim.fidelity import measure
 from npusim.run import run
 
 HW = "hwconfigs/tiny_8x8.yaml"
@@ -73,15 +76,60 @@ def test_unknown_caption_set_is_refused(work, repository, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_torch_runs_on_one_thread(work, repository, monkeypatch):
+    """Or the figures would depend on the number of cores."""
+    seen = []
+
+    def measured(clips):
+        seen.append(torch.get_num_threads())
+        return measure(clips)
+
+    monkeypatch.setattr("npusim.evaluate.measure", measured)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate(work, repository / HW, captions="sheet")
+        assert (seen, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_failure_while_writing_leaves_nothing(work, repository, monkeypatch, tmp_path):
+    def fail(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        evaluate(work, repository / HW, out=tmp_path / "e", captions="sheet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_evaluation_replaces_an_earlier_one_and_spares_other_files(work, repository, tmp_path):
+    out = tmp_path / "e"
+    out.mkdir()
+    for name in ("evaluation.json", "sheet.png", "notes.txt"):
+        (out / name).write_text("old")
+    evaluate(work, repository / HW, out=out, captions="sheet")
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "clips.csv", "notes.txt"}
+    assert json.loads((out / "evaluation.json").read_text())["settings"]["workload"] == "tiny"
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_integer_frames_are_as_close_to_float_as_fake_quant_frames_are(repository):
+    """Noise predictions on equal inputs: each step of each clip may lose 1 dB against fake quantization; each
+    step's mean over the clips may differ by 0.5 dB. Found: at most 0.51 dB in a step of a clip, 0.11 dB in a step's mean.
+    """
     result = evaluate("emoji", repository / "hwconfigs/edge_8k.yaml")
     assert len(result.rows) == 16
     integer, rounded = (result.means[f"{name}_vs_float_psnr_db"] for name in ("integer", "fakequant"))
     assert abs(integer - rounded) <= 1.0
-    integer, rounded = (result.means[f"{n}_vs_float_eps_equal_inputs_sqnr_db"] for n in ("integer", "fakequant"))
-    assert integer >= rounded - 0.5
+    equal = [measure(clips).eps_equal_inputs_sqnr_db for clips in result.clips.values()]
+    integer, rounded = (np.array([e[f"{name}_vs_float"] for e in equal]) for name in ("integer", "fakequant"))
+    assert integer.shape == (16, 20)
+    assert (integer - rounded).min() >= -1.0
+    assert np.abs(integer.mean(axis=0) - rounded.mean(axis=0)).max() <= 0.5
 
 
 @pytest.mark.slow

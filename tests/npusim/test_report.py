@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from models.quantize import QuantizedModel
+from models.stats import CalibrationStats
 from models.workloads import get_workload
 from npusim import report
 from npusim.errors import UserError
@@ -59,6 +61,24 @@ def test_run_folder(tiny_result, tmp_path):
         assert sum(causes.values()) == data["cost"]["cycles"]
     assert data["bit_exact"]["equal"] is True
     assert data["bit_exact"]["steps_compared"] == [0, 1, 2, 3]
+
+
+def test_run_json_identifies_the_statistics(tiny_result):
+    stats = tiny_result.calibration
+    block = report.as_dict(tiny_result)["calibration"]
+    assert block["workload"] == "tiny"
+    assert (tuple(block["captions"]), tuple(block["seeds"])) == (stats.captions, stats.seeds)
+    assert re.fullmatch("[0-9a-f]{64}", block["values_sha256"])
+    point = next(iter(stats.maximum))
+    other = dataclasses.replace(stats, maximum={**stats.maximum, point: stats.maximum[point] * 2})
+    changed = report.as_dict(dataclasses.replace(tiny_result, calibration=other))["calibration"]
+    assert changed["values_sha256"] != block["values_sha256"]
+
+
+def test_statistics_from_a_file_have_the_same_digest(tiny_result, tmp_path):
+    tiny_result.calibration.save(tmp_path / "stats.safetensors")
+    again = CalibrationStats.load(tmp_path / "stats.safetensors")
+    assert again.values_sha256() == tiny_result.calibration.values_sha256()
 
 
 def test_stages_can_be_loaded_on_their_own(tiny_result, tmp_path):

@@ -29,7 +29,7 @@ def test_steps_to_verify(verify, steps):
     assert steps_to_verify(verify, 20) == steps
 
 
-@pytest.mark.parametrize("verify", ["0", "21", "-1", "two", "", "²", "1.5"])
+@pytest.mark.parametrize("verify", ["0", "21", "-1", "two", "", "²", "1.5", "9" * 5000], ids=lambda v: v[:9])
 def test_bad_verify_is_refused(verify):
     with pytest.raises(UserError, match=r"verify = .*allowed all, none, or a number of steps 1\.\.20"):
         steps_to_verify(verify, 20)
@@ -86,6 +86,11 @@ def test_measure_compares_each_with_each():
     assert f.psnr_db["integer_vs_fakequant"] == float("inf")
     assert f.ssim["integer_vs_fakequant"] == 1.0
     assert f.ssim["integer_vs_float"] < 1.0
+
+
+def test_the_result_holds_the_statistics_it_was_made_with(tiny_result):
+    stats = tiny_result.calibration
+    assert (stats.workload, stats.weights_sha256) == ("tiny", tiny_result.quantized.weights_sha256)
 
 
 def test_nothing_compared_is_not_equal(tiny_machine):
