@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from models.errors import ModelError
 from npusim.errors import UserError
+from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
 from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
 from npusim.program import load_program, save_program, write_atomically
@@ -147,15 +148,22 @@ def compile_(
     from models.quantize import QuantizedModel
     from npusim.config import load_machine
 
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; allowed: a file to write")
+    check_above(out)
+    if dump_passes is not None:
+        if dump_passes.exists() and not dump_passes.is_dir():
+            raise UserError(f"{dump_passes}: exists and is not a folder")
+        check_above(dump_passes)
     passes: dict[str, str] = {}
-    machine = load_machine(hw)
-    program = compile_model(QuantizedModel.load(quantized), machine, attention_bits, passes.__setitem__)
+    dump = None if dump_passes is None else passes.__setitem__
+    program = compile_model(QuantizedModel.load(quantized), load_machine(hw), attention_bits, dump)
+    for stage, text in passes.items():
+        path = Path(dump_passes or "", f"{stage}.txt")
+        with _writing(path):
+            write_atomically(path, text.encode())
     with _writing(out):
         save_program(program, out)
-    if dump_passes is not None:
-        for stage, text in passes.items():
-            with _writing(dump_passes):
-                write_atomically(dump_passes / f"{stage}.txt", text.encode())
     typer.echo(f"{out}: {len(program.prologue)} + {len(program.step)} instructions, {program.dram_bytes} bytes of DRAM")
 
 

@@ -16,7 +16,7 @@ from npusim.cli import main
 from npusim.program import save_program
 from npusim.report import write_run
 
-COMMANDS = ("run", "quantize", "compile", "disasm", "asm", "verify")
+COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify")
 
 
 @pytest.fixture
@@ -230,6 +230,65 @@ def test_bad_files_for_the_other_commands(capsys, tmp_path, machine_file):
 def test_out_is_not_a_folder(capsys, tmp_path, machine_file):
     (tmp_path / "out").write_text("")
     assert "exists and is not a folder" in refused_run(capsys, tmp_path, machine_file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny; nearest: emoji"),
+        (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: cw_tw; nearest: cw_tw"),
+        (["--captions", "all"], "captions = 'all': allowed evaluation, sheet"),
+        (["--act-bits", "4"], "act_bits=4: allowed: 8, 16; nearest: 8"),
+        (["--attention-bits", "4"], "attention_bits = 4: allowed 8, 16"),
+        (["--hw", "no/such.yaml"], "no/such.yaml"),
+    ],
+)
+def test_evaluations_that_are_refused(capsys, tmp_path, machine_file, options, message):
+    command = ("evaluate", "--workload", "tiny", "--hw", machine_file, "--out", tmp_path / "out")
+    assert message in refused(capsys, tmp_path, *command, *options)
+
+
+def test_an_evaluation_is_refused_its_folder_before_anything_is_computed(capsys, tmp_path, machine_file, monkeypatch):
+    monkeypatch.setattr("npusim.evaluate.load_machine", lambda path: pytest.fail("computed before the check"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for out, message in (
+        ("file", "file: exists and is not a folder"),
+        ("file/out", "cannot be made"),
+        ("run", "run: holds files but no evaluation.json; allowed: a new folder, an empty one, or that of an earlier "),
+    ):
+        command = ("evaluate", "--workload", "tiny", "--hw", machine_file, "--out", tmp_path / out)
+        assert message in refused(capsys, tmp_path, *command)
+
+
+def test_compile_is_refused_its_files_before_anything_is_written(capsys, tmp_path, machine_file):
+    quantized, passes = tmp_path / "q.safetensors", tmp_path / "passes"
+    assert main(["quantize", "--workload", "tiny", "--out", str(quantized)]) == 0
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    for out, dump, message in (
+        (tmp_path / "p.npu", tmp_path / "file", "file: exists and is not a folder"),
+        (tmp_path / "p.npu", tmp_path / "file" / "passes", "cannot be made"),
+        (tmp_path / "file" / "p.npu", passes, "cannot be made"),
+        (tmp_path, passes, "is a folder; allowed: a file to write"),
+    ):
+        command = ("compile", quantized, "--hw", machine_file, "-o", out, "--dump-passes", dump)
+        assert message in refused(capsys, tmp_path, *command)
+
+
+def test_compile_asks_for_no_text_that_nobody_wants(tmp_path, machine_file, tiny, monkeypatch):
+    seen = []
+
+    def compile_model(quantized, machine, attention_bits, dump=None):
+        seen.append(dump)
+        return tiny.program
+
+    monkeypatch.setattr("compiler.compile_model", compile_model)
+    quantized = tmp_path / "q.safetensors"
+    assert main(["quantize", "--workload", "tiny", "--out", str(quantized)]) == 0
+    assert main(["compile", str(quantized), "--hw", str(machine_file), "-o", str(tmp_path / "p.npu")]) == 0
+    assert seen == [None]
 
 
 def test_interrupted_with_ctrl_c(repository, tmp_path, machine_file):
