@@ -8,29 +8,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.config import Machine
+from npusim.errors import UserError
 
 BASES = 3
 """Base registers of DRAM addresses: 0 absolute, 1 the step's parameter set, 2 the step's noise."""
 
 
+def _too_large(dram_bytes: int, sram_bytes: int, param_bytes: int) -> UserError:
+    return UserError(
+        f"the program needs {dram_bytes} bytes of DRAM, {sram_bytes} of SRAM and {param_bytes} of parameter memory; "
+        "this computer cannot allocate them"
+    )
+
+
 class MachineState:
     """Contents of DRAM, scratchpad (``sram``) and parameter memory (``param``), and the running step's base registers.
 
-    ``dram_bytes`` is the size of the part of DRAM that the program uses. Memories start as zeros.
+    ``dram_bytes`` is the size of the part of DRAM that the program uses. Memories start as zeros. Raises UserError
+    where this computer cannot allocate them.
     """
 
     def __init__(self, machine: Machine, dram_bytes: int) -> None:
         self.machine = machine
-        self.dram = np.zeros(dram_bytes, np.uint8)
-        self.sram = np.zeros(machine.sram.capacity_bytes, np.uint8)
-        self.param = np.zeros(machine.param_memory.capacity_bytes, np.uint8)
+        sizes = (dram_bytes, machine.sram.capacity_bytes, machine.param_memory.capacity_bytes)
+        try:
+            self.dram, self.sram, self.param = (np.zeros(size, np.uint8) for size in sizes)
+        except MemoryError:
+            raise _too_large(*sizes) from None
         self.bases = [0] * BASES
 
     def copy(self) -> MachineState:
         """Return an independent copy, to run another executor from the same point."""
         twin = MachineState.__new__(MachineState)
         twin.machine, twin.bases = self.machine, list(self.bases)
-        twin.dram, twin.sram, twin.param = self.dram.copy(), self.sram.copy(), self.param.copy()
+        try:
+            twin.dram, twin.sram, twin.param = self.dram.copy(), self.sram.copy(), self.param.copy()
+        except MemoryError:
+            raise _too_large(self.dram.size, self.sram.size, self.param.size) from None
         return twin
 
     def window(

@@ -144,7 +144,8 @@ def load_program(path: Path) -> Program:
     """Read a program file.
 
     Raises UserError for a missing, truncated, altered or foreign file, and for one whose instructions are undefined or
-    reach outside a memory.
+    reach outside a memory, or whose buffers overlap. Whether the tokens order all accesses is not checked here:
+    `npusim verify` (compiler.verify) does.
     """
     path = Path(path)
     if not path.is_file():
@@ -224,11 +225,30 @@ def _validate(program: Program) -> None:
             )
     if "noise" not in program.buffers or program.buffers["noise"].bytes % program.steps:
         raise UserError(f"buffer noise is missing or does not hold one plane for each of {program.steps} steps")
+    _check_overlaps(program, spans)
     for part, code in program.code():
         instructions = decode(code)
         broken = violations(instructions, program.machine) or outside(program, instructions)
         if broken:
             raise UserError(f"{part}: {broken[0]}")
+
+
+def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None:
+    """Refuse areas that share bytes, and empty buffers. Two buffers at the very same bytes are two names for one."""
+    owners: dict[tuple[int, int], str] = {}
+    for name in sorted(spans, key=lambda name: (spans[name], name)):
+        start, end = spans[name]
+        if start == end:
+            if name in program.buffers:
+                raise UserError(f"buffer {name} holds no element")
+            continue
+        if name in program.buffers and owners.get((start, end)) in program.buffers:
+            continue
+        if owners:
+            (before, limit), other = next(reversed(owners.items()))
+            if start < limit:
+                raise UserError(f"{name} at bytes {start}..{end} overlaps {other} at bytes {before}..{limit}")
+        owners[start, end] = name
 
 
 def outside(program: Program, instructions: list[Decoded]) -> list[str]:

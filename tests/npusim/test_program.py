@@ -206,6 +206,7 @@ def test_a_header_that_is_no_header(path: Path, header: str) -> None:
     assert refused(path).startswith("damaged header")
 
 
+NOISE = [192, "i16", [2, 16]]
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"dram_bytes": 512.0}, r"dram_bytes is 512\.0; allowed: an integer"),
     ({"dram_bytes": "512"}, "dram_bytes is '512'"),
@@ -223,6 +224,16 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"buffers": {"noise": [0, "i16"]}}, "damaged header"),
     ({"buffers": {}}, "buffer noise is missing"),
     ({"buffers": {"noise": [0, "u8", [3]]}}, "buffer noise is missing or does not hold one plane for each of 2 steps"),
+    ({"buffers": {"noise": NOISE, "a": [32, "u8", [8]]}}, r"a at bytes 32\.\.40 overlaps constants at bytes 0\.\.64"),
+    ({"buffers": {"noise": NOISE, "a": [0, "u8", [64]]}}, r"constants at bytes 0\.\.64 overlaps a at bytes 0\.\.64"),
+    ({"buffers": {"noise": NOISE, "a": [191, "u8", [1]]}}, r"a at bytes 191\.\.192 overlaps sets at bytes 64\.\.192"),
+    ({"buffers": {"noise": NOISE, "a": [255, "u8", [9]]}}, r"a at bytes 255\.\.264 overlaps noise at bytes 192\.\.256"),
+    (
+        {"buffers": {"noise": NOISE, "a": [192, "u8", [63]]}},
+        r"noise at bytes 192\.\.256 overlaps a at bytes 192\.\.255",
+    ),
+    ({"buffers": {"noise": NOISE, "a": [400, "u8", [0]]}}, "buffer a holds no element"),
+    ({"set_address": 63}, r"sets at bytes 63\.\.191 overlaps constants at bytes 0\.\.64"),
     ({"host": {"state_fraction_bits": 24.5}}, "host.state_fraction_bits is 24.5"),
     ({"host": []}, "damaged header"),
     ({"layers": []}, r"instruction 0 \(barrier\): layer 0; allowed 0..-1"),
@@ -240,6 +251,13 @@ def test_a_bad_header_field(path: Path, fields: dict[str, Any], message: str) ->
     with pytest.raises(UserError, match=message):
         load_program(path)
     refused(path)
+
+
+def test_two_names_for_one_buffer_are_allowed(path: Path) -> None:
+    noise = Buffer(0xC0, "i16", (2, 16))
+    buffers = {"noise": noise, "bytes": Buffer(0xC0, "u8", (64,)), "after": Buffer(0x100, "u8", (1,))}
+    save_program(small_program(lambda v: v.update(buffers=buffers)), path)
+    assert load_program(path).buffers == buffers
 
 
 def test_too_many_or_no_steps(path: Path) -> None:

@@ -53,6 +53,11 @@ def test_memories_equal_those_of_the_reference_alone(tiny):
         np.testing.assert_array_equal(getattr(simulation.state, memory), getattr(state, memory))
 
 
+def test_more_dram_than_this_computer_can_allocate(tiny):
+    with pytest.raises(UserError, match=f"needs {1 << 60} bytes of DRAM.*this computer cannot allocate"):
+        Simulation(replace(tiny.program, dram_bytes=1 << 60), tiny.inputs)
+
+
 def test_a_rounding_slip_in_the_engine_is_found_and_named(tiny, monkeypatch):
     monkeypatch.setitem(engine.EXECUTORS, "table", truncating_table)
     simulation = run_all(Simulation(tiny.program, tiny.inputs, [1, 3]))
