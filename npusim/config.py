@@ -123,7 +123,7 @@ class Sram(_Section):
     """The on-chip buffer that activations and weight tiles are computed from."""
 
     capacity_bytes: Annotated[int, _whole(1 * KIB, 1 * GIB, "size of the buffer")]
-    bytes_per_cycle: Annotated[int, _whole(1, 65536, "port width: bytes moved per cycle; a power of two")]
+    bytes_per_cycle: Annotated[int, _whole(1, 65536, "port width: bytes moved per cycle; a power of two; not used yet")]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -168,9 +168,11 @@ class Dram(_Section):
 class Storage(_Section):
     """Where all parameter sets lie before they are needed: UFS, eMMC or NVMe."""
 
-    kind: Annotated[str, _text("what it is, for reports")]
-    bandwidth_bytes_per_second: Annotated[int, _whole(1_000_000, 1_000_000_000_000, "sequential read rate")]
-    latency_us: Annotated[int, _whole(1, 1_000_000, "from request to first byte")]
+    kind: Annotated[str, _text("what it is, for reports; not used yet")]
+    bandwidth_bytes_per_second: Annotated[
+        int, _whole(1_000_000, 1_000_000_000_000, "sequential read rate; not used yet")
+    ]
+    latency_us: Annotated[int, _whole(1, 1_000_000, "from request to first byte; not used yet")]
 
 
 class Dma(_Section):
