@@ -2,8 +2,7 @@
 # and installs the pinned versions first, and skips that when nothing they depend on has changed.
 #
 # Variables:  PYTHON     the interpreter that creates .venv (3.11 or later)
-#             PIP_FLAGS  further options for pip, e.g. where the CPU build of torch has its own index:
-#                        make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#             PIP_FLAGS  further options for pip, e.g. --extra-index-url where the CPU build of torch has its own index
 
 PYTHON ?= python3
 PIP_FLAGS ?=
