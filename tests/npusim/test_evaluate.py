@@ -118,8 +118,8 @@ def test_a_later_evaluation_replaces_an_earlier_one_and_spares_other_files(work,
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_integer_frames_are_as_close_to_float_as_fake_quant_frames_are(repository):
-    """Noise predictions on equal inputs: each step of each clip may lose 1 dB against fake quantization; each
-    step's mean over the clips may differ by 0.5 dB. Found: at most 0.51 dB in a step of a clip, 0.11 dB in a step's mean.
+    """Noise predictions on equal inputs: each step of each clip may lose 1 dB against fake quantization; the mean of
+    each step over the clips may differ by 0.5 dB. Found: at most 0.51 dB in a step of a clip, 0.11 dB in a mean.
     """
     result = evaluate("emoji", repository / "hwconfigs/edge_8k.yaml")
     assert len(result.rows) == 16
