@@ -132,7 +132,6 @@ def test_integer_frames_are_as_close_to_float_as_fake_quant_frames_are(repositor
     assert np.abs(integer.mean(axis=0) - rounded.mean(axis=0)).max() <= 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sixteen_bit_activations_stay_50_db_from_fake_quant(repository):
     work = get_workload("emoji")
