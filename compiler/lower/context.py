@@ -139,7 +139,7 @@ class Lowering:
         attrs = {"a_mul": a_mul, "b_mul": b_mul, "shift": shift, "out_zp": target.zero_point, "b_rows": b_rows}
         return self.build.op("elementwise", layer, {"a": a, "b": b}, out, **attrs)
 
-    def gated_add(self, layer: str, x: str, branch: str, gate: str, largest_gate: float, out: Value) -> str:
+    def gated_add(self, layer: str, x: str, branch: str, gate: tuple[str, int], largest_gate: float, out: Value) -> str:
         """``x + branch * gate`` with the gate's channels from a table of per-step constants (see ``time_vector``)."""
         factor = self.build.values[branch].scale / out.scale
         ratio = self.build.values[x].scale / out.scale
@@ -148,12 +148,12 @@ class Lowering:
         attrs = {"a_mul": round(ratio * 2.0**shift), "shift": shift, "out_zp": 0}
         return self.build.op("elementwise", layer, {"a": x, "b": branch, "b_mul": name}, out, **attrs)
 
-    def time_vector(self, name: str, source: str, factor: float, dtype: str, offset: float = 0.0) -> str:
-        """``(row + offset) * factor`` as an integer per channel; ``source`` is 'table[row]' of a fixed-point table."""
-        table, row = source.rstrip("]").split("[")
+    def time_vector(self, name: str, source: tuple[str, int], factor: float, dtype: str, offset: float = 0.0) -> str:
+        """``(row + offset) * factor`` as an integer per channel; ``source``: a fixed-point table and its row."""
+        table, row = source
         multiplier, shift = multiplier_shift(factor * 2.0**-CONST_FRACTION_BITS, 31, name)
         attrs = {
-            "row": int(row),
+            "row": row,
             "offset": round(offset * 2**CONST_FRACTION_BITS),
             "multiplier": multiplier,
             "shift": shift,
@@ -192,8 +192,8 @@ class Lowering:
         largest = float(np.abs(1 + real[:, rows[1]]).max()) * g_factor
         offset = float(np.abs(real[:, rows[0]]).max()) / kind.scale
         shift = min(common_shift(largest), common_shift(offset, bits=31))
-        g = self.time_vector(f"{out}.g", f"{table}[{rows[1]}]", g_factor * 2.0**shift, "i16", offset=1.0)
-        b = self.time_vector(f"{out}.b", f"{table}[{rows[0]}]", 2.0**shift / kind.scale, "i32")
+        g = self.time_vector(f"{out}.g", (table, rows[1]), g_factor * 2.0**shift, "i16", offset=1.0)
+        b = self.time_vector(f"{out}.b", (table, rows[0]), 2.0**shift / kind.scale, "i32")
         value = self.value(out, source.shape[0], columns, kind)
         return self.build.op(
             "modulate", layer, {"x": n.name, "g": g, "b": b}, value, shift=shift, out_zp=kind.zero_point

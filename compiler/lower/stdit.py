@@ -164,7 +164,7 @@ def _block(low: Lowering, i: int, x: str) -> str:
     _projection(low, f"{name}.attn", f"{name}.attn.qkv", f"{name}.attn.in", "qkv")
     out = _attention(low, f"{name}.attn", "spatial", *(f"{name}.attn.{p}.part" for p in "qkv"))
     branch = project(f"{name}.attn.proj", out)
-    x = low.gated_add(f"{name}.attn", x, branch, f"{table}[{GATE_MSA}]", gates[0], carried("tap_spatial"))
+    x = low.gated_add(f"{name}.attn", x, branch, (table, GATE_MSA), gates[0], carried("tap_spatial"))
 
     layer = f"{name}.attn_temp"
     source = low.value(f"{layer}.in", rows, low.hidden, low.linear_input(f"{layer}.qkv"))
@@ -174,7 +174,7 @@ def _block(low: Lowering, i: int, x: str) -> str:
         low.convert(f"{layer}.qkv", x, source)
     _projection(low, layer, f"{layer}.qkv", source.name, "qkv")
     branch = project(f"{layer}.proj", _attention(low, layer, "temporal", *(f"{layer}.{p}.part" for p in "qkv")))
-    x = low.gated_add(layer, x, branch, f"{table}[{GATE_MSA}]", gates[0], carried("tap_temporal"))
+    x = low.gated_add(layer, x, branch, (table, GATE_MSA), gates[0], carried("tap_temporal"))
 
     layer = f"{name}.cross_attn"
     source = low.value(f"{layer}.in", rows, low.hidden, low.linear_input(f"{layer}.q_linear"))
@@ -189,7 +189,7 @@ def _block(low: Lowering, i: int, x: str) -> str:
     hidden = low.linear(layer, f"{name}.mlp.in", f"{layer}.out", gelu_input(low.absmax(f"{layer}:out")))
     low.gelu(f"{name}.mlp.gelu", hidden, f"{name}.mlp.gelu", low.linear_input(f"{name}.mlp.fc2"))
     branch = project(f"{name}.mlp.fc2", f"{name}.mlp.gelu")
-    return low.gated_add(f"{name}.mlp", x, branch, f"{table}[{GATE_MLP}]", gates[1], carried("tap_mlp"))
+    return low.gated_add(f"{name}.mlp", x, branch, (table, GATE_MLP), gates[1], carried("tap_mlp"))
 
 
 def _final(low: Lowering, x: str) -> tuple[str, int]:
