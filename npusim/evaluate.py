@@ -6,8 +6,6 @@ engine, all with the same noise.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.fidelity import PAIRS, Clip, Fidelity, measure
 from npusim.folder import Layout, check_folder, write_folder
-from npusim.report import number
+from npusim.report import csv_bytes, number
 from npusim.run import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread, stats_of
 
 CAPTION_SETS = ("evaluation", "sheet")
@@ -120,26 +118,23 @@ def real_clips() -> dict[str, NDArray[np.uint8]]:
 
 def sheet(result: Evaluation) -> bytes | None:
     """Contact sheet as PNG: real, float and integer clip of each caption; None where the workload has no frames."""
-    real = real_clips()
     columns: dict[str, dict[str, NDArray[np.uint8]]] = {}
     for caption, three in result.clips.items():
         exact, made = three["float"].frames, three["integer"].frames
         if exact is None or made is None:
             return None
-        columns[caption] = {"real": real[caption], "float": exact, "integer": made}
+        columns[caption] = {"float": exact, "integer": made}
+    real = real_clips()
+    columns = {caption: {"real": real[caption], **made} for caption, made in columns.items()}
     return pictures.contact_sheet(columns)
 
 
 def _write(result: Evaluation, folder: Path) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(result.rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: number(value) if key != "caption" else value for key, value in row.items()} for row in result.rows
-    )
+    header = list(result.rows[0])
+    rows = ([row[n] if n == "caption" else number(row[n]) for n in header] for row in result.rows)
     body = {"schema_version": 1, "settings": result.settings, "means": {n: number(v) for n, v in result.means.items()}}
     files = {
-        "clips.csv": text.getvalue().encode(),
+        "clips.csv": csv_bytes(header, rows),
         "evaluation.json": (json.dumps(body, indent=2, allow_nan=False) + "\n").encode(),
     }
     picture = sheet(result)

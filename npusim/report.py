@@ -111,7 +111,8 @@ def as_dict(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """A CSV file with one header line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -141,7 +142,7 @@ def layers_csv(result: RunResult) -> bytes:
             ]
 
     timing = result.timing
-    return _csv(header, [*rows("prologue", timing.prologue, 1), *rows("step", timing.step, timing.steps)])
+    return csv_bytes(header, [*rows("prologue", timing.prologue, 1), *rows("step", timing.step, timing.steps)])
 
 
 def steps_csv(result: RunResult) -> bytes:
@@ -167,7 +168,7 @@ def steps_csv(result: RunResult) -> bytes:
         ]
         for index, timestep in enumerate(result.timesteps)
     ]
-    return _csv(header, rows)
+    return csv_bytes(header, rows)
 
 
 def write_run(result: RunResult, out: Path) -> None:

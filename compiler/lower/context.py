@@ -94,7 +94,7 @@ class Lowering:
 
     def linear(
         self, layer: str, x: str, out: str, kind: Activation, channel_scale: NDArray[np.float64] | None = None,
-        order: NDArray[np.int64] | None = None, tag: str = "",
+        order: NDArray[np.int64] | None = None,
     ) -> str:  # fmt: skip
         """Add a quantized linear.
 
@@ -103,7 +103,6 @@ class Lowering:
         """
         q: QuantizedLinear = self.qm.linears[layer]
         pick = np.arange(len(q.bias)) if order is None else order
-        name = layer + tag
         source = self.build.values[x]
         out_scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
         weight_step, weight = coarsened(q, source.scale)
@@ -111,11 +110,11 @@ class Lowering:
         multiplier, shift = multipliers_shifts(step / out_scale, layer)
         bias = np.rint(q.bias[pick] / step).astype(np.int64)
         constants = {
-            "weight": self.build.const(f"{name}.weight", weight[pick], "u8"),
-            "weight_zp": self.build.const(f"{name}.weight_zp", q.weight_zp[pick], "i16"),
-            "bias": self.build.const(f"{name}.bias", bias, "i64"),
-            "multiplier": self.build.const(f"{name}.multiplier", multiplier, "i32"),
-            "shift": self.build.const(f"{name}.shift", shift, "u8"),
+            "weight": self.build.const(f"{layer}.weight", weight[pick], "u8"),
+            "weight_zp": self.build.const(f"{layer}.weight_zp", q.weight_zp[pick], "i16"),
+            "bias": self.build.const(f"{layer}.bias", bias, "i64"),
+            "multiplier": self.build.const(f"{layer}.multiplier", multiplier, "i32"),
+            "shift": self.build.const(f"{layer}.shift", shift, "u8"),
         }
         value = self.value(out, source.shape[0], len(pick), kind)
         zps = {"in_zp": source.zero_point, "out_zp": kind.zero_point}

@@ -1,4 +1,4 @@
-"""From real factors to integers: multipliers with shifts, power-of-two scales, fixed point."""
+"""From real factors to integers: multipliers with shifts, the grids of 16-bit tensors, table knots."""
 
 from __future__ import annotations
 

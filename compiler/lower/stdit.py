@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler.graph import Graph, Value
 from compiler.lower.context import Lowering
-from compiler.lower.sampler import lower_sampler
+from compiler.lower.sampler import STATE_FRACTION_BITS, lower_sampler
 from compiler.lower.scales import (
     HEADROOM,
     Activation,
@@ -23,7 +23,7 @@ from compiler.lower.scales import (
     residual,
     symmetric,
 )
-from models.iddpm import IDDPM
+from models.iddpm import IDDPM, NOISE_FRACTION_BITS
 from models.quantize import QuantizedModel
 from npusim.errors import UserError
 
@@ -69,8 +69,8 @@ def _inputs(low: Lowering) -> dict[str, int]:
     text_bits = fraction_bits(largest)
     build.add(Value("text", (low.text_length, channels), "i16", "input", 2.0**-text_bits))
     build.add(Value("text_len", (1, 1), "i32", "input"))
-    build.add(Value("state", (low.tokens, 16), "i32", "input", 2.0**-24))
-    build.add(Value("noise", (low.tokens, 16), "i16", "input", 2.0**-12))
+    build.add(Value("state", (low.tokens, 16), "i32", "input", 2.0**-STATE_FRACTION_BITS))
+    build.add(Value("noise", (low.tokens, 16), "i16", "input", 2.0**-NOISE_FRACTION_BITS))
     null = np.rint(low.qm.y_embedding * 2.0**text_bits).astype(np.int64)
     build.const("text.null", null, "i16", 2.0**-text_bits)
     return {"text_fraction_bits": text_bits}
