@@ -53,22 +53,38 @@ class _Section(BaseModel):
 
 
 class MacArray(_Section):
-    """The weight-stationary systolic array, its accumulators and its requantizer.
+    """The systolic array, its accumulators and its requantizer.
 
-    One pass holds a `rows` x `cols` tile of weights and streams up to `acc_rows` activation rows through it; each
+    Weight-stationary: one pass holds a `rows` x `cols` tile of weights and streams up to `acc_rows` activation rows
+    through it. Output-stationary: one pass holds `rows` x `cols` outputs and streams the reduction dimension. Each
     streamed row costs `pass_cycles_*` cycles according to the operand widths.
     """
 
-    rows: Annotated[int, _whole(1, 4096, "array height: elements of the reduction dimension (K) held at once")]
+    dataflow: Annotated[
+        Literal["weight_stationary", "output_stationary"], Field(description="what stays in the cells during a pass")
+    ]
+    rows: Annotated[
+        int, _whole(1, 4096, "array height: elements of the reduction dimension (K), or output rows (M), held at once")
+    ]
     cols: Annotated[int, _whole(1, 4096, "array width: output channels (N) held at once")]
     acc_bits: Annotated[int, _whole(24, 48, "width of one signed accumulator")]
     overflow: Annotated[
         Literal["saturate", "wrap", "trap"], Field(description="what an accumulator does beyond its width")
     ]
-    acc_rows: Annotated[int, _whole(1, 65536, "accumulators per column: output rows (M) that one bank holds")]
+    acc_rows: Annotated[int, _whole(1, 65536, "accumulators per column: output rows (M) of one weight-stationary pass")]
     shadow_weights: Annotated[
         bool,
         Field(description="a second weight register per cell, so that the next tile loads while this one computes"),
+    ]
+    narrowest_activation_bits: Annotated[
+        Literal[4, 6, 8], Field(description="packed activations that the array takes, down to this width")
+    ]
+    narrowest_weight_bits: Annotated[
+        Literal[4, 6, 8], Field(description="packed weights that the array takes, down to this width")
+    ]
+    a4w4_per_cell: Annotated[Literal[1, 2], Field(description="products of 4 x 4 bits in one cell and cycle")]
+    input_shift: Annotated[
+        bool, Field(description="a left shift of 0 to 3 for each input channel, before the multiplication")
     ]
     pass_cycles_a8w8: Annotated[int, _whole(1, 64, "cycles per streamed row, 8-bit activations, 8-bit weights")]
     pass_cycles_a16w8: Annotated[int, _whole(1, 64, "cycles per streamed row, 16-bit activations, 8-bit weights")]
@@ -82,6 +98,10 @@ class MacArray(_Section):
     requant_rounding: Annotated[
         Literal["single", "double"],
         Field(description="rounding of TOSA RESCALE; double exists only with 32-bit multipliers"),
+    ]
+    factored_requant: Annotated[
+        bool,
+        Field(description="a second multiplier per column, for a scale per layer or per row behind that per channel"),
     ]
     requant_latency_cycles: Annotated[int, _whole(1, 1024, "pipeline depth of the requantizer")]
 
@@ -117,6 +137,9 @@ class VectorUnit(_Section):
 
     lanes: Annotated[int, _whole(1, 4096, "elements processed per cycle")]
     op_latency_cycles: Annotated[int, _whole(1, 1024, "pipeline depth of one vector operation")]
+    runtime_quantization: Annotated[
+        bool, Field(description="computes scale and zero point of each token at run time (dynamic quantization)")
+    ]
 
 
 class Sram(_Section):
@@ -140,7 +163,30 @@ class Sram(_Section):
 class ParamMemory(_Section):
     """The small memory that holds the active parameter set: requantization tables, modulation, sampler constants."""
 
-    capacity_bytes: Annotated[int, _whole(256, 256 * MIB, "size of the memory")]
+    capacity_bytes: Annotated[int, _whole(256, 256 * MIB, "size of the memory, both banks included")]
+    bank_bytes: Annotated[
+        int, _whole(0, 128 * MIB, "size of each of two banks, one in use while the other is filled; 0: no banks")
+    ]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if 2 * self.bank_bytes >= self.capacity_bytes:
+            raise _clash(
+                "bank_bytes",
+                f"two banks of {self.bank_bytes} leave nothing of param_memory.capacity_bytes {self.capacity_bytes}; "
+                "allowed: less than half of that",
+            )
+        return self
+
+    @property
+    def common_bytes(self) -> int:
+        """Bytes outside the banks; the active bank's addresses follow them."""
+        return self.capacity_bytes - 2 * self.bank_bytes
+
+    @property
+    def addressable_bytes(self) -> int:
+        """Bytes that instructions reach: all but the bank that is being filled."""
+        return self.capacity_bytes - self.bank_bytes
 
 
 class Dram(_Section):

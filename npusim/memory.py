@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.errors import UserError
+from npusim.isa.addressing import BASES, span
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, Decoded, is_packed, row_bytes
 
-BASES = 3
-"""Base registers of DRAM addresses: 0 absolute, 1 the step's parameter set, 2 the step's noise."""
+MEMORIES = ("dram", "sram", "param", "param_next")
 
 
 def _too_large(dram_bytes: int, sram_bytes: int, param_bytes: int) -> UserError:
@@ -21,30 +23,66 @@ def _too_large(dram_bytes: int, sram_bytes: int, param_bytes: int) -> UserError:
     )
 
 
-class MachineState:
-    """Contents of DRAM, scratchpad (``sram``) and parameter memory (``param``), and the running step's base registers.
+@dataclass
+class Sums:
+    """What a MATMUL with ``acc_hold`` leaves in the accumulators: int64 sums (m, n), and (m, 1) of the rows of a."""
 
-    ``dram_bytes`` is the size of the part of DRAM that the program uses. Memories start as zeros. Raises UserError
-    where this computer cannot allocate them.
+    products: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+@dataclass
+class Tally:
+    """Events of one kind of instruction in one layer.
+
+    ``overflows``: sums beyond the accumulator's width, once for each narrowing. ``saturated``: outputs that the clamp
+    to the output type (or to 32 bits before it) changed, of ``outputs`` in all.
+    """
+
+    overflows: int = 0
+    saturated: int = 0
+    outputs: int = 0
+
+
+class MachineState:
+    """Contents of the memories, the accumulators that are held, and the running step's base registers.
+
+    ``dram``: the part of DRAM that the program uses, ``dram_bytes`` of it; ``sram``: the scratchpad; ``param``: the
+    parameter memory as instructions address it, its last ``bank_bytes`` the active bank; ``param_next``: the other
+    bank. Memories start as zeros. ``tallies`` counts saturation by (layer, mnemonic). Raises UserError where this
+    computer cannot allocate the memories.
     """
 
     def __init__(self, machine: Machine, dram_bytes: int) -> None:
         self.machine = machine
-        sizes = (dram_bytes, machine.sram.capacity_bytes, machine.param_memory.capacity_bytes)
+        param = machine.param_memory
+        sizes = (dram_bytes, machine.sram.capacity_bytes, param.addressable_bytes, param.bank_bytes)
         try:
-            self.dram, self.sram, self.param = (np.zeros(size, np.uint8) for size in sizes)
+            self.dram, self.sram, self.param, self.param_next = (np.zeros(size, np.uint8) for size in sizes)
         except MemoryError:
-            raise _too_large(*sizes) from None
+            raise _too_large(*sizes[:2], param.capacity_bytes) from None
         self.bases = [0] * BASES
+        self.held: Sums | None = None
+        self.tallies: dict[tuple[int, str], Tally] = {}
+
+    def count(self, ins: Decoded, saturated: int, outputs: int, overflows: int = 0) -> None:
+        """Add what one instruction met to its layer's tally."""
+        tally = self.tallies.setdefault((ins.layer, ins.op), Tally())
+        tally.overflows += int(overflows)
+        tally.saturated += int(saturated)
+        tally.outputs += int(outputs)
 
     def copy(self) -> MachineState:
         """Return an independent copy, to run another executor from the same point."""
         twin = MachineState.__new__(MachineState)
         twin.machine, twin.bases = self.machine, list(self.bases)
+        twin.held = self.held and replace(self.held)
+        twin.tallies = {key: replace(tally) for key, tally in self.tallies.items()}
         try:
-            twin.dram, twin.sram, twin.param = self.dram.copy(), self.sram.copy(), self.param.copy()
+            for name in MEMORIES:
+                setattr(twin, name, getattr(self, name).copy())
         except MemoryError:
-            raise _too_large(self.dram.size, self.sram.size, self.param.size) from None
+            raise _too_large(self.dram.size, self.sram.size, self.param.size + self.param_next.size) from None
         return twin
 
     def window(
@@ -65,20 +103,43 @@ class MachineState:
         """``count`` consecutive elements."""
         return self.window(memory, address, dtype, (count,), (np.dtype(dtype).itemsize,))
 
+    def operand(
+        self, memory: str, address: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> Operand:
+        """An operand of element type number ``dtype``: rows of ``shape[-1]`` consecutive elements.
 
-def span(start: int, element_bytes: int, *loops: tuple[int, int]) -> tuple[int, int]:
-    """Byte range [start, end) touched by nested loops of (count, byte stride) over elements of ``element_bytes``."""
-    return start, start + sum((count - 1) * stride for count, stride in loops) + element_bytes
+        ``strides`` are the byte distances along the other axes. Raises ValueError as `window` does.
+        """
+        if is_packed(dtype):
+            width = row_bytes(dtype, shape[-1])
+            return Operand(self.window(memory, address, np.uint8, (*shape[:-1], width), (*strides, 1)), dtype, shape)
+        kind = np.dtype(DTYPES[DTYPE_NAMES[dtype]][0])
+        return Operand(self.window(memory, address, kind, shape, (*strides, kind.itemsize)), dtype, shape)
 
 
-def apart(element_bytes: int, *loops: tuple[int, int]) -> list[str]:
-    """The rule that nested loops of (count, byte stride) write no byte twice: empty where they certainly do not.
+@dataclass(frozen=True)
+class Operand:
+    """A strided operand in a memory: ``shape`` elements of type number ``dtype``; ``view`` are its bytes if packed."""
 
-    From the smallest stride to the largest, each loop steps over all that the loops before it touch.
-    """
-    end = element_bytes
-    for count, stride in sorted(((c, s) for c, s in loops if c > 1), key=lambda loop: loop[1]):
-        if stride < end:
-            return [f"the output overlaps itself: a stride of {stride} within {end} bytes"]
-        end += (count - 1) * stride
-    return []
+    view: NDArray[Any]
+    dtype: int
+    shape: tuple[int, ...]
+
+    def values(self, dtype: Any = np.int64) -> NDArray[Any]:
+        """A copy of the elements in C order, as ``dtype``."""
+        if not is_packed(self.dtype):
+            return self.view.astype(dtype, order="C")
+        name = DTYPE_NAMES[self.dtype]
+        bits = np.unpackbits(self.view, axis=-1, bitorder="little", count=self.shape[-1] * ELEMENT_BITS[name])
+        weights = 1 << np.arange(ELEMENT_BITS[name])
+        weights[-1] *= -1 if name[0] == "i" else 1
+        return np.asarray((bits.reshape(*self.shape, -1) @ weights).astype(dtype))
+
+    def assign(self, values: NDArray[Any]) -> None:
+        """Write ``values`` of the operand's shape, all of which fit its type."""
+        if not is_packed(self.dtype):
+            self.view[...] = values
+            return
+        size = ELEMENT_BITS[DTYPE_NAMES[self.dtype]]
+        bits = (values[..., None] >> np.arange(size) & 1).astype(np.uint8)
+        self.view[...] = np.packbits(bits.reshape(*self.shape[:-1], -1), axis=-1, bitorder="little")

@@ -33,13 +33,22 @@ def rescale_double(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) ->
     return (v * m + (np.int64(1) << (s - 1)) + extra) >> s
 
 
+def saturate_32(value: Int64) -> Int64:
+    """Clamp to the range of int32."""
+    return np.clip(value, -(2**31), 2**31 - 1)
+
+
 def requantize(
     value: Int64, multiplier: ArrayLike, shift: ArrayLike, zero_point: int, low: int, high: int, double: bool = False
 ) -> Int64:
     """RESCALE as TOSA orders it: scale, saturate to int32, add the output zero point, clamp to the output type."""
     scaled = rescale_double(value, multiplier, shift) if double else rescale(value, multiplier, shift)
-    scaled = np.clip(scaled, -(2**31), 2**31 - 1)
-    return np.clip(scaled + zero_point, low, high)
+    return np.clip(saturate_32(scaled) + zero_point, low, high)
+
+
+def count_overflows(value: Int64, bits: int) -> int:
+    """Number of sums that do not fit ``bits`` bits."""
+    return int(np.count_nonzero((value < -(1 << (bits - 1))) | (value > (1 << (bits - 1)) - 1)))
 
 
 def narrow_accumulator(value: Int64, bits: int, overflow: str) -> Int64:

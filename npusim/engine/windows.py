@@ -1,4 +1,4 @@
-"""Between the bytes of the machine's memories and the contiguous arrays that kernels work on.
+"""Between operands in the machine's memories and the contiguous arrays that kernels work on.
 
 A kernel sees int32 or int64 arrays only, whatever the element type, the strides and the alignment in memory. That
 keeps the number of compiled variants at one for each kernel; and an instruction reads all of its operands before it
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES
 
 
-def gather(window: Any, dtype: Any = np.int32) -> NDArray[Any]:
-    """Copy ``window`` (..., cols) to a contiguous (rows, cols) array of ``dtype``."""
-    return np.asarray(window.astype(dtype, order="C").reshape(-1, window.shape[-1]))
+def contiguous(values: Any, dtype: Any) -> NDArray[Any]:
+    """Return ``values`` (..., cols) as a contiguous (rows, cols) array of ``dtype``."""
+    return np.ascontiguousarray(values, dtype).reshape(-1, values.shape[-1])
 
 
-def scratch(window: Any) -> NDArray[np.int32]:
-    """Return an uninitialised int32 (rows, cols) array for the result that goes to ``window``."""
-    return np.empty((window.size // window.shape[-1], window.shape[-1]), np.int32)
+def gather(operand: Any, dtype: Any = np.int32) -> NDArray[Any]:
+    """Copy an operand (..., cols) to a contiguous (rows, cols) array of ``dtype``."""
+    return np.asarray(operand.values(dtype).reshape(-1, operand.shape[-1]))
 
 
-def scatter(result: NDArray[Any], window: Any) -> None:
-    """Write (rows, cols) back to ``window``; the values fit its type."""
-    window[...] = result.reshape(window.shape)
+def scratch(shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return an uninitialised int32 (rows, cols) array for the result that goes to an operand of ``shape``."""
+    return np.empty((int(np.prod(shape[:-1])), shape[-1]), np.int32)
 
 
 def limits(code: int) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from npusim.isa.addressing import BASES, apart, span
 from npusim.isa.encoding import Decoded, Field, Instruction, Region
-from npusim.memory import BASES, apart, span
 
 MEMORIES = ("sram", "param")
 FIELDS = (

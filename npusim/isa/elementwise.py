@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
+from npusim.isa.addressing import apart, span
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region, shift_rules
-from npusim.memory import apart, span
 
 _WINDOWS = (
     Field("a_addr", 2), Field("a_row", 3), Field("a_batch", 4),

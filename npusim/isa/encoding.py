@@ -29,9 +29,30 @@ DTYPES = {
     "i8": (np.int8, -128, 127),
     "i16": (np.int16, -32768, 32767),
     "i32": (np.int32, -(2**31), 2**31 - 1),
+    "u4": (np.uint8, 0, 15),
+    "i4": (np.int8, -8, 7),
+    "u6": (np.uint8, 0, 63),
+    "i6": (np.int8, -32, 31),
+    "u16": (np.uint16, 0, 65535),
 }
-"""Element types: NumPy type, least and greatest value."""
+"""Element types: NumPy type that holds a value, least and greatest value. The position is the type's number."""
 DTYPE_NAMES = tuple(DTYPES)
+
+ELEMENT_BITS = {name: int(name[1:]) for name in DTYPES}
+"""Bits of one element in memory. Elements of 4 and 6 bits are packed: element i of a row takes the bits from
+``i * bits``, counted from the lowest bit of the row's first byte. A row starts at a byte; the bits that are left over
+in its last byte are written as 0 and ignored when read."""
+
+
+def row_bytes(dtype: int, count: int) -> int:
+    """Bytes that ``count`` consecutive elements of type number ``dtype`` take."""
+    return -(-count * ELEMENT_BITS[DTYPE_NAMES[dtype]] // 8)
+
+
+def is_packed(dtype: int) -> bool:
+    """Whether elements of type number ``dtype`` share bytes."""
+    return ELEMENT_BITS[DTYPE_NAMES[dtype]] < 8
+
 
 MAX_SHIFT = 62
 """Greatest right shift of a rescale: the rounding term ``2^(shift-1)`` and the sum before it fit int64."""

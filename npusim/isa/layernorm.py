@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
+from npusim.isa.addressing import apart, span
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, MAX_SHIFT, Decoded, Field, Instruction, Region, shift_rules
-from npusim.memory import apart, span
 
 MAX_COLS = 16384
 STATISTICS = np.dtype([("sum", "<i4"), ("mantissa", "<i4"), ("shift", "<i4")])

@@ -1,39 +1,92 @@
-"""MATMUL: batched matrix product on the weight-stationary MAC array, drained through the column requantizers.
+"""MATMUL: batched matrix product on the MAC array, drained through the column requantizers.
 
-For each batch (i0, i1): ``acc[m, n] = sum_k a[m, k] * b[k, n]``, then ``out = requantize(acc + correction)`` with the
-correction ``bias[n] - zero_point[n] * sum_k a[m, k]``. The array holds ``rows`` values of k and ``cols`` of n; a fold
-over k adds to the accumulators, which saturate, wrap or trap after each fold and after the correction. ``b`` is the
-stationary operand (weights, keys or values) and is read with both strides free; ``a`` streams, k contiguous.
+For each batch (i0, i1): ``sum[m, n] = sum_k x[m, k] b[k, n]`` with ``x[m, k] = (a[m, k] - input zero point) << s[k]``.
+The input zero point is 0 except in the factored modes; ``s`` is 0 except with the flag ``shifted``, where two bits for
+each k say by how far (0 to 3, for smoothing by powers of two). ``b`` is the stationary operand (weights, keys or
+values); ``a`` streams, k contiguous.
+
+The array adds fold by fold of k. After each fold, and after the correction below, the accumulators saturate, wrap or
+trap. A fold is what a cell column holds: ``rows`` values of k on a weight-stationary array, one on an output-stationary
+one; times ``a4w4_per_cell`` where both operands have at most 4 bits. ``acc_continue`` starts from the sums that the
+MATMUL before it held instead of 0, ``acc_hold`` leaves them in the accumulators and writes nothing.
+
+Then, per output: ``acc = sum + bias - zero_point * sum_k x[m, k]`` and ``out = requantize(acc)``, with one record for
+all (``tensor``), one per output channel (``channel``), or a multiplier and shift per output row without bias (``row``).
+In the factored modes the record of a channel is fixed, and what changes with the time range is one record per layer
+(``factored``) or per row (``factored_row``): with (m, s) and bias of the channel, (M, S) of the layer or row, and
+``r(v, m, s)`` for the rounded ``v m / 2^s`` saturated to 32 bits,
+``out = clamp(r(sat32(r(r(acc, m, s), M, S) + bias), 1, fraction_bits) + out_zp)``, ``acc`` without a bias.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, MAX_SHIFT, Decoded, Field, Instruction, Region
-from npusim.memory import apart, span
+from npusim.isa.addressing import apart, span
+from npusim.isa.encoding import (
+    DTYPE_NAMES,
+    DTYPES,
+    ELEMENT_BITS,
+    MAX_SHIFT,
+    Decoded,
+    Field,
+    Instruction,
+    Region,
+    is_packed,
+    row_bytes,
+)
+from npusim.memory import Sums
 
-RQ_MODES = ("tensor", "channel", "row")
+RQ_MODES = ("tensor", "channel", "row", "factored", "factored_row")
 RECORD = np.dtype(
     [("bias_low", "<u4"), ("bias_high", "<i2"), ("zero_point", "i1"), ("shift", "u1"), ("multiplier", "<i4")]
 )
 """Requantization record of one output channel, 12 bytes: 48-bit bias, weight zero point, right shift, multiplier."""
 ROW_RECORD = np.dtype([("multiplier", "<i2"), ("shift", "<i2")])
 """Requantization record of one output row, 4 bytes, written by RECIP."""
+FACTORED = np.dtype([("bias", "<i4"), ("multiplier", "<i2"), ("shift", "u1"), ("zero_point", "i1")])
+"""Fixed record of one output channel in the factored modes, 8 bytes; the bias has ``fraction_bits`` fractional bits of
+the output's step."""
+SCALARS = np.dtype([("zero_point", "<i4"), ("multiplier", "<i2"), ("shift", "<i2")])
+"""What a layer (or, written by RTQUANT, a row) adds in the factored modes, 8 bytes: input zero point, second scale."""
+
+A_TYPES = {"u4": 4, "u6": 6, "u8": 8, "i8": 8, "u16": 16, "i16": 16}
+"""Activations the array takes, with their width."""
+B_TYPES = {"i4": 4, "i6": 6, "i8": 8, "i16": 16}
 
 FIELDS = (
     Field("a_addr", 2), Field("a_row", 3), Field("a_b0", 4), Field("a_b1", 5),
-    Field("b_addr", 6), Field("b_k", 7), Field("b_n", 8), Field("b_b0", 9), Field("b_b1", 10),
+    Field("b_addr", 6), Field("b_k", 7, doc="0 for packed types, which are contiguous along k"), Field("b_n", 8),
+    Field("b_b0", 9), Field("b_b1", 10),
     Field("out_addr", 11), Field("out_row", 12), Field("out_b0", 13), Field("out_b1", 14),
     Field("m", 15), Field("k", 16), Field("n", 17), Field("batch0", 18, 0, 16), Field("batch1", 18, 16, 16),
-    Field("rq_addr", 19, doc="param memory; in mode row: SRAM, one ROW_RECORD per (i0, i1, m)"),
+    Field("rq_addr", 19, doc="records in parameter memory; in mode row: SRAM, one ROW_RECORD per (i0, i1, m)"),
     Field("a_dtype", 20, 0, 4, names=DTYPE_NAMES), Field("b_dtype", 20, 4, 4, names=DTYPE_NAMES),
     Field("out_dtype", 20, 8, 4, names=DTYPE_NAMES), Field("rq_mode", 20, 12, 4, names=RQ_MODES),
+    Field("acc_continue", 20, 16, 1, doc="1: start from the sums that the MATMUL before this one held"),
+    Field("acc_hold", 20, 17, 1, doc="1: leave the sums in the accumulators; nothing is written"),
+    Field("shifted", 20, 18, 1, doc="1: shift the input channels left by the table at shift_addr"),
+    Field("fraction_bits", 20, 20, 4, doc="factored modes: 1 to 15"),
     Field("out_zp", 21, signed=True),
+    Field("shift_addr", 22, doc="parameter memory: two bits per k, four to a byte, lowest bits first"),
+    Field("scalars_addr", 23, doc="factored: parameter memory, one SCALARS; factored_row: SRAM, one per (i0, i1, m)"),
 )  # fmt: skip
+
+
+class Requantization(NamedTuple):
+    """What the requantizers read: int64 arrays that broadcast to (batch0, batch1, m, n).
+
+    ``second``: (M, S) of the factored modes, else None.
+    """
+
+    bias: Any
+    weight_zero: Any
+    multiplier: Any
+    shift: Any
+    second: tuple[Any, Any] | None = None
 
 
 def bias_of(records: Any) -> Any:
@@ -41,63 +94,153 @@ def bias_of(records: Any) -> Any:
     return (records["bias_high"].astype(np.int64) << 32) | records["bias_low"].astype(np.int64)
 
 
-def requantization(state: Any, ins: Decoded) -> tuple[Any, Any, Any, Any]:
-    """(bias, weight zero point, multiplier, shift), each int64 and broadcastable to (batch0, batch1, m, n).
+def requantization(state: Any, ins: Decoded) -> Requantization:
+    """Read an instruction's records.
 
-    Raises ValueError where a record holds a multiplier or a shift that the requantizer does not have.
+    Raises ValueError where one holds a multiplier or a shift that the hardware does not have.
     """
-    if RQ_MODES[ins.rq_mode] == "row":
-        count = ins.batch0 * ins.batch1 * ins.m
-        rows = state.vector("sram", ins.rq_addr, ROW_RECORD, count).reshape(ins.batch0, ins.batch1, ins.m, 1)
-        zero = np.zeros(1, np.int64)
-        scale = rows["multiplier"].astype(np.int64), rows["shift"].astype(np.int64)
-        return zero, zero, *_defined(state, ins, *scale)
-    count = ins.n if RQ_MODES[ins.rq_mode] == "channel" else 1
-    records = state.vector("param", ins.rq_addr, RECORD, count)
-    wide = [records[name].astype(np.int64) for name in ("zero_point", "multiplier", "shift")]
-    return bias_of(records), wide[0], *_defined(state, ins, wide[1], wide[2])
+    mode, zero = RQ_MODES[ins.rq_mode], np.zeros(1, np.int64)
+    if mode == "row":
+        rows = state.vector("sram", ins.rq_addr, ROW_RECORD, ins.batch0 * ins.batch1 * ins.m)
+        rows = rows.reshape(ins.batch0, ins.batch1, ins.m, 1)
+        return Requantization(zero, zero, *_scale(rows, ins.rq_addr, 16))
+    if mode in ("tensor", "channel"):
+        records = state.vector("param", ins.rq_addr, RECORD, ins.n if mode == "channel" else 1)
+        bits = state.machine.mac_array.requant_multiplier_bits
+        scale = _scale(records, ins.rq_addr, bits)
+        return Requantization(bias_of(records), records["zero_point"].astype(np.int64), *scale)
+    records = state.vector("param", ins.rq_addr, FACTORED, ins.n)
+    bias, weight_zero = records["bias"].astype(np.int64), records["zero_point"].astype(np.int64)
+    second = _scale(_scalars(state, ins), ins.scalars_addr, 16)
+    return Requantization(bias, weight_zero, *_scale(records, ins.rq_addr, 16), second)
 
 
-def _defined(state: Any, ins: Decoded, multiplier: Any, shift: Any) -> tuple[Any, Any]:
-    limit = 1 << (state.machine.mac_array.requant_multiplier_bits - 1)
+def _scalars(state: Any, ins: Decoded) -> Any:
+    """The SCALARS of a factored mode, (1,) or (batch0, batch1, m, 1)."""
+    if RQ_MODES[ins.rq_mode] == "factored":
+        return state.vector("param", ins.scalars_addr, SCALARS, 1)
+    rows = state.vector("sram", ins.scalars_addr, SCALARS, ins.batch0 * ins.batch1 * ins.m)
+    return rows.reshape(ins.batch0, ins.batch1, ins.m, 1)
+
+
+def input_zero_point(state: Any, ins: Decoded) -> Any:
+    """What is subtracted from operand a, int64 (1,) or (batch0, batch1, m, 1).
+
+    Raises ValueError where it lies outside the type of a.
+    """
+    if not RQ_MODES[ins.rq_mode].startswith("factored"):
+        return np.zeros(1, np.int64)
+    zero_point = _scalars(state, ins)["zero_point"].astype(np.int64)
+    _, low, high = DTYPES[DTYPE_NAMES[ins.a_dtype]]
+    if (zero_point < low).any() or (zero_point > high).any():
+        raise ValueError(f"an input zero point at {ins.scalars_addr:#x} is undefined: allowed {low}..{high}")
+    return zero_point
+
+
+def _scale(records: Any, address: int, bits: int) -> tuple[Any, Any]:
+    multiplier, shift = records["multiplier"].astype(np.int64), records["shift"].astype(np.int64)
+    limit = 1 << (bits - 1)
     if (multiplier < 0).any() or (multiplier >= limit).any() or (shift < 1).any() or (shift > MAX_SHIFT).any():
         rule = f"multiplier 0..{limit - 1}, shift 1..{MAX_SHIFT}"
-        raise ValueError(f"a requantization record at {ins.rq_addr:#x} ({RQ_MODES[ins.rq_mode]}) is undefined: {rule}")
+        raise ValueError(f"a requantization record at {address:#x} is undefined: {rule}")
     return multiplier, shift
 
 
 def operands(state: Any, ins: Decoded) -> tuple[Any, Any, Any]:
-    """Windows of a (batch0, batch1, m, k), b (batch0, batch1, k, n) and out (batch0, batch1, m, n)."""
-    a_type, b_type, out_type = (np.dtype(DTYPES[DTYPE_NAMES[d]][0]) for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype))
+    """Operands a (batch0, batch1, m, k), b as stored (batch0, batch1, n, k) and out (batch0, batch1, m, n).
+
+    ``a`` and ``out`` are `npusim.memory.Operand`; ``b`` too where it is packed, else a view. ``out`` is None where the
+    sums are held.
+    """
     batch = (ins.batch0, ins.batch1)
-    a = state.window(
-        "sram", ins.a_addr, a_type, (*batch, ins.m, ins.k), (ins.a_b0, ins.a_b1, ins.a_row, a_type.itemsize)
-    )
-    b = state.window("sram", ins.b_addr, b_type, (*batch, ins.k, ins.n), (ins.b_b0, ins.b_b1, ins.b_k, ins.b_n))
-    out = state.window(
-        "sram", ins.out_addr, out_type, (*batch, ins.m, ins.n), (ins.out_b0, ins.out_b1, ins.out_row, out_type.itemsize)
-    )
-    return a, b, out
+    a = state.operand("sram", ins.a_addr, ins.a_dtype, (*batch, ins.m, ins.k), (ins.a_b0, ins.a_b1, ins.a_row))
+    shape, strides = (*batch, ins.n, ins.k), (ins.b_b0, ins.b_b1, ins.b_n)
+    if is_packed(ins.b_dtype):
+        b = state.operand("sram", ins.b_addr, ins.b_dtype, shape, strides)
+    else:
+        b = state.window("sram", ins.b_addr, DTYPES[DTYPE_NAMES[ins.b_dtype]][0], shape, (*strides, ins.b_k))
+    if ins.acc_hold:
+        return a, b, None
+    strides = (ins.out_b0, ins.out_b1, ins.out_row)
+    return a, b, state.operand("sram", ins.out_addr, ins.out_dtype, (*batch, ins.m, ins.n), strides)
+
+
+def stationary(b: Any) -> Any:
+    """The elements of operand b as `operands` gives it, (batch0, batch1, n, k)."""
+    return b if isinstance(b, np.ndarray) else b.values(np.int8)
+
+
+def input_shifts(state: Any, ins: Decoded) -> Any:
+    """Left shift of each input channel, int64 (k,); zeros without the flag ``shifted``."""
+    if not ins.shifted:
+        return np.zeros(ins.k, np.int64)
+    table = state.vector("param", ins.shift_addr, np.uint8, -(-ins.k // 4)).astype(np.int64)
+    return (table[:, None] >> np.array([0, 2, 4, 6]) & 3).ravel()[: ins.k]
+
+
+def fold_height(ins: Decoded, machine: Any) -> int:
+    """Values of k that are added to an accumulator at once."""
+    array = machine.mac_array
+    held = array.rows if array.dataflow == "weight_stationary" else 1
+    narrow = all(ELEMENT_BITS[DTYPE_NAMES[d]] == 4 for d in (ins.a_dtype, ins.b_dtype))
+    return int(held * (array.a4w4_per_cell if narrow else 1))
+
+
+def held_sums(state: Any, ins: Decoded) -> Sums | None:
+    """The sums that an instruction with ``acc_continue`` starts from. Raises ValueError where none of its shape are."""
+    if not ins.acc_continue:
+        return None
+    if state.held is None or state.held.products.shape != (ins.m, ins.n):
+        found = "none" if state.held is None else f"sums {state.held.products.shape}"
+        raise ValueError(f"acc_continue with m, n = {ins.m}, {ins.n}: the accumulators hold {found}")
+    return Sums(state.held.products, state.held.rows)
 
 
 def execute(state: Any, ins: Decoded) -> None:
     array = state.machine.mac_array
     a, b, out = operands(state, ins)
-    bias, zero_point, multiplier, shift = requantization(state, ins)
-    acc = np.zeros(out.shape, np.int64)
-    for k0 in range(0, ins.k, array.rows):
-        fold = slice(k0, k0 + array.rows)
-        acc = acc + a[..., fold].astype(np.int64) @ b[..., fold, :].astype(np.int64)
+    weights = np.swapaxes(stationary(b), -1, -2).astype(np.int64)
+    rq = None if ins.acc_hold else requantization(state, ins)
+    x = (a.values() - input_zero_point(state, ins)) << input_shifts(state, ins)
+    held = held_sums(state, ins)
+    shape = ins.batch0, ins.batch1, ins.m, ins.n
+    acc = np.zeros(shape, np.int64) if held is None else held.products.reshape(shape)
+    row_sum = x.sum(axis=-1, keepdims=True) + (0 if held is None else held.rows)
+    overflows = 0
+    height = fold_height(ins, state.machine)
+    for k0 in range(0, ins.k, height):
+        fold = slice(k0, k0 + height)
+        acc = acc + x[..., fold] @ weights[..., fold, :]
+        overflows += numerics.count_overflows(acc, array.acc_bits)
         acc = numerics.narrow_accumulator(acc, array.acc_bits, array.overflow)
-    row_sum = a.astype(np.int64).sum(axis=-1, keepdims=True)
-    acc = numerics.narrow_accumulator(acc + bias - zero_point * row_sum, array.acc_bits, array.overflow)
+    if rq is None:
+        state.held = Sums(acc.reshape(ins.m, ins.n), row_sum.reshape(ins.m, 1))
+        state.count(ins, 0, 0, overflows)
+        return
+    acc = acc + (0 if rq.second else rq.bias) - rq.weight_zero * row_sum
+    overflows += numerics.count_overflows(acc, array.acc_bits)
+    acc = numerics.narrow_accumulator(acc, array.acc_bits, array.overflow)
+    scaled = _scaled(acc, rq, ins, array.requant_rounding == "double")
     _, low, high = DTYPES[DTYPE_NAMES[ins.out_dtype]]
-    out[...] = numerics.requantize(acc, multiplier, shift, ins.out_zp, low, high, array.requant_rounding == "double")
+    values = np.clip(numerics.saturate_32(scaled) + ins.out_zp, low, high)
+    state.held = None
+    state.count(ins, np.count_nonzero(values != scaled + ins.out_zp), values.size, overflows)
+    out.assign(values)
+
+
+def _scaled(acc: Any, rq: Requantization, ins: Decoded, double: bool) -> Any:
+    """The rounded output before its zero point, not saturated."""
+    if rq.second is None:
+        rescale = numerics.rescale_double if double else numerics.rescale
+        return rescale(acc, rq.multiplier, rq.shift)
+    first = numerics.saturate_32(numerics.rescale(acc, rq.multiplier, rq.shift))
+    second = numerics.saturate_32(numerics.rescale(first, *rq.second))
+    return numerics.rescale(numerics.saturate_32(second + rq.bias), 1, ins.fraction_bits)
 
 
 def pass_cycles(ins: Decoded, machine: Any) -> int:
     """Cycles that one streamed row occupies the array, by operand widths."""
-    wide_a, wide_b = DTYPE_NAMES[ins.a_dtype] == "i16", DTYPE_NAMES[ins.b_dtype] == "i16"
+    wide_a, wide_b = (ELEMENT_BITS[DTYPE_NAMES[d]] == 16 for d in (ins.a_dtype, ins.b_dtype))
     array = machine.mac_array
     return int((array.pass_cycles_a16w16 if wide_b else array.pass_cycles_a16w8) if wide_a else array.pass_cycles_a8w8)
 
@@ -116,7 +259,7 @@ def cycles(ins: Decoded, machine: Any) -> int:
     """
     array = machine.mac_array
     load = array.rows
-    folds = -(-ins.k // array.rows) * -(-ins.n // array.cols) * ins.batch0 * ins.batch1
+    folds = -(-ins.k // fold_height(ins, machine)) * -(-ins.n // array.cols) * ins.batch0 * ins.batch1
     full, rest = divmod(ins.m, array.acc_rows)
     rounds = [(count, m * pass_cycles(ins, machine)) for count, m in ((full, array.acc_rows), (1, rest)) if count * m]
     if array.shadow_weights:
@@ -128,35 +271,72 @@ def cycles(ins: Decoded, machine: Any) -> int:
 
 
 def check(ins: Decoded, machine: Any) -> list[str]:
+    array = machine.mac_array
     broken = [f"{name} is 0" for name in ("m", "k", "n", "batch0", "batch1") if getattr(ins, name) == 0]
-    pair = DTYPE_NAMES[ins.a_dtype], DTYPE_NAMES[ins.b_dtype]
-    if pair not in {("u8", "i8"), ("i8", "i8"), ("i16", "i8"), ("i16", "i16")}:
-        broken.append(f"operand types {pair[0]} x {pair[1]} are not a mode of the array")
-    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
+    a, b = DTYPE_NAMES[ins.a_dtype], DTYPE_NAMES[ins.b_dtype]
+    if a not in A_TYPES or b not in B_TYPES or (B_TYPES[b] == 16 and A_TYPES[a] < 16):
+        broken.append(f"operand types {a} x {b} are not a mode of the array")
+    elif A_TYPES[a] < array.narrowest_activation_bits or B_TYPES[b] < array.narrowest_weight_bits:
+        least = f"{array.narrowest_activation_bits} x {array.narrowest_weight_bits}"
+        broken.append(f"operand types {a} x {b}: the machine takes {least} bits and wider")
+    if is_packed(ins.b_dtype) and ins.b_k:
+        broken.append(f"b_k = {ins.b_k}: allowed 0 for {b}, which is contiguous along k")
+    if ins.shifted and (not array.input_shift or A_TYPES.get(a, 16) > 8):
+        broken.append(
+            f"shifted with {a}: allowed for activations of at most 8 bits, where mac_array.input_shift is true"
+        )
+    if ins.acc_continue or ins.acc_hold:
+        most = array.acc_rows if array.dataflow == "weight_stationary" else array.rows
+        if ins.batch0 * ins.batch1 != 1 or ins.m > most or ins.n > array.cols:
+            shape = f"m, n, batches = {ins.m}, {ins.n}, {ins.batch0 * ins.batch1}"
+            broken.append(f"accumulators held for {shape}: allowed at most {most}, {array.cols}, 1")
+    if RQ_MODES[ins.rq_mode].startswith("factored"):
+        if not array.factored_requant or array.requant_rounding != "single":
+            broken.append("a factored mode: allowed with mac_array.factored_requant and single rounding")
+        if not 1 <= ins.fraction_bits <= 15:
+            broken.append(f"fraction_bits = {ins.fraction_bits}: allowed 1..15")
+    if ins.acc_hold:
+        return broken
     batches = (ins.batch0, ins.out_b0), (ins.batch1, ins.out_b1)
-    return broken + apart(size, *batches, (ins.m, ins.out_row), (ins.n, size))
+    return broken + apart(row_bytes(ins.out_dtype, ins.n), *batches, (ins.m, ins.out_row))
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
-    a, b, out = (np.dtype(DTYPES[DTYPE_NAMES[d]][0]).itemsize for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype))
     batch = ins.batch0, ins.batch1
-    reads = [
-        Region(
-            "sram", *span(ins.a_addr, a, (batch[0], ins.a_b0), (batch[1], ins.a_b1), (ins.m, ins.a_row), (ins.k, a))
-        ),
-        Region(
-            "sram", *span(ins.b_addr, b, (batch[0], ins.b_b0), (batch[1], ins.b_b1), (ins.k, ins.b_k), (ins.n, ins.b_n))
-        ),
-    ]
-    if RQ_MODES[ins.rq_mode] == "row":
-        reads.append(Region("sram", ins.rq_addr, ins.rq_addr + batch[0] * batch[1] * ins.m * ROW_RECORD.itemsize))
-    else:
-        count = ins.n if RQ_MODES[ins.rq_mode] == "channel" else 1
-        reads.append(Region("param", ins.rq_addr, ins.rq_addr + count * RECORD.itemsize))
-    out_span = span(
-        ins.out_addr, out, (batch[0], ins.out_b0), (batch[1], ins.out_b1), (ins.m, ins.out_row), (ins.n, out)
+    a_span = span(
+        ins.a_addr, row_bytes(ins.a_dtype, ins.k), (batch[0], ins.a_b0), (batch[1], ins.a_b1), (ins.m, ins.a_row)
     )
-    return reads, [Region("sram", *out_span)]
+    b_loops = [(batch[0], ins.b_b0), (batch[1], ins.b_b1), (ins.n, ins.b_n)]
+    if is_packed(ins.b_dtype):
+        b_span = span(ins.b_addr, row_bytes(ins.b_dtype, ins.k), *b_loops)
+    else:
+        b_span = span(ins.b_addr, row_bytes(ins.b_dtype, 1), *b_loops, (ins.k, ins.b_k))
+    reads = [Region("sram", *a_span), Region("sram", *b_span)]
+    if ins.shifted:
+        reads.append(Region("param", ins.shift_addr, ins.shift_addr + -(-ins.k // 4)))
+    reads += record_regions(ins)
+    if ins.acc_hold:
+        return reads, []
+    loops = (batch[0], ins.out_b0), (batch[1], ins.out_b1), (ins.m, ins.out_row)
+    return reads, [Region("sram", *span(ins.out_addr, row_bytes(ins.out_dtype, ins.n), *loops))]
+
+
+def record_regions(ins: Decoded) -> list[Region]:
+    """Where the records lie that an instruction reads; one that holds needs the input zero point only."""
+    mode, rows = RQ_MODES[ins.rq_mode], ins.batch0 * ins.batch1 * ins.m
+    if mode.startswith("factored"):
+        memory, count = ("param", 1) if mode == "factored" else ("sram", rows)
+        found = [_table(memory, ins.scalars_addr, count * SCALARS.itemsize)]
+        return found if ins.acc_hold else [*found, _table("param", ins.rq_addr, ins.n * FACTORED.itemsize)]
+    if ins.acc_hold:
+        return []
+    if mode == "row":
+        return [_table("sram", ins.rq_addr, rows * ROW_RECORD.itemsize)]
+    return [_table("param", ins.rq_addr, (ins.n if mode == "channel" else 1) * RECORD.itemsize)]
+
+
+def _table(memory: str, address: int, size: int) -> Region:
+    return Region(memory, address, address + size)
 
 
 MATMUL = Instruction("matmul", 0x10, FIELDS, ("mac",), execute, check, footprint, cycles, doc=__doc__)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
+from npusim.isa.addressing import apart, span
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region
 from npusim.isa.matmul import ROW_RECORD
-from npusim.memory import apart, span
 
 _EXP = (
     Field("a_addr", 2), Field("out_addr", 3), Field("sum_addr", 4), Field("rows", 5), Field("cols", 6),

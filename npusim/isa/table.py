@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
+from npusim.isa.addressing import apart, span
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded, Field, Instruction, Region, shift_rules
-from npusim.memory import apart, span
 
 ENTRIES = 513
 FIELDS = (
