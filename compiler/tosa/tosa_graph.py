@@ -149,12 +149,12 @@ class TosaGraph:
 
     def rescale(
         self, x: Tensor, multiplier: ArrayLike, shift: ArrayLike, out: str = "i32", out_zp: int = 0,
-        scale32: bool = False, double: bool = False,
+        scale32: bool = False, double: bool = False, in_zp: int = 0,
     ) -> Tensor:  # fmt: skip
         """RESCALE, per channel of the last axis where there is more than one multiplier."""
         scales = [np.atleast_1d(multiplier), np.atleast_1d(shift)]
         constants = [self.const(scales[0], "i32" if scale32 else "i16"), self.const(scales[1], "i8")]
-        constants += [self.const(0, x.kind), self.const(out_zp, out)]
+        constants += [self.const(in_zp, x.kind), self.const(out_zp, out)]
         rounding = "DOUBLE_ROUND" if double else "SINGLE_ROUND"
         arguments = scale32, rounding, scales[0].size > 1, x.kind[0] == "u", out[0] == "u"
         return self.op("RESCALE", [x, *constants], x.shape, out, *arguments)

@@ -24,12 +24,12 @@ class TosaGraphs:
 
     def rescale(
         self, x: Array, in_dtype: str, multiplier: Array, shift: Array, out_dtype: str, out_zp: int = 0,
-        scale32: bool = False, double: bool = False,
+        scale32: bool = False, double: bool = False, in_zp: int = 0,
     ) -> None:  # fmt: skip
         """RESCALE of ``x``, per channel of the last axis where there is more than one multiplier."""
         graph = self._new()
         source = graph.input(x, in_dtype)
-        graph.output(graph.rescale(source, multiplier, shift, out_dtype, out_zp, scale32, double))
+        graph.output(graph.rescale(source, multiplier, shift, out_dtype, out_zp, scale32, double, in_zp))
 
     def matmul(self, a: Array, b: Array, a_zp: int, b_zp: int) -> None:
         """MATMUL of int8 (batch, m, k) by (batch, k, n) to int32."""
