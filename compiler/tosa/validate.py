@@ -110,7 +110,7 @@ def validate(
     results = iter(run_graphs(graphs, python, lambda done: tell("compare", done, len(graphs))))
     rows = []
     for op, item in emitted:
-        rows += [_cut(op, item)] if isinstance(item, Cut) else _compared(op, item, next(results))
+        rows += [_cut(op, item)] if isinstance(item, Cut) else compared_rows(op, item, next(results))
     return _report(graph, ops, tuple(rows))
 
 
@@ -141,7 +141,8 @@ def _cut(op: Op, cut: Cut) -> Row:
     return Row(op.layer, op.kind, cut.tensor, 0, cut=cut.reason)
 
 
-def _compared(op: Op, case: Case, results: list[Array] | Rejected) -> list[Row]:
+def compared_rows(op: Op, case: Case, results: list[Array] | Rejected) -> list[Row]:
+    """One row for each tensor of a graph; all of them are cut if the model rejected it."""
     if isinstance(results, Rejected):
         return [_cut(op, Cut(name, f"outside TOSA's domain: {results}")) for name in case.expected]
     rows = []

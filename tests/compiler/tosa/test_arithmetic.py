@@ -61,6 +61,21 @@ def test_sums_of_products_rounded_once(model: Path) -> None:
         np.testing.assert_array_equal(found[0], wanted)
 
 
+def test_sums_at_the_ends_of_32_bits_saturate(model: Path) -> None:
+    """Twice a, by a factor of 2^(shift + 1)."""
+    a, graphs = np.array([[-(1 << 30) + d for d in (-1, 0, 1)] + [(1 << 30) + d for d in (-1, 0, 1)]]), []
+    shifts = (1, 2, 14, 15, 16, 17, 29, 30, 31, 45)
+    for shift in shifts:
+        graph = TosaGraph()
+        total = WideSum(graph)
+        total.add_product(limbs(graph, graph.input(a, "i32"), 3), constant_limbs(graph, np.array([[2 << shift]])))
+        graph.output(total.rounded(shift))
+        graphs.append(graph)
+    for shift, found in zip(shifts, run_graphs(graphs, model), strict=True):
+        assert not isinstance(found, Rejected), found
+        np.testing.assert_array_equal(found[0], np.clip(2 * a, -(1 << 31), (1 << 31) - 1), f"shift {shift}")
+
+
 @pytest.mark.parametrize("p_bits", [8, 15])
 def test_exponential_of_every_distance(p_bits: int, model: Path) -> None:
     distance, graphs = np.arange(65536)[None], []

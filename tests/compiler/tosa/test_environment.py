@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compiler.tosa import environment
 from compiler.tosa.environment import cache_folder, call, python_of, work
 from npusim.errors import UserError
 
@@ -38,16 +39,36 @@ def test_the_cache_folder_follows_the_desktop_standard(monkeypatch: pytest.Monke
     assert cache_folder() == Path("/home/user/.cache/npusim")
 
 
-def test_an_environment_is_made_once_and_a_half_made_one_thrown_away(tmp_path: Path) -> None:
+def test_an_environment_is_made_once_and_a_half_made_one_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With commands that only leave a folder: making real ones takes seconds."""
+    commands: list[list[str]] = []
+
+    def make(command: list[str], timeout_seconds: int, what: str) -> None:
+        commands.append(command)
+        if "venv" in command:
+            Path(command[-1]).mkdir()
+        elif fail:
+            raise UserError(what)
+
+    monkeypatch.setattr(environment, "call", make)
     requirements = tmp_path / "needs.txt"
-    requirements.write_text("# nothing\n")
-    folder = python_of("model", requirements, tmp_path).parents[1]
-    (folder / "mark").touch()
-    assert python_of("model", requirements, tmp_path).parents[1] == folder
-    assert (folder / "mark").exists()
-    (folder / ".installed").unlink()
+    requirements.write_text("tosa-tools==2026.8.0\n")
+    fail = True
+    with pytest.raises(UserError, match="from a package index, once"):
+        python_of("model", requirements, tmp_path)
+    (folder,) = tmp_path.glob("model-*")
+    (folder / "half").touch()
+    fail = False
+    assert python_of("model", requirements, tmp_path) == folder / "bin" / "python"
+    assert not (folder / "half").exists()
+    assert commands[-1][-2:] == ["-r", str(requirements)]
+    before = len(commands)
     python_of("model", requirements, tmp_path)
-    assert not (folder / "mark").exists()
+    assert len(commands) == before
+    requirements.write_text("tosa-tools==2026.9.0\n")
+    assert python_of("model", requirements, tmp_path).parents[1] != folder
 
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from compiler.graph import Graph, Op
+from compiler.pipeline import integer_graph
 from compiler.schedule.build import build_program
 from compiler.tosa import trace, validate
 from compiler.tosa.emit import Case, Cut, Simulated
 from compiler.tosa.emit_attention import DIVISION
 from compiler.tosa.emit_layernorm import ROOT
 from compiler.tosa.tosa_graph import Rejected
-from compiler.tosa.validate import Difference, Report, chosen, emitted_of, first_difference
+from compiler.tosa.validate import Difference, Report, chosen, compared_rows, emitted_of, first_difference
 from models.quantize import quantize
 from models.workloads import get_workload
 from npusim.config import Machine
@@ -71,8 +72,6 @@ def test_the_whole_network_of_tiny(
 @pytest.mark.slow
 @pytest.mark.parametrize("act_bits", [8, 16])
 def test_a_block_of_emoji(act_bits: int, edge_machine: Machine, model: Path) -> None:
-    from compiler.pipeline import integer_graph
-
     workload = get_workload("emoji")
     graph = integer_graph(quantize(workload.load_model(), workload.load_stats(), act_bits=act_bits))
     report = validate(graph, edge_machine, random_inputs(graph), build_program(graph, edge_machine), block=3)
@@ -175,10 +174,8 @@ def test_first_difference() -> None:
 
 
 def test_what_the_model_rejects_counts_as_cut() -> None:
-    from compiler.tosa.validate import _compared
-
     case = Case(expected={"y": np.zeros(3)})
-    (row,) = _compared(Op("table", "l", {}, "y", {}), case, Rejected("status 1: REQUIRE() fails"))
+    (row,) = compared_rows(Op("table", "l", {}, "y", {}), case, Rejected("status 1: REQUIRE() fails"))
     assert (row.tensor, row.elements, row.cut) == ("y", 0, "outside TOSA's domain: status 1: REQUIRE() fails")
 
 
