@@ -58,7 +58,7 @@ def verify_tosa(
         return _verify_run(source, block, notify)
     if hw is None:
         raise UserError(f"{source}: not a run folder; allowed: a run folder, or a quantized model and --hw")
-    graph = integer_graph(QuantizedModel.load(source), attention_bits or 16)
+    graph = integer_graph(QuantizedModel.load(source), 16 if attention_bits is None else attention_bits)
     return validate(graph, load_machine(hw), random_inputs(graph), block=block, notify=notify)
 
 

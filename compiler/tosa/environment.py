@@ -69,7 +69,7 @@ def python_of(name: str, requirements: Path, cache: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def work(python: Path, worker: Path, jobs: list[dict[str, Any]], arrays: Arrays, timeout_seconds: int = 600) -> Arrays:
+def work(python: Path, worker: Path, jobs: list[dict[str, Any]], arrays: Arrays, timeout_seconds: int = 3600) -> Arrays:
     """Run the script ``worker`` with ``python``: ``worker IN.npz OUT.npz``, jobs as JSON in the array ``jobs``.
 
     Raises UserError with the end of its output if it fails.

@@ -103,7 +103,7 @@ def validate(
     tell("simulate", 0, 1)
     simulated = execute(graph, machine, inputs, ops)
     if program is not None:
-        check_same_results(simulated, program, inputs)
+        check_same_results(simulated, program, inputs, graph.outputs)
     tell("simulate", 1, 1)
     emitted = [(op, item) for op in ops for item in emitted_of(simulated, op)]
     graphs = [item.tosa for _, item in emitted if isinstance(item, Case)]

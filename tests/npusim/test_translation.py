@@ -70,9 +70,15 @@ def test_a_quantized_model_needs_a_machine(folder: Path, repository: Path, capsy
     assert "0 differ" in capsys.readouterr().out
 
 
-def test_wrong_inputs_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_are_refused(
+    folder: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine_file = repository / "hwconfigs" / "tiny_8x8.yaml"
     assert "--tosa only" in refused(capsys, folder / "program.npu", "--block", "0")
     assert "a run folder has its own machine" in refused(capsys, folder, "--tosa", "--hw", "machine.yaml")
+    assert "attention_bits = 0: allowed 8, 16" in refused(
+        capsys, folder / "quantized.safetensors", "--tosa", "--hw", machine_file, "--attention-bits", "0"
+    )
     assert "block = 7: allowed 0..1" in refused(capsys, folder, "--tosa", "--block", "7")
     assert "run.json: cannot be read" in refused(capsys, tmp_path, "--tosa")
     data = json.loads((folder / "run.json").read_text())
