@@ -188,7 +188,9 @@ def test_a_token_from_behind_the_barrier_deadlocks(tiny_machine: Machine) -> Non
 
 
 def test_leftover_tokens_are_refused(tiny_machine: Machine) -> None:
-    with pytest.raises(UserError, match=r"tokens left over at instruction 1 \(barrier or halt\): 1 raw from load to mac"):
+    with pytest.raises(
+        UserError, match=r"tokens left over at instruction 1 \(barrier or halt\): 1 raw from load to mac"
+    ):
         timed(tiny_machine, LOAD + "1 signal_raw=4", BARRIER, MATMUL.format(8, 8, 8) + "wait_raw=1")
     with pytest.raises(UserError, match="at the end of the code: 2 war from vector to vector"):
         timed(tiny_machine, RECIP + "1 signal_war=8", RECIP + "1 signal_war=8")
