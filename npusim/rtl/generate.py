@@ -15,8 +15,11 @@ TOP = "npu_matmul"
 PACKAGE, FILE_LIST = "npu_machine.sv", "npu.f"
 
 SOURCES = (
-    "npu_types.sv", "npu_delay.sv", "npu_narrow.sv", "npu_pe.sv", "npu_row_sum_cell.sv", "npu_array.sv",
-    "npu_accumulator.sv", "npu_requantizer.sv", "npu_column.sv", "npu_folds.sv", "npu_sequencer.sv", "npu_matmul.sv",
+    "npu_types.sv", "npu_delay.sv", "npu_narrow.sv", "npu_operand.sv", "npu_multiply.sv", "npu_lane_sum.sv",
+    "npu_accumulator.sv", "npu_folds.sv", "npu_phases.sv",
+    "npu_ws_cell.sv", "npu_ws_row_sum_cell.sv", "npu_ws_array.sv", "npu_ws_sequencer.sv", "npu_ws.sv",
+    "npu_os_sum.sv", "npu_os_cell.sv", "npu_os_array.sv", "npu_os_sequencer.sv", "npu_os.sv",
+    "npu_round.sv", "npu_requantizer.sv", "npu_column.sv", "npu_matmul.sv",
 )  # fmt: skip
 """The sources that are the same for every machine, in the order of compilation; they follow the generated package."""
 
@@ -26,19 +29,26 @@ _OVERFLOW = {"saturate": 0, "wrap": 1, "trap": 2}
 def machine_package(machine: Machine) -> str:
     """Return the text of the package ``npu_machine``: everything in the sources that depends on the machine."""
     array = machine.mac_array
+    output_stationary = array.dataflow == "output_stationary"
     parameters = (
+        ("bit", "OUTPUT_STATIONARY", output_stationary, "mac_array.dataflow"),
         ("int", "ROWS", array.rows, "mac_array.rows"),
         ("int", "COLS", array.cols, "mac_array.cols"),
         ("int", "ACC_BITS", array.acc_bits, "mac_array.acc_bits"),
         ("int", "OVERFLOW", _OVERFLOW[array.overflow], "mac_array.overflow: 0 saturate, 1 wrap, 2 trap"),
         ("int", "ACC_ROWS", array.acc_rows, "mac_array.acc_rows"),
         ("bit", "SHADOW_WEIGHTS", array.shadow_weights, "mac_array.shadow_weights"),
+        ("int", "NARROWEST_ACTIVATION_BITS", array.narrowest_activation_bits, "mac_array.narrowest_activation_bits"),
+        ("int", "NARROWEST_WEIGHT_BITS", array.narrowest_weight_bits, "mac_array.narrowest_weight_bits"),
+        ("int", "A4W4_PER_CELL", array.a4w4_per_cell, "mac_array.a4w4_per_cell"),
+        ("bit", "INPUT_SHIFT", array.input_shift, "mac_array.input_shift"),
         ("int", "PASS_CYCLES_A8W8", array.pass_cycles_a8w8, "mac_array.pass_cycles_a8w8"),
         ("int", "PASS_CYCLES_A16W8", array.pass_cycles_a16w8, "mac_array.pass_cycles_a16w8"),
         ("int", "PASS_CYCLES_A16W16", array.pass_cycles_a16w16, "mac_array.pass_cycles_a16w16"),
         ("bit", "ROW_SUM_COLUMN", array.row_sum_column, "mac_array.row_sum_column"),
         ("int", "MULTIPLIER_BITS", array.requant_multiplier_bits, "mac_array.requant_multiplier_bits"),
         ("bit", "DOUBLE_ROUNDING", array.requant_rounding == "double", "mac_array.requant_rounding"),
+        ("bit", "FACTORED", array.factored_requant, "mac_array.factored_requant"),
         ("int", "REQUANT_LATENCY", array.requant_latency_cycles, "mac_array.requant_latency_cycles"),
         ("int", "SRAM_BYTES", machine.sram.capacity_bytes, "sram.capacity_bytes: bounds a row's sum"),
     )
