@@ -48,6 +48,11 @@ def edge_shapes(machine: Machine, rng: Rng) -> Iterator[Case]:
     for index, m in enumerate(heights):
         a, b = kinds[index % len(kinds)]
         yield random_case(machine, rng, (a, b, "i16"), modes(machine)[-1], (2, 1, m, array.rows + 1, array.cols + 1))
+    for k, m in product(
+        range(1, min(array.rows, 4) + 2), sorted({1, array.rows - 1, array.rows, array.rows + 1} - {0})
+    ):
+        a, b = kinds[(k + m) % len(kinds)]  # tiles whose drain takes longer than the next one's stream
+        yield random_case(machine, rng, (a, b, "i16"), modes(machine)[-1], (1, 1, m, k, 2 * array.cols + 1))
     if ("u4", "i4") in kinds:
         for k in (2, 3, 2 * array.rows - 1, 2 * array.rows, 2 * array.rows + 1, 4 * array.rows - 1):
             yield random_case(machine, rng, ("u4", "i4", "i16"), modes(machine)[-1], (1, 1, 3, k, array.cols + 1))
@@ -59,7 +64,7 @@ def extreme_cases(machine: Machine, rng: Rng) -> Iterator[Case]:
     wide = (1 << (array.requant_multiplier_bits - 1)) - 1
     for index, (a_type, b_type) in enumerate(pairs(machine) * 2):
         k, n, m, out = 3 * array.rows + 1, array.cols + 1, 9, OUTPUTS[index % len(OUTPUTS)]
-        factored = array.factored_requant and index >= len(pairs(machine))
+        factored = "factored" in modes(machine) and index >= len(pairs(machine))
         top, bias_bits = (32767, 32) if factored else (wide, 48)
         biases = np.array([0, -1, 1, (1 << (bias_bits - 1)) - 1, -(1 << (bias_bits - 1))])
         table = records(
@@ -108,6 +113,16 @@ def overflow_cases(machine: Machine, rng: Rng) -> Iterator[Case]:
         yield chained(whole, [half])
 
 
+def quiet_cases(machine: Machine, rng: Rng) -> Iterator[Case]:
+    """Small sums of one row or one column, while rows and columns that are not used would overflow."""
+    types = ("i16", "i16", "i16")
+    for m, n in ((1, machine.mac_array.cols), (machine.mac_array.rows, 1)):
+        small, great = rng.integers(-1, 2, (1, 1, m, 64)), extremes(rng, "i16", (1, 1, 64, n))
+        if n == 1:
+            small, great = extremes(rng, "i16", (1, 1, m, 64)), rng.integers(-1, 2, (1, 1, 64, n))
+        yield case(machine, rng, "quiet", small, great, types, records(1, 1, 8))
+
+
 def tie_cases(machine: Machine, rng: Rng, count: int) -> Iterator[Case]:
     """Sums of odd * 2^(s - 1 - t) with multipliers of odd * 2^t, exactly half way between two results; and neighbours.
 
@@ -120,7 +135,7 @@ def tie_cases(machine: Machine, rng: Rng, count: int) -> Iterator[Case]:
         a_type, b_type = SIGNED[index % 3]
         _, low, high = DTYPES[a_type]
         out = ("i8", "i16", "u8")[index % 3]
-        stage = (index // 3 - 1) % 4 if array.factored_requant else 3
+        stage = (index // 3 - 1) % 4 if "factored" in modes(machine) else 3
         wide = (array.requant_multiplier_bits if stage == 3 else 16) - 1
         exponent = int(rng.integers(0, 6 if a_type == "i8" else 14))
         t = int(rng.integers(wide - 6 if index % 2 else 1, wide - 3))
@@ -195,6 +210,7 @@ def all_cases(machine: Machine, seed: int, scale_up: int = 1) -> list[Case]:
         *edge_shapes(machine, rng),
         *extreme_cases(machine, rng),
         *overflow_cases(machine, rng),
+        *quiet_cases(machine, rng),
         *tie_cases(machine, rng, 36 * scale_up),
         *brim_cases(machine, rng),
         *aimed_cases(machine, rng, 72 * scale_up),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from npusim.config import Machine
 from npusim.rtl import write_rtl
+from tests.cosim.cases import Case
 from tests.cosim.compare import differences
 from tests.cosim.edges import all_cases
 from tests.cosim.machines import OUTPUT_STATIONARY, Fields, variant
@@ -67,7 +69,7 @@ MUTANTS: dict[str, tuple[Fields, str, str, str]] = {
     "shift of at most 1": (SINGLE, OPERAND, "LANE_BITS'(x) <<< left[1:0]", "LANE_BITS'(x) <<< left[0]"),
     "i4 without its sign": (SINGLE, TYPES, "{{12{bits[3]}}, bits[3:0]}", "{12'd0, bits[3:0]}"),
     "first of a pair without its sign": (SINGLE, TYPES, "bits[7:4], {4{bits[3]}}", "bits[7:4], 4'd0"),
-    "second of a pair without its sign": (SINGLE, MULTIPLY, "signed [3:0] w = ", "signed [4:0] w = "),
+    "second of a pair without its sign": (SINGLE, MULTIPLY, "wire signed [3:0] w", "wire [3:0] w"),
     "i6 without its sign": (SINGLE, TYPES, "{{10{bits[5]}}, bits[5:0]}", "{10'd0, bits[5:0]}"),
     "elements beyond k": (SINGLE, WS, ": 32'(r) < depth)", ": 32'(r) < depth + 1)"),
     "second of a pair beyond k": (SINGLE, WS, "32'(2 * r + 1) < depth", "32'(2 * r) < depth"),
@@ -87,7 +89,7 @@ MUTANTS: dict[str, tuple[Fields, str, str, str]] = {
     "outputs: tiles add up": (OUTPUTS, ACCUMULATOR, "control.first_fold ? '0 : bank[index]", "bank[index]"),
     "outputs: every phase adds": (OUTPUTS, ACCUMULATOR, "control.last_phase) bank", "1'b1) bank"),
     "outputs: drain as fast as the pipe": (OUTPUTS, OS_ARRAY, ".DEPTH(2)", ".DEPTH(1)"),
-    "outputs: unused rows drain": (OUTPUTS, OS_ARRAY, "(r) < drained.rows", "(r) <= drained.rows"),
+    "outputs: unused rows drain": (OUTPUTS, OS_SEQUENCER, "rows: drain_rows}", "rows: ROW_COUNT_BITS'(ROWS)}"),
     "outputs: unused rows count": (OUTPUTS_TRAP, OS_ARRAY, "used = ROW_COUNT_BITS'(r) < at.rows", "used = 1'b1"),
     "outputs: unused columns count": (OUTPUTS_TRAP, OS, "COLUMN_BITS'(c) < columns", "1'b1"),
     "outputs: zero point of the row above": (OUTPUTS, OS_ARRAY, "at.latch ? zero_point : kept_zero", "kept_zero"),
@@ -95,6 +97,11 @@ MUTANTS: dict[str, tuple[Fields, str, str, str]] = {
     "outputs: tiles do not wait for rows": (OUTPUTS, OS_SEQUENCER, "&& (!reading || read_ends)", ""),
     "outputs: trap forgotten by the cells": (OUTPUTS_TRAP, TOP, "trapped || cell_overflow", "trapped"),
 }  # fmt: skip
+
+
+@cache
+def cases_of(machine: Machine) -> list[Case]:
+    return all_cases(machine, seed=0)
 
 
 @pytest.mark.slow
@@ -107,4 +114,5 @@ def test_mutant_is_killed(tiny_machine: Machine, tmp_path: Path, name: str) -> N
     assert text.count(right) == 1, f"{file} holds {text.count(right)} times {right!r}: the mutant is out of date"
     (tmp_path / file).write_text(text.replace(right, wrong))
     unit = MatrixUnit(machine, build(machine, tmp_path))
-    assert differences(unit, all_cases(machine, seed=0)) != []
+    cases = cases_of(machine)
+    assert any(differences(unit, cases[at : at + 50]) for at in range(0, len(cases), 50))
