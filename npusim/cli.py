@@ -6,6 +6,7 @@ message on stderr, nothing written); 130 interrupted.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,6 +211,20 @@ def verify(program: Annotated[Path, typer.Argument(help="Program file.")]) -> No
     except UserError as error:
         raise UserError(f"{program}: {error}") from None
     typer.echo(f"{program}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+
+
+@app.command(epilog="Example: npusim rtl --hw hwconfigs/edge_8k.yaml --out build/rtl")
+def rtl(hw: Hardware, out: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
+    """Write a machine's matrix unit in SystemVerilog (npusim.rtl.write_rtl)."""
+    from npusim.config import load_machine
+    from npusim.rtl import LINT, write_rtl
+
+    machine = load_machine(hw)
+    paths = write_rtl(machine, out)
+    array = machine.mac_array
+    kind = array.dataflow.replace("_", "-")
+    typer.echo(f"{out}: {len(paths)} files, {kind} matrix unit of {array.rows} x {array.cols} cells")
+    typer.echo(f"check with: cd {shlex.quote(str(out))} && {LINT}")
 
 
 def _read_words(path: Path) -> NDArray[np.uint32]:

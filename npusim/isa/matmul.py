@@ -314,7 +314,7 @@ def _output_stationary_cycles(ins: Decoded, machine: Any) -> int:
     array = machine.mac_array
     stream = -(-ins.k // fold_height(ins, machine)) * pass_cycles(ins, machine)
     if ins.acc_hold:
-        return stream + 1
+        return int(stream + 1)
     tiles = -(-ins.n // array.cols) * ins.batch0 * ins.batch1
     blocks = _blocks(ins.m, array.rows)
     last = blocks[-1][1]

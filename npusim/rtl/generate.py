@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from npusim.config import Machine
-from npusim.errors import UserError
+from npusim.folder import Layout, write_folder
 
 TOP = "npu_matmul"
 """Name of the top module."""
 
 PACKAGE, FILE_LIST = "npu_machine.sv", "npu.f"
+
+LINT = f"verilator --lint-only --top-module {TOP} -f {FILE_LIST}"
+"""Command that checks the written sources, in their folder."""
 
 SOURCES = (
     "npu_types.sv", "npu_delay.sv", "npu_narrow.sv", "npu_operand.sv", "npu_multiply.sv", "npu_lane_sum.sv",
@@ -58,38 +59,25 @@ def machine_package(machine: Machine) -> str:
 
 
 def write_rtl(machine: Machine, out_dir: str | Path) -> list[Path]:
-    """Write the matrix unit of ``machine`` to the folder ``out_dir``, which is made where it is missing.
+    """Write the matrix unit of ``machine`` to the folder ``out_dir``: new, empty, or of an earlier call.
 
-    Files of the same names are replaced, others are left alone. ``npu.f`` is a file list for simulators and synthesis
-    tools (``verilator --lint-only --top-module npu_matmul -f npu.f``, in that folder).
+    The folder is written whole; of an earlier call every file is replaced, others are left alone. ``npu.f`` is a file
+    list for simulators and synthesis tools; `LINT` checks all with Verilator, in that folder.
 
     Returns:
         The paths written, in the order of compilation, the file list last.
 
     Raises:
-        UserError: the folder or a file in it cannot be written.
+        UserError: the folder cannot be written, or holds files but no ``npu.f``.
     """
     folder, here = Path(out_dir), Path(__file__).resolve().parent
     texts = {PACKAGE: machine_package(machine)}
     texts |= {name: (here / name).read_text(encoding="utf-8") for name in SOURCES}
     texts[FILE_LIST] = "".join(f"{name}\n" for name in texts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(new: Path) -> None:
         for name, text in texts.items():
-            _replace(folder / name, text)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; allowed: a folder that can be written") from error
+            (new / name).write_text(text, encoding="utf-8", newline="\n")
+
+    write_folder(folder, Layout("RTL", (FILE_LIST, PACKAGE, *SOURCES)), write)
     return [folder / name for name in texts]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write under another name first, so that nobody ever reads half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

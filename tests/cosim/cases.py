@@ -163,6 +163,7 @@ def chained(whole: Case, cuts: list[int]) -> Case:
         flags = {"acc_continue": int(start > 0), "acc_hold": int(end < ins.k)}
         piece = vars(ins) | at | flags | {"k": end - start, "shift_addr": ins.shift_addr + start // 4}
         out.append(SimpleNamespace(**piece))
+    assert violations(out, whole.state.machine) == []
     return Case(f"{whole.name}, cut at {cuts}", tuple(out), whole.state)
 
 
