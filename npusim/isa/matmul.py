@@ -282,7 +282,8 @@ def cycles(ins: Decoded, machine: Any) -> int:
     * Tiles, over n innermost, then blocks of ``rows`` output rows, then batches: each streams all of k, one fold for
       ``pass_cycles``. A finished tile moves to the drain registers and leaves them one row a cycle while the next tile
       streams, so a tile lasts at least as many cycles as it has rows; the last one has no successor that waits.
-    * The last tile's rows leave one a cycle, and copying to the drain registers takes a cycle of its own.
+    * The last tile's rows: each enters the requantizer a cycle after the one above, the first one a cycle after its
+      copy to the drain register.
 
     Both:
 

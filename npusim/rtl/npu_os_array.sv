@@ -1,7 +1,7 @@
 // The output-stationary grid of ROWS x COLS cells with the skew at its edges, and the row-sum column.
 //
-// What enters in cycle t reaches the cell of row r and column c in cycle t + r + c. A drain that begins in cycle t shows row r
-// of column c below the array in cycle t + ROWS + r + c, and the row sums with column 0.
+// What enters in cycle t reaches the cell of row r and column c in cycle t + r + c. A drain that begins in cycle t shows row
+// r of column c below the array in cycle t + ROWS + r + c, and the row sums with column 0.
 
 module npu_os_array
   import npu_machine::*;

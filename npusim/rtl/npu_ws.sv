@@ -37,8 +37,8 @@ module npu_ws
       .depth, .act_active, .act_high, .stream, .token(feed_token)
   );
 
-  // ---- the port shows the row's bits from element act_k on. Elements beyond k are 0 whatever it shows, after the zero point
-  // has been subtracted; so are idle phases.
+  // ---- the port shows the row's bits from element act_k on. Elements beyond k are 0 whatever it shows, after the zero
+  // point has been subtracted; so are idle phases.
   wire pair = paired(job);
   logic [ROWS*ACT_BITS-1:0] act;
   for (genvar r = 0; r < ROWS; r++) begin : g_act
