@@ -6,6 +6,7 @@ itself; 2 the user's input is at fault (one message on stderr, nothing written);
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -234,6 +235,20 @@ def _verify_tosa(source: Path, hw: Path | None, block: int | None, attention_bit
     typer.echo(report_text(report))
     if not report.equal:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: npusim rtl --hw hwconfigs/edge_8k.yaml --out build/rtl")
+def rtl(hw: Hardware, out: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
+    """Write a machine's matrix unit in SystemVerilog (npusim.rtl.write_rtl)."""
+    from npusim.config import load_machine
+    from npusim.rtl import LINT, write_rtl
+
+    machine = load_machine(hw)
+    paths = write_rtl(machine, out)
+    array = machine.mac_array
+    kind = array.dataflow.replace("_", "-")
+    typer.echo(f"{out}: {len(paths)} files, {kind} matrix unit of {array.rows} x {array.cols} cells")
+    typer.echo(f"check with: cd {shlex.quote(str(out))} && {LINT}")
 
 
 def _read_words(path: Path) -> NDArray[np.uint32]:

@@ -16,7 +16,7 @@ from npusim.cli import main
 from npusim.program import save_program
 from npusim.report import write_run
 
-COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify")
+COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "rtl")
 
 
 @pytest.fixture
@@ -121,6 +121,33 @@ def test_disassembly_assembles_to_the_same_words(capsys, tmp_path, tiny):
         ("prologue", str(len(tiny.program.prologue))),
         ("step", str(len(tiny.program.step))),
     ]
+
+
+def test_rtl_of_a_machine(capsys, tmp_path, edited_machine):
+    path = edited_machine("dataflow: weight_stationary", "dataflow: output_stationary")
+    out = tmp_path / "r t l"
+    for _ in range(2):  # the second replaces the first
+        assert main(["rtl", "--hw", str(path), "--out", str(out)]) == 0
+        files = sorted(out.iterdir())
+        assert capsys.readouterr().out == (
+            f"{out}: {len(files)} files, output-stationary matrix unit of 8 x 8 cells\n"
+            f"check with: cd '{out}' && verilator --lint-only --top-module npu_matmul -f npu.f\n"
+        )
+    assert {"npu_machine.sv", "npu_matmul.sv", "npu.f"} <= {file.name for file in files}
+    assert "localparam bit OUTPUT_STATIONARY = 1;" in (out / "npu_machine.sv").read_text()
+
+
+def test_rtl_is_refused_its_folder(capsys, tmp_path, machine_file, edited_machine):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "npu_matmul.sv").write_text("")
+    for hw, out, message in (
+        (machine_file, "file", "file: exists and is not a folder; allowed: a new folder, an empty one"),
+        (machine_file, "file/out", "cannot be made"),
+        (machine_file, "mine", "mine: holds files but no npu.f"),
+        (edited_machine("rows: 8", "rows: 0"), "new", "mac_array.rows"),
+    ):
+        assert message in refused(capsys, tmp_path, "rtl", "--hw", hw, "--out", tmp_path / out)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
