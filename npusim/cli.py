@@ -1,7 +1,7 @@
 """The command ``npusim``. Every subcommand is one documented call of the library, which is named in its help.
 
-Exit codes: 0 success; 1 engine and reference differ, or a fault of npusim itself; 2 the user's input is at fault (one
-message on stderr, nothing written); 130 interrupted.
+Exit codes: 0 success; 1 engine and reference (or, with `verify --tosa`, TOSA's model) differ, or a fault of npusim
+itself; 2 the user's input is at fault (one message on stderr, nothing written); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -199,17 +199,41 @@ def asm(
     typer.echo(f"{out}: {len(code)} instructions")
 
 
-@app.command(epilog="Example: npusim verify runs/demo/program.npu")
-def verify(program: Annotated[Path, typer.Argument(help="Program file.")]) -> None:
-    """Check that a program is legal: addresses, operands, and no hazard without a token (compiler.verify.verify)."""
+@app.command(epilog="Example: npusim verify runs/demo/program.npu, or npusim verify runs/demo --tosa")
+def verify(
+    source: Annotated[Path, typer.Argument(help="Program file; with --tosa a run folder, or a quantized model.")],
+    tosa: Annotated[bool, typer.Option("--tosa", help="Compare with Arm's TOSA reference model, bit for bit.")] = False,
+    hw: Annotated[Path | None, typer.Option(help="Machine file, for --tosa with a quantized model.")] = None,
+    block: Annotated[int | None, typer.Option(help="With --tosa: one transformer block only.")] = None,
+    attention_bits: Annotated[int | None, typer.Option(help="For --tosa with a quantized model: 8 or 16.")] = None,
+) -> None:
+    """Check that a program is legal: addresses, operands, and no hazard without a token (compiler.verify.verify).
+
+    With --tosa, compare what the simulator computes with Arm's TOSA reference model (npusim.translation.verify_tosa).
+    """
     from compiler.verify import verify as check
 
-    loaded = load_program(program)
+    if tosa:
+        _verify_tosa(source, hw, block, attention_bits)
+        return
+    if hw is not None or block is not None or attention_bits is not None:
+        raise UserError(f"{source}: --hw, --block and --attention-bits are allowed with --tosa only")
+    loaded = load_program(source)
     try:
         check(loaded)
     except UserError as error:
-        raise UserError(f"{program}: {error}") from None
-    typer.echo(f"{program}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+        raise UserError(f"{source}: {error}") from None
+    typer.echo(f"{source}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+
+
+def _verify_tosa(source: Path, hw: Path | None, block: int | None, attention_bits: int | None) -> None:
+    from npusim.translation import report_text, verify_tosa
+
+    with _progress() as notify:
+        report = verify_tosa(source, hw, block, attention_bits, notify)
+    typer.echo(report_text(report))
+    if not report.equal:
+        raise typer.Exit(1)
 
 
 def _read_words(path: Path) -> NDArray[np.uint32]:

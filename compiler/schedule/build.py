@@ -82,7 +82,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
     pinned, buffers = dict(layout.homes), {}
     handed = lifetimes(graph, graph.prologue).keys() & lifetimes(graph, graph.step).keys()
     inputs = [v.name for v in graph.values.values() if v.kind == "input" and v.base is None]
-    for name in [*inputs, *graph.outputs, *sorted(handed)]:
+    for name in dict.fromkeys([*inputs, *graph.outputs, *sorted(handed)]):
         value = graph.values[name]
         if name in OUTPUT_BUFFERS:
             pinned[name] = pinned[OUTPUT_BUFFERS[name]]
@@ -90,7 +90,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
         per_step = name == "noise"
         shape = (graph.steps, *value.shape) if per_step else value.shape
         pinned[name] = Home("dram", 0 if per_step else address, 2 if per_step else 0)
-        if name not in handed:
+        if name not in handed or name in graph.outputs:
             buffers[name] = Buffer(address, value.dtype, shape)
         address += aligned(value_bytes(value) * (graph.steps if per_step else 1))
     budget = machine.dram.npu_budget_bytes
@@ -102,13 +102,14 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
 
 
 def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
-    """Instruction words (count, 32) of one phase; it ends with a barrier."""
+    """Instruction words (count, 32) of one phase; it ends with a barrier and halt."""
     ops: tuple[Op, ...] = getattr(graph, phase)
     for op in ops:
         emitter.layer = op.layer
         TILERS[op.kind](emitter, op)
     emitter.layer = phase
     emitter.emit("barrier")
+    emitter.emit("halt")
     decoded = [_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions]
     words = np.zeros((len(decoded), WORDS), np.uint32)
     for index, tokens in enumerate(insert_tokens(decoded)):
