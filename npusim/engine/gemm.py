@@ -1,0 +1,248 @@
+"""Matrix products of narrow integers: operands are packed as `npusim.engine.dot.tile` reads them, then multiplied.
+
+b is packed once, column by column. a is packed anew for each block of rows, which then meets all columns of b while it
+lies in the second cache. Whatever the elements are in memory (4, 6, 8 or 16 bits, any stride and alignment), packing
+makes units of bytes or of 16-bit words of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.engine.cache import inlined, kernel
+from npusim.engine.dot import TILE_ROWS, VARIANT, Variant, tile
+from npusim.engine.threads import in_threads
+
+BLOCK_ROWS = 8 * TILE_ROWS
+"""Rows of a that are packed together: each vector of b that comes from an outer cache serves all of them."""
+ROW_GAP = 16
+"""Units between two packed rows, so that rows of 4096 bytes do not compete for the same lines of the first cache."""
+MACS_PER_OPERATION = 16
+"""Multiply-accumulates in the time of one elementary operation of `npusim.engine.threads`."""
+LONGEST_K = (2**31 - 1) // (255 * 128)
+"""Products of 8 bits whose sum always fits int32."""
+
+
+class Elements(NamedTuple):
+    """Rows of elements in a memory: row i starts at byte ``at[i]``, its elements lie ``step`` bytes apart.
+
+    ``memory``: uint8 (bytes,); ``at``: int64 (rows,); ``bits``: 4 or 6, packed as the machine packs them (``step`` then
+    means nothing), 8, or 16 in little-endian order; ``signed``: 0 or 1.
+    """
+
+    memory: NDArray[np.uint8]
+    at: NDArray[np.int64]
+    step: int
+    bits: int
+    signed: int
+
+
+class Columns(NamedTuple):
+    """Operand b, packed.
+
+    ``units``: int32 (batch, vectors, units of k, lanes), zeros behind the last k and the last column; ``sums``: int64
+    (batch, n), of the elements of each column; ``as_bytes``: 1 where a unit is four bytes, 0 where it is two words.
+    """
+
+    units: NDArray[np.int32]
+    sums: NDArray[np.int64]
+    as_bytes: int
+
+
+@inlined
+def copy(source: Any, out: Any) -> None:
+    """Convert every element; a loop, because Numba's assignment to a slice does not become vector instructions."""
+    for i in range(out.size):
+        out[i] = source[i]
+
+
+@inlined
+def _unpack(packed: Any, bits: int, out: Any) -> None:
+    """Unpack unsigned elements of 4 or 6 bits; whole groups first, which become vector instructions."""
+    done = out.size // 4 * 4 if bits == 6 else out.size // 2 * 2
+    if bits == 6:
+        for i in range(done // 4):
+            low, middle, high = packed[3 * i], packed[3 * i + 1], packed[3 * i + 2]
+            out[4 * i] = low & 63
+            out[4 * i + 1] = low >> 6 | (middle & 15) << 2
+            out[4 * i + 2] = middle >> 4 | (high & 3) << 4
+            out[4 * i + 3] = high >> 2
+    else:
+        for i in range(done // 2):
+            out[2 * i], out[2 * i + 1] = packed[i] & 15, packed[i] >> 4
+    for i in range(done, out.size):
+        byte, shift = i * bits >> 3, i * bits & 7
+        value = packed[byte] >> shift
+        if shift + bits > 8:
+            value |= packed[byte + 1] << (8 - shift)
+        out[i] = value & ((1 << bits) - 1)
+
+
+@inlined
+def read_row(memory: Any, at: int, step: int, bits: int, signed: int, out: Any) -> None:
+    """Read one row of `Elements` to ``out`` int16 (k,). Unsigned elements of 16 bits lose 32768."""
+    # Slices, because indices that may be negative for all Numba knows keep LLVM from vector instructions.
+    k = out.size
+    if bits < 8:
+        sign = signed << (bits - 1)
+        _unpack(memory[at : at + (k * bits + 7 >> 3)], bits, out)
+        for i in range(k):
+            out[i] = (out[i] ^ sign) - sign
+        return
+    if bits == 16 and step == 2:
+        copy(memory[at : at + 2 * k], out.view(np.uint8))
+    elif bits == 16:
+        for i in range(k):
+            out[i] = memory[at + step * i] | memory[at + step * i + 1] << 8
+    elif step == 1:
+        copy(memory[at : at + k], out)
+    else:
+        for i in range(k):
+            out[i] = memory[at + step * i]
+    if bits == 8 and signed:
+        for i in range(k):
+            out[i] = np.int8(out[i])
+    if bits == 16 and not signed:
+        for i in range(k):
+            out[i] ^= np.int16(-0x8000)
+
+
+@kernel
+def pack_columns(
+    memory: Any, at: Any, step: int, bits: int, signed: int, k: int, shifts: Any, as_bytes: int, units: Any, sums: Any,
+    first: int, last: int,
+) -> int:  # fmt: skip
+    """Pack the vectors of columns first..last - 1 to ``units`` and ``sums``, which are those of `Columns`."""
+    _, vectors, count, lanes = units.shape
+    n = sums.shape[1]
+    words = np.zeros(count * (4 if as_bytes else 2), np.int16)
+    row = words[:k]
+    block = np.zeros((lanes, count), np.int32)
+    for index in range(first, last):
+        batch, vector = index // vectors, index % vectors
+        for lane in range(lanes):
+            column = vector * lanes + lane
+            if column >= n:
+                block[lane] = 0
+                continue
+            read_row(memory, at[batch * n + column], step, bits, signed, row)
+            for i in range(shifts.size):
+                row[i] <<= shifts[i]
+            total = np.int64(0)
+            for i in range(k):
+                total += row[i]
+            sums[batch, column] = total
+            if as_bytes:
+                copy(words, block[lane].view(np.int8))
+            else:
+                copy(words, block[lane].view(np.int16))
+        packed = units[batch, vector]
+        for unit in range(count):
+            for lane in range(lanes):
+                packed[unit, lane] = block[lane, unit]
+    return 0
+
+
+def pack(
+    b: Elements, batches: int, k: int, shifts: NDArray[np.int16], as_bytes: bool, variant: Variant = VARIANT
+) -> Columns:
+    """Pack operand b. Its columns, ``k`` elements each, are the rows of ``b``, all those of a batch together.
+
+    ``shifts``: left shift of each element, (k,), or (0,). The shifted elements fit 16 bits, or 8 with ``as_bytes``.
+    """
+    n = b.at.size // batches
+    vectors, count = -(-n // variant.lanes), -(-k // (4 if as_bytes else 2))
+    units = np.empty((batches, vectors, count, variant.lanes), np.int32)
+    sums = np.empty((batches, n), np.int64)
+    in_threads(pack_columns, batches * vectors, 2 * b.at.size * k, *b, k, shifts, int(as_bytes), units, sums)
+    return Columns(units, sums, int(as_bytes))
+
+
+@inlined
+def multiply(
+    left: Any, row: int, rows: int, right: Any, vector: int, vectors: int, unit: int, units: int, as_bytes: int,
+    start: Any, c: int, c_row: int,
+) -> None:  # fmt: skip
+    """Multiply the packed rows from ``row`` on by ``vectors`` vectors of columns, over ``units`` units from ``unit`` on.
+
+    left: int32 (rows, units and gap); right: int32 (vectors, units, lanes); start: int32 (columns,), which the sums
+    begin with; c, c_row: address of the result and bytes between its rows. All of the last tile's rows are written.
+    """
+    a_row, b_unit = left.shape[1] * 4, right.shape[2] * 4
+    b_vector = right.shape[1] * b_unit
+    a = left.ctypes.data + row * a_row + unit * 4
+    b = right.ctypes.data + vector * b_vector + unit * b_unit
+    for r in range(0, rows, TILE_ROWS):
+        tile(
+            as_bytes, vectors, a + r * a_row, a_row, b, b_vector, units, start[vector * right.shape[2] :].ctypes.data,
+            c + r * c_row, c_row,
+        )  # fmt: skip
+
+
+@kernel
+def product(
+    memory: Any, at: Any, k: int, signed: int, units: Any, as_bytes: int, panel: int, start: Any, out: Any,
+    first: int, last: int,
+) -> int:  # fmt: skip
+    """Write rows of ``out`` int32 (m, n): the product of 8-bit rows and packed columns, plus ``start``.
+
+    It does the groups of ``TILE_ROWS`` rows first..last - 1. ``panel``: vectors of columns that a tile takes.
+    """
+    m, n = out.shape
+    _, vectors, count, lanes = units.shape
+    left = np.zeros((BLOCK_ROWS, count + ROW_GAP), np.int32)
+    left_bytes, left_words = left.view(np.uint8), left.view(np.int16)
+    edge = np.empty((BLOCK_ROWS, panel * lanes), np.int32)
+    flip = np.uint8(0x80 if signed else 0)
+    end = min(last * TILE_ROWS, m)
+    for top in range(first * TILE_ROWS, end, BLOCK_ROWS):
+        rows = min(BLOCK_ROWS, end - top)
+        for r in range(rows):
+            if as_bytes:
+                source, row = memory[at[top + r] : at[top + r] + k], left_bytes[r]
+                for i in range(k):
+                    row[i] = source[i] ^ flip
+            else:
+                read_row(memory, at[top + r], 1, 8, signed, left_words[r, :k])
+        for vector in range(0, vectors, panel):
+            wide, column = min(panel, vectors - vector), vector * lanes
+            width = min(n - column, wide * lanes)
+            # Whole tiles go to their place; the others hold more rows or columns than there are.
+            whole = rows // TILE_ROWS * TILE_ROWS if width == wide * lanes else 0
+            place = out.ctypes.data + (top * n + column) * 4
+            multiply(left, 0, whole, units[0], vector, wide, 0, count, as_bytes, start, place, n * 4)
+            place = edge.ctypes.data
+            multiply(
+                left, whole, rows - whole, units[0], vector, wide, 0, count, as_bytes, start, place, edge.shape[1] * 4
+            )
+            for r in range(whole, rows):
+                copy(edge[r - whole], out[top + r, column : column + width])
+    return 0
+
+
+def pack_weights(b: NDArray[np.int8], variant: Variant = VARIANT) -> Columns:
+    """Pack weights (k, n) for any number of calls of `gemm`. Raises ValueError beyond `LONGEST_K`."""
+    k, n = b.shape
+    if not 1 <= k <= LONGEST_K:
+        raise ValueError(f"k = {k}: allowed 1..{LONGEST_K}, where sums of products of 8 bits fit int32")
+    columns = Elements(np.ascontiguousarray(b.T).view(np.uint8).reshape(-1), np.arange(n) * k, 1, 8, 1)
+    return pack(columns, 1, k, np.zeros(0, np.int16), variant.takes_bytes, variant)
+
+
+def gemm(a: NDArray[Any], b: Columns, variant: Variant = VARIANT) -> NDArray[np.int32]:
+    """Return the exact product int32 (m, n) of ``a``, uint8 or int8 (m, k), and what `pack_weights` made of b (k, n)."""
+    m, k = a.shape
+    n, signed = b.sums.shape[1], int(a.dtype == np.int8)
+    start = np.zeros(b.units.shape[1] * variant.lanes, np.int32)
+    if signed and b.as_bytes:  # a + 128 is multiplied instead of a
+        start[:n] = -128 * b.sums[0]
+    out = np.empty((m, n), np.int32)
+    memory, at = np.ascontiguousarray(a).view(np.uint8).reshape(-1), np.arange(m) * k
+    in_threads(
+        product, -(-m // TILE_ROWS), m * n * k // MACS_PER_OPERATION, memory, at, k, signed, b.units, b.as_bytes,
+        variant.vectors, start, out,
+    )  # fmt: skip
+    return out
