@@ -27,14 +27,19 @@ LONGEST_K = (2**31 - 1) // (255 * 128)
 
 
 class Elements(NamedTuple):
-    """Rows of elements in a memory: row i starts at byte ``at[i]``, its elements lie ``step`` bytes apart.
+    """Rows of elements in a memory, in batches (i0, i1).
 
-    ``memory``: uint8 (bytes,); ``at``: int64 (rows,); ``bits``: 4 or 6, packed as the machine packs them (``step`` then
-    means nothing), 8, or 16 in little-endian order; ``signed``: 0 or 1.
+    ``memory``: uint8 (bytes,). Row i starts at byte ``start + i0 * b0 + i1 * b1 + i * row``, with i1 below ``batch1``;
+    its elements lie ``step`` bytes apart. ``bits``: 4 or 6, packed as the machine packs them (``step`` then means
+    nothing), 8, 16 or 32, in little-endian order; ``signed``: 0 or 1.
     """
 
     memory: NDArray[np.uint8]
-    at: NDArray[np.int64]
+    start: int
+    batch1: int
+    b0: int
+    b1: int
+    row: int
     step: int
     bits: int
     signed: int
@@ -82,10 +87,18 @@ def _unpack(packed: Any, bits: int, out: Any) -> None:
 
 
 @inlined
-def read_row(memory: Any, at: int, step: int, bits: int, signed: int, out: Any) -> None:
-    """Read one row of `Elements` to ``out`` int16 (k,). Unsigned elements of 16 bits lose 32768."""
+def address(elements: Elements, batch: int, row: int) -> int:
+    """Byte at which a row of a batch starts, batches counted through."""
+    i0, i1 = batch // elements.batch1, batch % elements.batch1
+    return elements.start + i0 * elements.b0 + i1 * elements.b1 + row * elements.row
+
+
+@inlined
+def read_row(elements: Elements, batch: int, row: int, out: Any) -> None:
+    """Read one row to ``out`` int16 (k,). Unsigned elements of 16 bits lose 32768."""
     # Slices, because indices that may be negative for all Numba knows keep LLVM from vector instructions.
-    k = out.size
+    k, at, memory = out.size, address(elements, batch, row), elements.memory
+    step, bits, signed = elements.step, elements.bits, elements.signed
     if bits < 8:
         sign = signed << (bits - 1)
         _unpack(memory[at : at + (k * bits + 7 >> 3)], bits, out)
@@ -111,16 +124,14 @@ def read_row(memory: Any, at: int, step: int, bits: int, signed: int, out: Any) 
 
 
 @kernel
-def pack_columns(
-    memory: Any, at: Any, step: int, bits: int, signed: int, k: int, shifts: Any, as_bytes: int, units: Any, sums: Any,
-    first: int, last: int,
-) -> int:  # fmt: skip
+def pack_columns(b: Elements, k: int, shifts: Any, as_bytes: int, units: Any, sums: Any, first: int, last: int) -> int:
     """Pack the vectors of columns first..last - 1 to ``units`` and ``sums``, which are those of `Columns`."""
     _, vectors, count, lanes = units.shape
     n = sums.shape[1]
     words = np.zeros(count * (4 if as_bytes else 2), np.int16)
     row = words[:k]
     block = np.zeros((lanes, count), np.int32)
+    block_bytes, block_words = block.view(np.int8), block.view(np.int16)
     for index in range(first, last):
         batch, vector = index // vectors, index % vectors
         for lane in range(lanes):
@@ -128,7 +139,7 @@ def pack_columns(
             if column >= n:
                 block[lane] = 0
                 continue
-            read_row(memory, at[batch * n + column], step, bits, signed, row)
+            read_row(b, batch, column, row)
             for i in range(shifts.size):
                 row[i] <<= shifts[i]
             total = np.int64(0)
@@ -136,28 +147,28 @@ def pack_columns(
                 total += row[i]
             sums[batch, column] = total
             if as_bytes:
-                copy(words, block[lane].view(np.int8))
+                for i in range(words.size):
+                    block_bytes[lane, i] = words[i]
             else:
-                copy(words, block[lane].view(np.int16))
-        packed = units[batch, vector]
+                for i in range(words.size):
+                    block_words[lane, i] = words[i]
         for unit in range(count):
             for lane in range(lanes):
-                packed[unit, lane] = block[lane, unit]
+                units[batch, vector, unit, lane] = block[lane, unit]
     return 0
 
 
 def pack(
-    b: Elements, batches: int, k: int, shifts: NDArray[np.int16], as_bytes: bool, variant: Variant = VARIANT
+    b: Elements, batches: int, n: int, k: int, shifts: NDArray[np.int16], as_bytes: bool, variant: Variant = VARIANT
 ) -> Columns:
-    """Pack operand b. Its columns, ``k`` elements each, are the rows of ``b``, all those of a batch together.
+    """Pack operand b. The rows of ``b`` are its columns, n in each batch, of k elements.
 
     ``shifts``: left shift of each element, (k,), or (0,). The shifted elements fit 16 bits, or 8 with ``as_bytes``.
     """
-    n = b.at.size // batches
     vectors, count = -(-n // variant.lanes), -(-k // (4 if as_bytes else 2))
     units = np.empty((batches, vectors, count, variant.lanes), np.int32)
     sums = np.empty((batches, n), np.int64)
-    in_threads(pack_columns, batches * vectors, 2 * b.at.size * k, *b, k, shifts, int(as_bytes), units, sums)
+    in_threads(pack_columns, batches * vectors, 2 * batches * n * k, b, k, shifts, int(as_bytes), units, sums)
     return Columns(units, sums, int(as_bytes))
 
 
@@ -184,9 +195,8 @@ def multiply(
 
 @kernel
 def product(
-    memory: Any, at: Any, k: int, signed: int, units: Any, as_bytes: int, panel: int, start: Any, out: Any,
-    first: int, last: int,
-) -> int:  # fmt: skip
+    a: Elements, k: int, units: Any, as_bytes: int, panel: int, start: Any, out: Any, first: int, last: int
+) -> int:
     """Write rows of ``out`` int32 (m, n): the product of 8-bit rows and packed columns, plus ``start``.
 
     It does the groups of ``TILE_ROWS`` rows first..last - 1. ``panel``: vectors of columns that a tile takes.
@@ -196,17 +206,18 @@ def product(
     left = np.zeros((BLOCK_ROWS, count + ROW_GAP), np.int32)
     left_bytes, left_words = left.view(np.uint8), left.view(np.int16)
     edge = np.empty((BLOCK_ROWS, panel * lanes), np.int32)
-    flip = np.uint8(0x80 if signed else 0)
+    flip = np.uint8(0x80 * a.signed)
     end = min(last * TILE_ROWS, m)
     for top in range(first * TILE_ROWS, end, BLOCK_ROWS):
         rows = min(BLOCK_ROWS, end - top)
         for r in range(rows):
             if as_bytes:
-                source, row = memory[at[top + r] : at[top + r] + k], left_bytes[r]
+                at = address(a, 0, top + r)
+                source, row = a.memory[at : at + k], left_bytes[r]
                 for i in range(k):
                     row[i] = source[i] ^ flip
             else:
-                read_row(memory, at[top + r], 1, 8, signed, left_words[r, :k])
+                read_row(a, 0, top + r, left_words[r, :k])
         for vector in range(0, vectors, panel):
             wide, column = min(panel, vectors - vector), vector * lanes
             width = min(n - column, wide * lanes)
@@ -228,21 +239,22 @@ def pack_weights(b: NDArray[np.int8], variant: Variant = VARIANT) -> Columns:
     k, n = b.shape
     if not 1 <= k <= LONGEST_K:
         raise ValueError(f"k = {k}: allowed 1..{LONGEST_K}, where sums of products of 8 bits fit int32")
-    columns = Elements(np.ascontiguousarray(b.T).view(np.uint8).reshape(-1), np.arange(n) * k, 1, 8, 1)
-    return pack(columns, 1, k, np.zeros(0, np.int16), variant.takes_bytes, variant)
+    return pack(_rows(b.T), 1, n, k, np.zeros(0, np.int16), variant.takes_bytes, variant)
 
 
 def gemm(a: NDArray[Any], b: Columns, variant: Variant = VARIANT) -> NDArray[np.int32]:
-    """Return the exact product int32 (m, n) of ``a``, uint8 or int8 (m, k), and what `pack_weights` made of b (k, n)."""
-    m, k = a.shape
-    n, signed = b.sums.shape[1], int(a.dtype == np.int8)
+    """Return the exact product int32 (m, n) of uint8 or int8 ``a`` (m, k) and of b (k, n) from `pack_weights`."""
+    (m, k), n, rows = a.shape, b.sums.shape[1], _rows(a)
     start = np.zeros(b.units.shape[1] * variant.lanes, np.int32)
-    if signed and b.as_bytes:  # a + 128 is multiplied instead of a
+    if rows.signed and b.as_bytes:  # a + 128 is multiplied instead of a
         start[:n] = -128 * b.sums[0]
     out = np.empty((m, n), np.int32)
-    memory, at = np.ascontiguousarray(a).view(np.uint8).reshape(-1), np.arange(m) * k
-    in_threads(
-        product, -(-m // TILE_ROWS), m * n * k // MACS_PER_OPERATION, memory, at, k, signed, b.units, b.as_bytes,
-        variant.vectors, start, out,
-    )  # fmt: skip
+    work = m * n * k // MACS_PER_OPERATION
+    in_threads(product, -(-m // TILE_ROWS), work, rows, k, b.units, b.as_bytes, variant.vectors, start, out)
     return out
+
+
+def _rows(values: NDArray[Any]) -> Elements:
+    """The rows of a matrix of 8-bit elements, copied where they are not contiguous."""
+    memory = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    return Elements(memory, 0, 1, 0, 0, values.shape[1], 1, 8, int(values.dtype == np.int8))

@@ -17,13 +17,12 @@ from npusim.engine.matmul_rows import (
     FOLD_ROWS,
     Accumulators,
     Left,
-    Output,
     Plan,
     Requantizers,
     add_folds,
     execute_rows,
 )
-from npusim.engine.scalar import OVERFLOW, TRAP
+from npusim.engine.scalar import INT32_HIGH, INT32_LOW, OVERFLOW, TRAP
 from npusim.engine.threads import in_threads
 from npusim.engine.windows import contiguous, limits
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, Decoded, Region
@@ -41,9 +40,6 @@ from npusim.isa.matmul import (
 )
 from npusim.memory import Sums
 
-INT32_MAX = 2**31 - 1
-NO_SHIFTS = np.zeros(0, np.int16)
-
 
 def plan(ins: Decoded, machine: Any, zero: Any, held: Sums | None, variant: Variant = VARIANT) -> Plan | None:
     """Return how the sums are formed, or None where an accumulator could overflow on the way.
@@ -58,11 +54,11 @@ def plan(ins: Decoded, machine: Any, zero: Any, held: Sums | None, variant: Vari
     bits = ELEMENT_BITS[DTYPE_NAMES[ins.a_dtype]]
     shifted_b = largest_b << (3 if ins.shifted else 0)
     if variant.takes_bytes and bits <= 8 and shifted_b <= 128:
-        return Plan(1, 1, INT32_MAX // (255 * shifted_b) // 4)
+        return Plan(1, 1, INT32_HIGH // (255 * shifted_b) // 4)
     largest_word = 32768 if bits == 16 else 255
-    if 2 * largest_word * shifted_b <= INT32_MAX:
-        return Plan(0, 1, INT32_MAX // (largest_word * shifted_b) // 2)
-    return Plan(0, 2, INT32_MAX // (255 * shifted_b) // 2)
+    if 2 * largest_word * shifted_b <= INT32_HIGH:
+        return Plan(0, 1, INT32_HIGH // (largest_word * shifted_b) // 2)
+    return Plan(0, 2, INT32_HIGH // (255 * shifted_b) // 2)
 
 
 def _largest_input(ins: Decoded, zero: Any) -> int:
@@ -75,51 +71,49 @@ def _largest_weight(ins: Decoded) -> int:
     return -DTYPES[DTYPE_NAMES[ins.b_dtype]][1]
 
 
-def _addresses(start: int, *loops: tuple[int, int]) -> NDArray[np.int64]:
-    """Byte addresses start + i0 * stride0 + i1 * stride1 + ..., with the last (count, stride) fastest."""
-    at = np.array([start], np.int64)
-    for count, stride in loops:
-        at = (at[:, None] + np.arange(count) * stride).reshape(-1)
-    return at
-
-
 def _operand_a(state: Any, ins: Decoded, zero: Any, sum_rows: bool) -> Left:
     name = DTYPE_NAMES[ins.a_dtype]
-    at = _addresses(ins.a_addr, (ins.batch0, ins.a_b0), (ins.batch1, ins.a_b1), (ins.m, ins.a_row))
-    shifts = input_shifts(state, ins).astype(np.int16) if ins.shifted else NO_SHIFTS
+    bits, signed = ELEMENT_BITS[name], int(name[0] == "i")
+    elements = Elements(state.sram, ins.a_addr, ins.batch1, ins.a_b0, ins.a_b1, ins.a_row, bits // 8, bits, signed)
     lost = 32768 if name == "u16" else 0
-    return Left(state.sram, at, ELEMENT_BITS[name], int(name[0] == "i"), ins.k, zero - lost, shifts, int(sum_rows))
+    return Left(elements, ins.k, zero - lost, _shifts(state, ins), int(sum_rows))
 
 
 def _operand_b(state: Any, ins: Decoded, how: Plan) -> Columns:
-    at = _addresses(ins.b_addr, (ins.batch0, ins.b_b0), (ins.batch1, ins.b_b1), (ins.n, ins.b_n))
-    shifts = input_shifts(state, ins).astype(np.int16) if ins.shifted else NO_SHIFTS
-    columns = Elements(state.sram, at, ins.b_k, ELEMENT_BITS[DTYPE_NAMES[ins.b_dtype]], 1)
-    return pack(columns, ins.batch0 * ins.batch1, ins.k, shifts, bool(how.as_bytes))
+    bits = ELEMENT_BITS[DTYPE_NAMES[ins.b_dtype]]
+    elements = Elements(state.sram, ins.b_addr, ins.batch1, ins.b_b0, ins.b_b1, ins.b_n, ins.b_k, bits, 1)
+    return pack(elements, ins.batch0 * ins.batch1, ins.n, ins.k, _shifts(state, ins), bool(how.as_bytes))
+
+
+def _shifts(state: Any, ins: Decoded) -> NDArray[np.int16]:
+    return input_shifts(state, ins).astype(np.int16) if ins.shifted else np.zeros(0, np.int16)
 
 
 def _requantizers(ins: Decoded, rq: Requantization | None, rows: int, double: bool) -> Requantizers:
     """Expand the records; those of an instruction that holds its sums are never read."""
-    none, no_second = np.zeros(ins.n, np.int64), np.zeros((0, 2), np.int64)
+    # Results are clamped to 32 bits before the zero point is added and to their type behind it: one clamp does both.
+    least, most = limits(ins.out_dtype)
+    low, high = (min(max(bound + ins.out_zp, least), most) for bound in (INT32_LOW, INT32_HIGH))
+    none, second = np.zeros(ins.n, np.int64), np.zeros((0, 2), np.int64)
     if rq is None:
-        return Requantizers(none, none, none, none, 0, 0, no_second, none, 0)
+        return Requantizers(none, none, none, none, 0, 0, second, none, 0, 0, 0, 0)
     by_row = RQ_MODES[ins.rq_mode] == "row"
     multiplier, shift = (np.full(rows if by_row else ins.n, scale.reshape(-1)) for scale in (rq.multiplier, rq.shift))
-    bias, late_bias, second = np.full(ins.n, rq.bias), none, no_second
+    bias, late_bias = np.full(ins.n, rq.bias), none
     if rq.second is not None:
         bias, late_bias = none, bias
         second = np.stack([np.full(rows, scale.reshape(-1)) for scale in rq.second], axis=1)
-    weight_zero = np.full(ins.n, rq.weight_zero)
     return Requantizers(
-        bias, weight_zero, multiplier, shift, int(by_row), int(double), second, late_bias, ins.fraction_bits
-    )
+        bias, np.full(ins.n, rq.weight_zero), multiplier, shift, int(by_row), int(double), second, late_bias,
+        ins.fraction_bits, ins.out_zp, low, high,
+    )  # fmt: skip
 
 
 def _fold_sums(state: Any, ins: Decoded, zero: Any, acc: Accumulators, sums: Any, row_sums: Any) -> int:
     """Add the products to ``sums`` and the rows of a to ``row_sums`` as the array does; return the overflows."""
     a, b, _ = operands(state, ins)
     fold = min(ins.k, fold_height(ins, state.machine))
-    fits = fold * _largest_input(ins, zero) * _largest_weight(ins) <= INT32_MAX
+    fits = fold * _largest_input(ins, zero) * _largest_weight(ins) <= INT32_HIGH
     kind = np.int32 if fits else np.int64
     x = (a.values(kind) - zero.reshape(ins.batch0, ins.batch1, ins.m, 1).astype(kind)) << input_shifts(
         state, ins
@@ -157,9 +151,8 @@ def execute(state: Any, ins: Decoded) -> None:
     reads, writes = footprint(ins)
     aside = acc.overflow == TRAP or any(_overlap(region, written) for region in reads for written in writes)
     target, saturated = state.sram.copy() if aside else state.sram, np.zeros(rows, np.int64)
-    at = _addresses(ins.out_addr, (ins.batch0, ins.out_b0), (ins.batch1, ins.out_b1), (ins.m, ins.out_row))
     bits = ELEMENT_BITS[DTYPE_NAMES[ins.out_dtype]]
-    out = Output(target, at, bits, ins.out_zp, *limits(ins.out_dtype))
+    out = Elements(target, ins.out_addr, ins.batch1, ins.out_b0, ins.out_b1, ins.out_row, bits // 8, bits, 0)
     overflows += in_threads(
         execute_rows, batches * -(-ins.m // TILE_ROWS), rows * ins.n * (ins.k // MACS_PER_OPERATION + 4), left, right, how,
         VARIANT.vectors, sums, row_sums, acc, records, out, saturated,

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined, kernel
 from npusim.engine.dot import TILE_ROWS
-from npusim.engine.gemm import BLOCK_ROWS, ROW_GAP, Columns, copy, multiply, read_row
-from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp, narrow_accumulator, rescale, rescale_double
+from npusim.engine.gemm import BLOCK_ROWS, ROW_GAP, Columns, Elements, address, copy, multiply, read_row
+from npusim.engine.scalar import INT32_HIGH, INT32_LOW, WRAP, clamp, narrow_accumulator, rescale, rescale_double
 
 FOLD_ROWS = 4
 """Rows whose folds are added together, so that one read of b serves four multiplications."""
@@ -30,16 +30,13 @@ class Plan(NamedTuple):
 
 
 class Left(NamedTuple):
-    """Operand a: its `npusim.engine.gemm.Elements`, ``k`` of them in a row, and what is done to them.
+    """Operand a: ``k`` elements in a row, and what is done to them.
 
     ``zero``: int64 (rows,), subtracted from what `read_row` reads. ``shifts``: int16 (k,), or (0,). ``sum_rows``: 1
     where sums of rows are asked for.
     """
 
-    memory: NDArray[np.uint8]
-    at: NDArray[np.int64]
-    bits: int
-    signed: int
+    elements: Elements
     k: int
     zero: NDArray[np.int64]
     shifts: NDArray[np.int16]
@@ -56,9 +53,10 @@ class Accumulators(NamedTuple):
 
 
 class Requantizers(NamedTuple):
-    """The records as int64 arrays (n,); with ``by_row``, multiplier and shift are (rows,).
+    """The records as int64 arrays (n,); with ``by_row``, the scale is (rows,).
 
     ``second``: (rows, 2), multiplier and shift of the factored modes, which add ``late_bias`` behind it; else (0, 2).
+    ``low``, ``high``: what the output is clamped to behind ``zero_point``.
     """
 
     bias: NDArray[np.int64]
@@ -70,145 +68,159 @@ class Requantizers(NamedTuple):
     second: NDArray[np.int64]
     late_bias: NDArray[np.int64]
     fraction_bits: int
-
-
-class Output(NamedTuple):
-    """Where results go: row i to byte ``at[i]`` of ``memory``, elements of ``bits`` bits from ``low`` to ``high``."""
-
-    memory: NDArray[np.uint8]
-    at: NDArray[np.int64]
-    bits: int
     zero_point: int
     low: int
     high: int
 
 
 @inlined
-def pack_row(left: Left, row: int, plan: Plan, words: Any, packed: Any, r: int) -> int:
-    """Pack one row of a to row ``r`` of ``packed`` int32 (digits, rows, units); return the sum of its elements."""
-    elements = words[: left.k]
-    read_row(left.memory, left.at[row], left.bits // 8, left.bits, left.signed, elements)
-    if plan.as_bytes:
-        place, offset = packed[0, r].view(np.uint8), np.int16(128 * left.signed)
-        for i in range(left.k):
-            place[i] = elements[i] + offset
-    elif plan.digits == 1:
-        copy(elements, packed[0, r].view(np.int16))
-    else:
-        low, high = packed[0, r].view(np.int16), packed[1, r].view(np.int16)
-        for i in range(left.k):
-            low[i], high[i] = elements[i] & 255, elements[i] >> 8
-    total, zero = np.int64(0), left.zero[row]
-    if left.sum_rows:
-        for i in range(left.k):
-            total += elements[i]
-        total -= left.k * zero
-        for i in range(left.shifts.size):
-            total += (elements[i] - zero) * ((1 << left.shifts[i]) - 1)
-    return total
+def pack_rows(
+    left: Left, batch: int, inside: int, rows: int, top: int, plan: Plan, elements: Any, packed_bytes: Any,
+    packed_words: Any, row_sums: Any,
+) -> None:  # fmt: skip
+    """Pack some rows of a batch, from row ``inside`` on, and add their elements to ``row_sums`` from ``top`` on.
+
+    ``elements``: int16 (k,), scratch; ``packed_bytes``, ``packed_words``: views of (digits, rows, units).
+    """
+    k, offset = elements.size, np.int16(128 * left.elements.signed)
+    for r in range(rows):
+        read_row(left.elements, batch, inside + r, elements)
+        if plan.as_bytes:
+            for i in range(k):
+                packed_bytes[0, r, i] = elements[i] + offset
+        elif plan.digits == 1:
+            for i in range(k):
+                packed_words[0, r, i] = elements[i]
+        else:
+            for i in range(k):
+                packed_words[0, r, i] = elements[i] & 255
+                packed_words[1, r, i] = elements[i] >> 8
+        if left.sum_rows:
+            zero, total = left.zero[top + r], np.int64(0)
+            for i in range(k):
+                total += elements[i]
+            for i in range(left.shifts.size):
+                total += (elements[i] - zero) * ((1 << left.shifts[i]) - 1)
+            row_sums[top + r] += total - k * zero
 
 
 @inlined
-def correct(values: Any, column: int, row_sum: int, rq: Requantizers, acc: Accumulators) -> int:
-    """Add bias and row sum, and narrow; return how often an accumulator overflowed."""
-    bias, weight_zero = rq.bias[column:], rq.weight_zero[column:]
+def correct(values: Any, rows: int, bias: Any, weight_zero: Any, row_sums: Any, acc: Accumulators) -> int:
+    """Add bias and row sums to ``values`` (rows, columns), and narrow; return how often an accumulator overflowed."""
     overflows = 0
-    for j in range(values.size):
-        value = values[j] + bias[j] - weight_zero[j] * row_sum
-        overflows += value < acc.low or value > acc.high
-        values[j] = narrow_accumulator(value, acc.low, acc.high, acc.overflow)
+    for r in range(rows):
+        row_sum = row_sums[r]
+        for j in range(bias.size):
+            value = values[r, j] + bias[j] - weight_zero[j] * row_sum
+            narrowed = clamp(value, acc.low, acc.high)
+            overflows += narrowed != value
+            values[r, j] = value if acc.overflow == WRAP else narrowed
+        if acc.overflow == WRAP:
+            for j in range(bias.size):
+                values[r, j] = narrow_accumulator(values[r, j], acc.low, acc.high, WRAP)
     return overflows
 
 
 @inlined
-def requantize(values: Any, column: int, row: int, rq: Requantizers) -> None:
-    """Multiply, shift and round the sums in ``values``; the results are not yet clamped."""
-    multiplier, shift = rq.multiplier[column:], rq.shift[column:]
+def requantize(values: Any, rows: int, top: int, column: int, columns: int, rq: Requantizers) -> None:
+    """Multiply, shift and round the sums in ``values`` (rows, columns); the results are not yet clamped."""
+    multiplier, shift = rq.multiplier[column : column + columns], rq.shift[column : column + columns]
+    late_bias = rq.late_bias[column : column + columns]
     if rq.by_row:
-        multiplier, shift = np.full(values.size, rq.multiplier[row]), np.full(values.size, rq.shift[row])
-    if rq.double:
-        for j in range(values.size):
-            values[j] = rescale_double(values[j], multiplier[j], shift[j])
-    else:
-        for j in range(values.size):
-            values[j] = rescale(values[j], multiplier[j], shift[j])
-    if rq.second.shape[0]:
-        bias, scale, right = rq.late_bias[column:], rq.second[row, 0], rq.second[row, 1]
-        for j in range(values.size):
-            value = rescale(clamp(values[j], INT32_LOW, INT32_HIGH), scale, right)
-            value = clamp(clamp(value, INT32_LOW, INT32_HIGH) + bias[j], INT32_LOW, INT32_HIGH)
-            values[j] = rescale(value, 1, rq.fraction_bits)
+        multiplier, shift = np.empty(columns, np.int64), np.empty(columns, np.int64)
+    for r in range(rows):
+        if rq.by_row:
+            multiplier[:], shift[:] = rq.multiplier[top + r], rq.shift[top + r]
+        if rq.double:
+            for j in range(columns):
+                values[r, j] = rescale_double(values[r, j], multiplier[j], shift[j])
+        else:
+            for j in range(columns):
+                values[r, j] = rescale(values[r, j], multiplier[j], shift[j])
+        if rq.second.shape[0]:
+            scale, right = rq.second[top + r, 0], rq.second[top + r, 1]
+            for j in range(columns):
+                value = rescale(clamp(values[r, j], INT32_LOW, INT32_HIGH), scale, right)
+                value = clamp(clamp(value, INT32_LOW, INT32_HIGH) + late_bias[j], INT32_LOW, INT32_HIGH)
+                values[r, j] = rescale(value, 1, rq.fraction_bits)
 
 
 @inlined
-def write(values: Any, column: int, row: int, out: Output, results: Any) -> int:
-    """Clamp ``values`` and write them to their row of the output; return how many the clamp changed."""
-    clipped = 0
-    for j in range(values.size):
-        result = clamp(clamp(values[j], INT32_LOW, INT32_HIGH) + out.zero_point, out.low, out.high)
-        clipped += result != values[j] + out.zero_point
-        results[j] = result
-    place = out.memory[
-        out.at[row] + (column * out.bits >> 3) : out.at[row] + ((column + values.size) * out.bits + 7 >> 3)
-    ]
-    if out.bits == 8:
-        copy(results, place)
-    elif out.bits == 16:
-        halves = np.empty(values.size, np.int16)
-        copy(results, halves)
-        copy(halves.view(np.uint8), place)
-    elif out.bits == 32:
-        copy(results.view(np.uint8), place)
+def write(values: Any, r: int, columns: int, at: int, rq: Requantizers, out: Elements, results: Any) -> int:
+    """Clamp row ``r`` of the results and write it from byte ``at`` on; return how many the clamp changed."""
+    clipped, memory, bits = 0, out.memory, out.bits
+    for j in range(columns):
+        value = values[r, j] + rq.zero_point
+        results[j] = clamp(value, rq.low, rq.high)
+        clipped += results[j] != value
+    # Unsigned, because an index that may be negative for all Numba knows keeps LLVM from vector instructions.
+    first = np.uint64(at)
+    if bits == 8:
+        for j in range(columns):
+            memory[first + np.uint64(j)] = results[j]
+    elif bits == 16:
+        for j in range(columns):
+            memory[first + np.uint64(2 * j)] = results[j]
+            memory[first + np.uint64(2 * j + 1)] = results[j] >> 8
+    elif bits == 32:
+        for j in range(columns):
+            for byte in range(4):
+                memory[first + np.uint64(4 * j + byte)] = results[j] >> 8 * byte
     else:
-        place[:] = 0
-        for j in range(values.size):
-            bit, value = j * out.bits, results[j] & ((1 << out.bits) - 1)
-            place[bit >> 3] |= value << (bit & 7)
-            if (bit & 7) + out.bits > 8:
-                place[(bit >> 3) + 1] |= value >> (8 - (bit & 7))
+        _write_packed(results[:columns], bits, memory[at : at + (columns * bits + 7 >> 3)])
     return clipped
+
+
+@inlined
+def _write_packed(results: Any, bits: int, place: Any) -> None:
+    place[:] = 0
+    for j in range(results.size):
+        byte, shift, value = j * bits >> 3, j * bits & 7, results[j] & ((1 << bits) - 1)
+        place[byte] |= value << shift
+        if shift + bits > 8:
+            place[byte + 1] |= value >> (8 - shift)
 
 
 @kernel
 def execute_rows(
     left: Left, right: Columns, plan: Plan, panel: int, sums: Any, row_sums: Any, acc: Accumulators, rq: Requantizers,
-    out: Output, saturated: Any, first: int, last: int,
+    out: Elements, saturated: Any, first: int, last: int,
 ) -> int:  # fmt: skip
     """Multiply, correct, requantize and write the groups of rows first..last - 1; return the number of overflows.
 
     A group is up to ``TILE_ROWS`` rows of one batch; ``panel`` is how many vectors of columns a tile takes. ``sums``
-    int64 (rows, n), or (0, n) where they are 0, and ``row_sums`` int64 (rows,) is what the accumulators start from; they
-    are brought up to date where the sums are held. ``saturated`` int64 (rows,) counts outputs that the clamp changed.
-    Where b has no units, nothing is multiplied.
+    int64 (rows, n), or (0, n) where they are 0, and ``row_sums`` int64 (rows,) are what the accumulators start from;
+    they are brought up to date where the sums are held. ``saturated`` int64 (rows,) counts the outputs that the clamp
+    changed. Where b has no units, nothing is multiplied.
     """
     batches, vectors, units, lanes = right.units.shape
-    n, m = right.sums.shape[1], left.at.size // batches
+    n, m = right.sums.shape[1], row_sums.size // batches
     groups = (m + TILE_ROWS - 1) // TILE_ROWS
-    words = np.zeros(left.k, np.int16)
+    elements = np.empty(left.k, np.int16)
     packed = np.zeros((plan.digits, BLOCK_ROWS, units + ROW_GAP), np.int32)
+    packed_bytes, packed_words = packed.view(np.uint8), packed.view(np.int16)
     block, values = np.empty((BLOCK_ROWS, panel * lanes), np.int32), np.empty((BLOCK_ROWS, panel * lanes), np.int64)
     nothing, results = np.zeros(vectors * lanes, np.int32), np.empty(panel * lanes, np.int32)
-    offset = 128 if plan.as_bytes and left.signed else 0
+    offset = 128 if plan.as_bytes and left.elements.signed else 0
     overflows, group = 0, first
     while group < last:
-        batch, inside = group // groups, group % groups
-        count = min(BLOCK_ROWS // TILE_ROWS, min(groups - inside, last - group))
-        top, rows = batch * m + inside * TILE_ROWS, min(count * TILE_ROWS, m - inside * TILE_ROWS)
-        group += count
+        batch, inside = group // groups, group % groups * TILE_ROWS
+        rows = min(min(BLOCK_ROWS, (last - group) * TILE_ROWS), m - inside)
+        group += (rows + TILE_ROWS - 1) // TILE_ROWS
+        top = batch * m + inside
         if units:
-            for r in range(rows):
-                row_sums[top + r] += pack_row(left, top + r, plan, words, packed, r)
+            pack_rows(left, batch, inside, rows, top, plan, elements, packed_bytes, packed_words, row_sums)
         for vector in range(0, vectors, panel):
             wide, column = min(panel, vectors - vector), vector * lanes
-            width = min(n - column, wide * lanes)
+            columns = min(n - column, wide * lanes)
+            column_sums = right.sums[batch, column : column + columns]
             for r in range(rows):
-                row, zero, column_sums = values[r, :width], left.zero[top + r] + offset, right.sums[batch, column:]
-                for j in range(width):
-                    row[j] = -zero * column_sums[j]
+                zero = left.zero[top + r] + offset
+                for j in range(columns):
+                    values[r, j] = -zero * column_sums[j]
                 if sums.shape[0]:
-                    start = sums[top + r, column:]
-                    for j in range(width):
-                        row[j] += start[j]
+                    for j in range(columns):
+                        values[r, j] += sums[top + r, column + j]
             for digit in range(plan.digits):
                 for unit in range(0, units, plan.segment):
                     multiply(
@@ -216,17 +228,17 @@ def execute_rows(
                         plan.as_bytes, nothing, block.ctypes.data, block.shape[1] * 4,
                     )  # fmt: skip
                     for r in range(rows):
-                        row, added = values[r, :width], block[r]
-                        for j in range(width):
-                            row[j] += np.int64(added[j]) << (8 * digit)
+                        for j in range(columns):
+                            values[r, j] += np.int64(block[r, j]) << (8 * digit)
+            if acc.hold:
+                sums[top : top + rows, column : column + columns] = values[:rows, :columns]
+                continue
+            bias, weight_zero = rq.bias[column : column + columns], rq.weight_zero[column : column + columns]
+            overflows += correct(values, rows, bias, weight_zero, row_sums[top:], acc)
+            requantize(values, rows, top, column, columns, rq)
             for r in range(rows):
-                row = values[r, :width]
-                if acc.hold:
-                    copy(row, sums[top + r, column : column + width])
-                    continue
-                overflows += correct(row, column, row_sums[top + r], rq, acc)
-                requantize(row, column, top + r, rq)
-                saturated[top + r] += write(row, column, top + r, out, results)
+                at = address(out, batch, inside + r) + (column * out.bits >> 3)
+                saturated[top + r] += write(values, r, columns, at, rq, out, results)
     return overflows
 
 
