@@ -20,6 +20,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 TILE_ROWS = 6
+get_or_insert_function: Any = cgutils.get_or_insert_function  # Numba has no types
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
@@ -46,8 +47,8 @@ VARIANTS = {
     "words512": Variant(16, 4, False, (frozenset({"avx512bw"}),)),
     "words256": Variant(8, 2, False, (frozenset(),)),
 }
-"""Fastest first. 24 sums of 512 bits leave 8 of 32 registers for operands, 12 of 256 bits leave 4 of 16. The last one is
-for any processor; LLVM splits its vectors where they are too long."""
+"""Fastest first. 24 sums of 512 bits leave 8 of 32 registers for operands, 12 of 256 bits leave 4 of 16. The last one
+is for any processor; LLVM splits its vectors where they are too long."""
 
 
 def available() -> list[str]:
@@ -57,34 +58,34 @@ def available() -> list[str]:
     return [name for name, variant in VARIANTS.items() if any(needed <= present for needed in variant.features)]
 
 
-def _vector(element: Any, count: int) -> Any:
+def vector(element: Any, count: int) -> Any:
     return ir.VectorType(element, count)
 
 
 def _broadcast(builder: Any, value: Any, lanes: int) -> Any:
-    nothing = ir.Constant(_vector(value.type, lanes), ir.Undefined)
+    nothing = ir.Constant(vector(value.type, lanes), ir.Undefined)
     single = builder.insert_element(nothing, value, I32(0))
-    return builder.shuffle_vector(single, nothing, ir.Constant(_vector(I32, lanes), [0] * lanes))
+    return builder.shufflevector(single, nothing, ir.Constant(vector(I32, lanes), [0] * lanes))
 
 
-def _dot_bytes(builder: Any, sums: Any, x: Any, y: Any) -> Any:
+def dot_bytes(builder: Any, sums: Any, x: Any, y: Any) -> Any:
     """Add the four products u8 * i8 of each unit to the sums."""
     lanes = sums.type.count
-    kind = _vector(I8, 4 * lanes)
+    kind = vector(I8, 4 * lanes)
     signature = ir.FunctionType(sums.type, [sums.type, kind, kind])
     name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    function = get_or_insert_function(builder.module, signature, name)
     return builder.call(function, [sums, builder.bitcast(x, kind), builder.bitcast(y, kind)])
 
 
-def _dot_words(builder: Any, sums: Any, x: Any, y: Any) -> Any:
+def dot_words(builder: Any, sums: Any, x: Any, y: Any) -> Any:
     """Add the two products i16 * i16 of each unit to the sums."""
     lanes = sums.type.count
-    narrow, wide, half = _vector(I16, 2 * lanes), _vector(I32, 2 * lanes), _vector(I32, lanes)
+    narrow, wide, half = vector(I16, 2 * lanes), vector(I32, 2 * lanes), vector(I32, lanes)
     x, y = (builder.sext(builder.bitcast(v, narrow), wide) for v in (x, y))
     products = builder.mul(x, y)
     even, odd = (
-        builder.shuffle_vector(products, products, ir.Constant(half, list(range(start, 2 * lanes, 2))))
+        builder.shufflevector(products, products, ir.Constant(half, list(range(start, 2 * lanes, 2))))
         for start in (0, 1)
     )
     return builder.add(sums, builder.add(even, odd))
@@ -93,7 +94,7 @@ def _dot_words(builder: Any, sums: Any, x: Any, y: Any) -> Any:
 def _emit_tile(builder: Any, dot: Any, lanes: int, vectors: int, arguments: Any) -> None:
     """Emit the loop over k for ``vectors`` vectors of columns, and the stores of its sums."""
     a, a_row, b, b_vector, units, start, c, c_row = arguments
-    kind, rows = _vector(I32, lanes), range(TILE_ROWS)
+    kind, rows = vector(I32, lanes), range(TILE_ROWS)
 
     def load(address: Any, kind: Any) -> Any:
         return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
@@ -131,14 +132,14 @@ def _emit_tile(builder: Any, dot: Any, lanes: int, vectors: int, arguments: Any)
 def _tile_function(module: Any, variant: Variant) -> Any:
     """Return the function in LLVM's ``module`` that `make_tile` describes. It is not inlined: it is long."""
     kind = ir.FunctionType(ir.VoidType(), [I64] * 10)
-    function = cgutils.get_or_insert_function(module, kind, f"tile_{variant.lanes}_{variant.per_unit}")
+    function = get_or_insert_function(module, kind, f"tile_{variant.lanes}_{variant.per_unit}")
     if not function.is_declaration:
         return function
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
     as_bytes, vectors, *rest = function.args
-    for takes_bytes, dot in enumerate([_dot_words] + [_dot_bytes] * variant.takes_bytes):
+    for takes_bytes, dot in enumerate([dot_words] + [dot_bytes] * variant.takes_bytes):
         with builder.if_then(builder.icmp_signed("==", as_bytes, I64(takes_bytes))):
             for count in range(1, variant.vectors + 1):
                 with builder.if_then(builder.icmp_signed("==", vectors, I64(count))):
@@ -148,7 +149,7 @@ def _tile_function(module: Any, variant: Variant) -> Any:
 
 
 def make_tile(variant: Variant) -> Any:
-    """Return the function ``tile(as_bytes, vectors, a, a_row, b, b_vector, units, start, c, c_row)`` of a variant, for kernels.
+    """Return ``tile(as_bytes, vectors, a, a_row, b, b_vector, units, start, c, c_row)`` of a variant, for kernels.
 
     It writes int32 sums over ``units`` units, at least one: ``TILE_ROWS`` rows of ``vectors * lanes`` columns. Every
     row's sums begin with the row of int32 at start. a, b, start and c are addresses and need no alignment; a_row and

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined, kernel
-from npusim.engine.dot import TILE_ROWS, VARIANT, Variant, tile
+from npusim.engine.dot import TILE_ROWS, VARIANT, tile
 from npusim.engine.threads import in_threads
 
 BLOCK_ROWS = 8 * TILE_ROWS
@@ -158,15 +158,13 @@ def pack_columns(b: Elements, k: int, shifts: Any, as_bytes: int, units: Any, su
     return 0
 
 
-def pack(
-    b: Elements, batches: int, n: int, k: int, shifts: NDArray[np.int16], as_bytes: bool, variant: Variant = VARIANT
-) -> Columns:
+def pack(b: Elements, batches: int, n: int, k: int, shifts: NDArray[np.int16], as_bytes: bool) -> Columns:
     """Pack operand b. The rows of ``b`` are its columns, n in each batch, of k elements.
 
     ``shifts``: left shift of each element, (k,), or (0,). The shifted elements fit 16 bits, or 8 with ``as_bytes``.
     """
-    vectors, count = -(-n // variant.lanes), -(-k // (4 if as_bytes else 2))
-    units = np.empty((batches, vectors, count, variant.lanes), np.int32)
+    vectors, count = -(-n // VARIANT.lanes), -(-k // (4 if as_bytes else 2))
+    units = np.empty((batches, vectors, count, VARIANT.lanes), np.int32)
     sums = np.empty((batches, n), np.int64)
     in_threads(pack_columns, batches * vectors, 2 * batches * n * k, b, k, shifts, int(as_bytes), units, sums)
     return Columns(units, sums, int(as_bytes))
@@ -177,7 +175,7 @@ def multiply(
     left: Any, row: int, rows: int, right: Any, vector: int, vectors: int, unit: int, units: int, as_bytes: int,
     start: Any, c: int, c_row: int,
 ) -> None:  # fmt: skip
-    """Multiply the packed rows from ``row`` on by ``vectors`` vectors of columns, over ``units`` units from ``unit`` on.
+    """Multiply packed rows from ``row`` on by ``vectors`` vectors of columns, over ``units`` units from ``unit`` on.
 
     left: int32 (rows, units and gap); right: int32 (vectors, units, lanes); start: int32 (columns,), which the sums
     begin with; c, c_row: address of the result and bytes between its rows. All of the last tile's rows are written.
@@ -234,23 +232,23 @@ def product(
     return 0
 
 
-def pack_weights(b: NDArray[np.int8], variant: Variant = VARIANT) -> Columns:
+def pack_weights(b: NDArray[np.int8]) -> Columns:
     """Pack weights (k, n) for any number of calls of `gemm`. Raises ValueError beyond `LONGEST_K`."""
     k, n = b.shape
     if not 1 <= k <= LONGEST_K:
         raise ValueError(f"k = {k}: allowed 1..{LONGEST_K}, where sums of products of 8 bits fit int32")
-    return pack(_rows(b.T), 1, n, k, np.zeros(0, np.int16), variant.takes_bytes, variant)
+    return pack(_rows(b.T), 1, n, k, np.zeros(0, np.int16), VARIANT.takes_bytes)
 
 
-def gemm(a: NDArray[Any], b: Columns, variant: Variant = VARIANT) -> NDArray[np.int32]:
+def gemm(a: NDArray[Any], b: Columns) -> NDArray[np.int32]:
     """Return the exact product int32 (m, n) of uint8 or int8 ``a`` (m, k) and of b (k, n) from `pack_weights`."""
     (m, k), n, rows = a.shape, b.sums.shape[1], _rows(a)
-    start = np.zeros(b.units.shape[1] * variant.lanes, np.int32)
+    start = np.zeros(b.units.shape[1] * VARIANT.lanes, np.int32)
     if rows.signed and b.as_bytes:  # a + 128 is multiplied instead of a
         start[:n] = -128 * b.sums[0]
     out = np.empty((m, n), np.int32)
     work = m * n * k // MACS_PER_OPERATION
-    in_threads(product, -(-m // TILE_ROWS), work, rows, k, b.units, b.as_bytes, variant.vectors, start, out)
+    in_threads(product, -(-m // TILE_ROWS), work, rows, k, b.units, b.as_bytes, VARIANT.vectors, start, out)
     return out
 
 

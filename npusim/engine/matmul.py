@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.engine.dot import TILE_ROWS, VARIANT, Variant
+from npusim.engine.dot import TILE_ROWS, VARIANT
 from npusim.engine.gemm import MACS_PER_OPERATION, Columns, Elements, pack
 from npusim.engine.matmul_rows import (
     FOLD_ROWS,
@@ -41,7 +41,7 @@ from npusim.isa.matmul import (
 from npusim.memory import Sums
 
 
-def plan(ins: Decoded, machine: Any, zero: Any, held: Sums | None, variant: Variant = VARIANT) -> Plan | None:
+def plan(ins: Decoded, machine: Any, zero: Any, held: Sums | None) -> Plan | None:
     """Return how the sums are formed, or None where an accumulator could overflow on the way.
 
     ``zero``: int64, the input zero points. An accumulator holds at most k times the largest product, and what it starts
@@ -53,7 +53,7 @@ def plan(ins: Decoded, machine: Any, zero: Any, held: Sums | None, variant: Vari
         return None
     bits = ELEMENT_BITS[DTYPE_NAMES[ins.a_dtype]]
     shifted_b = largest_b << (3 if ins.shifted else 0)
-    if variant.takes_bytes and bits <= 8 and shifted_b <= 128:
+    if VARIANT.takes_bytes and bits <= 8 and shifted_b <= 128:
         return Plan(1, 1, INT32_HIGH // (255 * shifted_b) // 4)
     largest_word = 32768 if bits == 16 else 255
     if 2 * largest_word * shifted_b <= INT32_HIGH:
@@ -115,14 +115,12 @@ def _fold_sums(state: Any, ins: Decoded, zero: Any, acc: Accumulators, sums: Any
     fold = min(ins.k, fold_height(ins, state.machine))
     fits = fold * _largest_input(ins, zero) * _largest_weight(ins) <= INT32_HIGH
     kind = np.int32 if fits else np.int64
-    x = (a.values(kind) - zero.reshape(ins.batch0, ins.batch1, ins.m, 1).astype(kind)) << input_shifts(
-        state, ins
-    ).astype(kind)
-    left = contiguous(x, kind)
+    zero, shifts = zero.reshape(ins.batch0, ins.batch1, ins.m, 1).astype(kind), input_shifts(state, ins).astype(kind)
+    left = contiguous((a.values(kind) - zero) << shifts, kind)
     right = contiguous(np.swapaxes(stationary(b), -1, -2), kind).reshape(-1, ins.k, ins.n)
     groups = len(right) * -(-ins.m // FOLD_ROWS)
-    limits = acc.low, acc.high, acc.overflow
-    return in_threads(add_folds, groups, left.size * ins.n // 8, left, right, fold, *limits, sums, row_sums)
+    work = left.size * ins.n // 8
+    return in_threads(add_folds, groups, work, left, right, fold, *acc[:3], sums, row_sums)
 
 
 def execute(state: Any, ins: Decoded) -> None:
@@ -153,10 +151,10 @@ def execute(state: Any, ins: Decoded) -> None:
     target, saturated = state.sram.copy() if aside else state.sram, np.zeros(rows, np.int64)
     bits = ELEMENT_BITS[DTYPE_NAMES[ins.out_dtype]]
     out = Elements(target, ins.out_addr, ins.batch1, ins.out_b0, ins.out_b1, ins.out_row, bits // 8, bits, 0)
+    groups, work = batches * -(-ins.m // TILE_ROWS), rows * ins.n * (ins.k // MACS_PER_OPERATION + 4)
     overflows += in_threads(
-        execute_rows, batches * -(-ins.m // TILE_ROWS), rows * ins.n * (ins.k // MACS_PER_OPERATION + 4), left, right, how,
-        VARIANT.vectors, sums, row_sums, acc, records, out, saturated,
-    )  # fmt: skip
+        execute_rows, groups, work, left, right, how, VARIANT.vectors, sums, row_sums, acc, records, out, saturated
+    )
     if overflows and acc.overflow == TRAP:
         raise OverflowError(f"accumulator of {array.acc_bits} bits overflows")
     if aside:

@@ -1,4 +1,4 @@
-"""The kernels of MATMUL: a block of rows is packed, multiplied, corrected, requantized and written while it is in cache."""
+"""The kernels of MATMUL: a block of rows is packed, multiplied, requantized and written while it is in cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined, kernel
 from npusim.engine.dot import TILE_ROWS
-from npusim.engine.gemm import BLOCK_ROWS, ROW_GAP, Columns, Elements, address, copy, multiply, read_row
+from npusim.engine.gemm import BLOCK_ROWS, ROW_GAP, Columns, Elements, address, multiply, read_row
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, WRAP, clamp, narrow_accumulator, rescale, rescale_double
 
 FOLD_ROWS = 4
