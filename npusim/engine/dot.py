@@ -65,7 +65,7 @@ def vector(element: Any, count: int) -> Any:
 def _broadcast(builder: Any, value: Any, lanes: int) -> Any:
     nothing = ir.Constant(vector(value.type, lanes), ir.Undefined)
     single = builder.insert_element(nothing, value, I32(0))
-    return builder.shufflevector(single, nothing, ir.Constant(vector(I32, lanes), [0] * lanes))
+    return builder.shuffle_vector(single, nothing, ir.Constant(vector(I32, lanes), [0] * lanes))
 
 
 def dot_bytes(builder: Any, sums: Any, x: Any, y: Any) -> Any:
@@ -85,7 +85,7 @@ def dot_words(builder: Any, sums: Any, x: Any, y: Any) -> Any:
     x, y = (builder.sext(builder.bitcast(v, narrow), wide) for v in (x, y))
     products = builder.mul(x, y)
     even, odd = (
-        builder.shufflevector(products, products, ir.Constant(half, list(range(start, 2 * lanes, 2))))
+        builder.shuffle_vector(products, products, ir.Constant(half, list(range(start, 2 * lanes, 2))))
         for start in (0, 1)
     )
     return builder.add(sums, builder.add(even, odd))

@@ -137,7 +137,8 @@ def pack_columns(b: Elements, k: int, shifts: Any, as_bytes: int, units: Any, su
         for lane in range(lanes):
             column = vector * lanes + lane
             if column >= n:
-                block[lane] = 0
+                for i in range(count):
+                    block[lane, i] = 0
                 continue
             read_row(b, batch, column, row)
             for i in range(shifts.size):

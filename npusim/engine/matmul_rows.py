@@ -130,7 +130,8 @@ def requantize(values: Any, rows: int, top: int, column: int, columns: int, rq: 
         multiplier, shift = np.empty(columns, np.int64), np.empty(columns, np.int64)
     for r in range(rows):
         if rq.by_row:
-            multiplier[:], shift[:] = rq.multiplier[top + r], rq.shift[top + r]
+            for j in range(columns):
+                multiplier[j], shift[j] = rq.multiplier[top + r], rq.shift[top + r]
         if rq.double:
             for j in range(columns):
                 values[r, j] = rescale_double(values[r, j], multiplier[j], shift[j])
@@ -173,7 +174,8 @@ def write(values: Any, r: int, columns: int, at: int, rq: Requantizers, out: Ele
 
 @inlined
 def _write_packed(results: Any, bits: int, place: Any) -> None:
-    place[:] = 0
+    for byte in range(place.size):
+        place[byte] = 0
     for j in range(results.size):
         byte, shift, value = j * bits >> 3, j * bits & 7, results[j] & ((1 << bits) - 1)
         place[byte] |= value << shift
@@ -231,7 +233,9 @@ def execute_rows(
                         for j in range(columns):
                             values[r, j] += np.int64(block[r, j]) << (8 * digit)
             if acc.hold:
-                sums[top : top + rows, column : column + columns] = values[:rows, :columns]
+                for r in range(rows):
+                    for j in range(columns):
+                        sums[top + r, column + j] = values[r, j]
                 continue
             bias, weight_zero = rq.bias[column : column + columns], rq.weight_zero[column : column + columns]
             overflows += correct(values, rows, bias, weight_zero, row_sums[top:], acc)
