@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from npusim.engine import dot, gemm, matmul, matmul_rows, threads
 from npusim.isa.matmul import RECORD
 from npusim.memory import MachineState, Sums
-from tests.npusim.strategies import DRAM, FAMILIES, Case, machine, make
+from tests.npusim.strategies import DRAM, FAMILIES, MODES, Case, machine, make
 from tests.npusim.test_engine import agree, rebuilt
 
 PORTABLE = """
@@ -82,8 +82,14 @@ def test_instructions_of_every_variant_equal_the_reference(name: str) -> None:
     def check(case: Case) -> None:
         assert agree(case.state, case.ins)
 
+    state = MachineState(machine(acc_bits=48), DRAM)  # wide enough that no pair of types needs its folds
+    state.sram[:] = np.random.default_rng(5).integers(0, 256, state.sram.size)
+    records = state.vector("param", 0, RECORD, 1)
+    records["multiplier"], records["shift"] = 20000, 24
     with variant(name):
         check()
+        for a, b in MODES:
+            assert agree(state, linear(a, b, 77)), (a, b)
 
 
 def test_the_longest_k_and_no_longer() -> None:
