@@ -1,17 +1,22 @@
-"""How fast the engine compiles and runs, on this machine: `python tests/bench/bench_engine.py`.
+"""How fast the engine compiles and runs, on this machine: `python tests/bench/bench_engine.py [--json]`.
 
 Prints, for one instruction of each kind at the emoji workload's sizes, the seconds of its first call in a fresh process
-with an empty kernel cache, and the best of 30 later calls. Matrix products also in multiply-accumulates per second.
+with an empty kernel cache, and the best of 30 later calls. Then the rate of int8 matrix products of a full-size STDiT
+block, beside the processor's peak and PyTorch's int8 and fp32 products. ``--json`` prints the same as JSON.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -19,17 +24,23 @@ sys.path.insert(0, str(REPOSITORY))
 ROWS, COLS = 256, 512
 VECTOR = f"unit=vector rows={ROWS} cols={COLS} a_row={2 * COLS} out_addr=0x80000 out_row={2 * COLS} out_dtype=i16"
 LINEAR = (
-    "matmul unit=mac m=256 batch0=1 batch1=1 a_dtype=u8 b_dtype=i8 out_dtype=u8 rq_mode=channel "
-    "b_addr=0x40000 b_k=1 out_addr=0x80000"
+    "matmul unit=mac batch0=1 batch1=1 a_dtype=u8 b_dtype=i8 out_dtype=u8 rq_mode=channel "
+    "b_addr=0xa0000 b_k=1 out_addr=0x180000"
 )
 ABSENT = "0xffffffff"
 LINES = {
-    "linear 256 x 1024 x 256": f"{LINEAR} k=1024 n=256 a_row=1024 b_n=1024 out_row=256",
-    "linear 256 x 256 x 768": f"{LINEAR} k=256 n=768 a_row=256 b_n=256 out_row=768",
+    "linear 256 x 1024 x 256": f"{LINEAR} m=256 k=1024 n=256 a_row=1024 b_n=1024 out_row=256",
+    "linear 256 x 256 x 768": f"{LINEAR} m=256 k=256 n=768 a_row=256 b_n=256 out_row=768",
+    "linear 512 x 1152 x 512": f"{LINEAR} m=512 k=1152 n=512 a_row=1152 b_n=1152 out_row=512",
     "attention 64 x 16 x 64 x 16": (
         "matmul unit=mac m=16 k=64 n=16 batch0=16 batch1=4 a_dtype=i16 b_dtype=i16 out_dtype=i16 "
         "a_row=512 a_b0=8192 a_b1=128 b_k=2 b_n=512 b_b0=8192 b_b1=128 "
         "out_addr=0x80000 out_row=32 out_b0=2048 out_b1=512"
+    ),
+    "attention 64 x 16 x 16 x 64": (
+        "matmul unit=mac m=16 k=16 n=64 batch0=16 batch1=4 a_dtype=i16 b_dtype=i16 out_dtype=i16 "
+        "a_row=32 a_b0=2048 a_b1=512 b_k=512 b_n=2 b_b0=8192 b_b1=128 "
+        "out_addr=0x80000 out_row=512 out_b0=8192 out_b1=128"
     ),
     "ewlin": f"ewlin {VECTOR} batch=1 a_dtype=i16 b_dtype=i16 b_addr=0x40000 b_row={2 * COLS} shift=9 "
     "a_mul_addr=0x3000 b_mul_addr=0x3000 bias_addr=0x3000",
@@ -44,45 +55,185 @@ LINES = {
 }
 """In an order in which each finds what it needs: row statistics and row sums come from the instruction before."""
 
+SHAPES = {
+    "qkv": (4096, 1152, 3456),
+    "proj": (4096, 1152, 1152),
+    "q_linear": (4096, 1152, 1152),
+    "kv_linear": (120, 1152, 2304),
+    "fc1": (4096, 1152, 4608),
+    "fc2": (4096, 4608, 1152),
+}
+"""(M, K, N) of the linears of a block of STDiT-XL/2 at 16 x 256 x 256: 16 frames of 256 tokens, 120 of text."""
+PROBE_SUMS = 20
+PROBE_LOOPS = 2_000_000
+ROUNDS = 15
+
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+    as_json = parser.parse_args().json
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder
-        started = time.perf_counter()
-        import numpy as np
-
-        from npusim import engine
-        from npusim.config import load_machine
-        from npusim.isa import decode
-        from npusim.isa.assembly import assemble
-        from npusim.isa.matmul import RECORD
-        from npusim.memory import MachineState
-
-        print(f"import {time.perf_counter() - started:.2f} s")
-        state = MachineState(load_machine(REPOSITORY / "hwconfigs" / "edge_8k.yaml"), 1 << 20)
-        rng = np.random.default_rng(0)
-        for memory in (state.dram, state.sram, state.param):
-            memory[:] = rng.integers(0, 256, memory.size)
-        records = state.vector("param", 0, RECORD, 1024)
-        records["multiplier"], records["shift"], records["bias_high"] = 20000, 30, 0
-        total = 0.0
-        for name, line in LINES.items():
-            code = decode(assemble(line))
-            first = clock(lambda code=code: engine.execute(state, code))
-            best = min(clock(lambda code=code: engine.execute(state, code)) for _ in range(30))
-            ins, total = code[0], total + first
-            macs = ins.m * ins.k * ins.n * ins.batch0 * ins.batch1 if ins.op == "matmul" else 0
-            rate = f"{macs / best / 1e9:8.1f} GMAC/s" if macs else ""
-            print(f"{name:28s} first {first:6.2f} s   then {best * 1e6:8.0f} us {rate}")
-        print(f"all first calls {total:.1f} s")
+        instructions = time_instructions()
+        products = time_products()
+    if as_json:
+        print(json.dumps({"instructions": instructions, **products}, indent=1))
+    else:
+        print_instructions(instructions)
+        print_products(products)
 
 
-def clock(call: Callable[[], None]) -> float:
+def clock(call: Callable[[], object]) -> float:
     """Seconds of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def time_instructions() -> dict[str, dict[str, float]]:
+    """Seconds of the first and of the best later call, and multiply-accumulates, of each line."""
+    import numpy as np
+
+    from npusim import engine
+    from npusim.config import load_machine
+    from npusim.isa import decode
+    from npusim.isa.assembly import assemble
+    from npusim.isa.matmul import RECORD
+    from npusim.memory import MachineState
+
+    state = MachineState(load_machine(REPOSITORY / "hwconfigs" / "edge_8k.yaml"), 1 << 20)
+    rng = np.random.default_rng(0)
+    for memory in (state.dram, state.sram, state.param):
+        memory[:] = rng.integers(0, 256, memory.size)
+    records = state.vector("param", 0, RECORD, 1024)
+    records["multiplier"], records["shift"], records["bias_high"] = 20000, 30, 0
+    found = {}
+    for name, line in LINES.items():
+        code = decode(assemble(line))
+        first = clock(lambda code=code: engine.execute(state, code))
+        best = min(clock(lambda code=code: engine.execute(state, code)) for _ in range(30))
+        ins = code[0]
+        macs = ins.m * ins.k * ins.n * ins.batch0 * ins.batch1 if ins.op == "matmul" else 0
+        found[name] = {"first_s": first, "best_s": best, "macs": macs}
+    return found
+
+
+def print_instructions(found: dict[str, dict[str, float]]) -> None:
+    for name, line in found.items():
+        rate = f"{line['macs'] / line['best_s'] / 1e9:8.1f} GMAC/s" if line["macs"] else ""
+        print(f"{name:28s} first {line['first_s']:6.2f} s   then {line['best_s'] * 1e6:8.0f} us {rate}")
+    print(f"all first calls {sum(line['first_s'] for line in found.values()):.1f} s\n")
+
+
+def make_probe() -> Any:
+    """A kernel that does nothing but VNNI products of registers, with more independent sums than they take cycles."""
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.extending import intrinsic
+
+    from npusim.engine.dot import I32, I64, VARIANT, dot_bytes, vector
+
+    @intrinsic
+    def products(typing_context: Any, loops: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = vector(I32, VARIANT.lanes)
+            x = ir.Constant(kind, [0x01020304] * VARIANT.lanes)
+            before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            count = builder.phi(I64)
+            sums = [builder.phi(kind) for _ in range(PROBE_SUMS)]
+            added = [dot_bytes(builder, total, x, x) for total in sums]
+            following = builder.add(count, I64(1))
+            count.add_incoming(I64(0), before)
+            count.add_incoming(following, loop)
+            for number, total in enumerate(sums):  # different, so that no two are one
+                total.add_incoming(ir.Constant(kind, [number] * VARIANT.lanes), before)
+                total.add_incoming(added[number], loop)
+            builder.cbranch(builder.icmp_signed("<", following, arguments[0]), loop, after)
+            builder.position_at_end(after)
+            total = added[0]
+            for other in added[1:]:
+                total = builder.xor(total, other)
+            return builder.sext(builder.extract_element(total, I32(0)), I64)
+
+        return types.int64(types.int64), generate
+
+    @njit(nogil=True)
+    def probe(loops: int, first: int, last: int) -> int:
+        return products(loops)
+
+    return probe
+
+
+def time_products() -> dict[str, Any]:
+    """Rates of the contenders in G multiply-accumulates per second, and the engine's ratios to the others.
+
+    The contenders take turns in each round, and the best time of all rounds counts, so that other work on the machine
+    hits all of them alike.
+    """
+    import numpy as np
+    import torch
+
+    from npusim.engine import gemm
+    from npusim.engine.dot import VARIANT, VARIANTS
+    from npusim.engine.threads import SETTINGS, in_threads
+
+    threads = SETTINGS.NUMBA_NUM_THREADS
+    torch.set_num_threads(threads)
+    probe = make_probe() if VARIANT.takes_bytes else None
+    probe_macs = threads * PROBE_LOOPS * PROBE_SUMS * VARIANT.lanes * 4
+    rng = np.random.default_rng(0)
+    rates: dict[str, dict[str, float]] = {}
+    for shape, (m, k, n) in SHAPES.items():
+        a = rng.integers(0, 256, (m, k), np.uint8)
+        b = rng.integers(-128, 128, (k, n)).astype(np.int8)
+        packed = gemm.pack_weights(b)
+        signed_a, signed_b = torch.from_numpy(a.view(np.int8)), torch.from_numpy(b)
+        float_a, float_b = torch.from_numpy(a).float(), signed_b.float()
+        calls: dict[str, tuple[int, Callable[[], object]]] = {
+            "engine": (m * k * n, lambda a=a, packed=packed: gemm.gemm(a, packed)),
+            "int_mm": (m * k * n, lambda a=signed_a, b=signed_b: torch._int_mm(a, b)),
+            "fp32": (m * k * n, lambda a=float_a, b=float_b: torch.matmul(a, b)),
+        }
+        if probe is not None:
+            calls["vnni_peak"] = (probe_macs, lambda: in_threads(probe, threads, 1 << 40, PROBE_LOOPS))
+        best = dict.fromkeys(calls, math.inf)
+        for _ in range(ROUNDS):
+            for name, (_, call) in calls.items():
+                best[name] = min(best[name], clock(call))
+        rates[shape] = {name: macs / best[name] / 1e9 for name, (macs, _) in calls.items()}
+    result: dict[str, Any] = {
+        "threads": threads,
+        "torch_threads": torch.get_num_threads(),
+        "variant": next(name for name, variant in VARIANTS.items() if variant == VARIANT),
+        "gmac_per_s": rates,
+    }
+    for other in ("vnni_peak", "int_mm", "fp32"):
+        ratios = {shape: rate["engine"] / rate[other] for shape, rate in rates.items() if other in rate}
+        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else "n/a"
+        result[f"vs_{other}"] = {"geometric_mean": mean, **ratios}
+    return result
+
+
+def print_products(result: dict[str, Any]) -> None:
+    print(f"int8 products, {result['threads']} threads (torch {result['torch_threads']}), variant {result['variant']}")
+    ratios = ("vs_vnni_peak", "vs_int_mm", "vs_fp32")
+    contenders = ("engine", "vnni_peak", "int_mm", "fp32")
+
+    print(
+        f"{'GMAC/s':18s}" + "".join(f"{name:>10s}" for name in contenders) + "".join(f"{name:>14s}" for name in ratios)
+    )
+    for shape, rates in result["gmac_per_s"].items():
+        values = "".join(f"{rates[name]:10.1f}" if name in rates else f"{'n/a':>10s}" for name in contenders)
+        print(f"{shape:18s}{values}" + "".join(_cell(result[name].get(shape, "n/a")) for name in ratios))
+    print(f"{'geometric mean':58s}" + "".join(_cell(result[name]["geometric_mean"]) for name in ratios))
+
+
+def _cell(value: float | str) -> str:
+    return f"{value:14.2f}" if isinstance(value, float) else f"{value:>14s}"
 
 
 if __name__ == "__main__":

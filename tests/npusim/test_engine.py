@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from npusim import engine, numerics, reference
-from npusim.engine import elementwise, matmul, scalar, table, threads
+from npusim.engine import elementwise, matmul, matmul_rows, scalar, table, threads
 from npusim.isa import ALL
 from npusim.isa.encoding import Decoded
 from npusim.isa.matmul import RECORD
@@ -148,7 +148,8 @@ def test_slips_in_other_kernels_are_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     wrong = numba.njit(SLIPS["half down"])
     monkeypatch.setattr(table, "look_up", rebuilt(table.look_up, rescale=wrong))
     assert not agree(tied("table"), TIES["table"])
-    monkeypatch.setattr(matmul, "drain", rebuilt(matmul.drain, rescale=wrong))
+    slipped = rebuilt(matmul_rows.requantize, rescale=wrong)
+    monkeypatch.setattr(matmul, "execute_rows", rebuilt(matmul_rows.execute_rows, requantize=slipped))
     assert not agree(tied("matmul"), TIES["matmul"])
 
 
