@@ -54,12 +54,13 @@ def _undefined(program: Program, instructions: list[Decoded]) -> Iterator[Fault]
 
 def _outside(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
     """Accesses beyond the end of a memory, and stores into what a program must not change."""
-    noise, limits = program.buffers["noise"], program.limits
+    limits = program.limits
     constant = {
         "constants": (0, program.constants.size),
         "parameter sets": (program.set_address, program.set_address + program.sets.size),
-        "noise": (noise.address, noise.address + noise.bytes),
     }
+    if noise := program.buffers.get("noise"):
+        constant["noise"] = noise.address, noise.address + noise.bytes
     for index, ins in enumerate(instructions):
         reads, writes = BY_MNEMONIC[ins.op].footprint(ins)
         for region in (*reads, *writes):

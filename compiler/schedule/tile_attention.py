@@ -80,7 +80,7 @@ class Shape:
         if over == "temporal":
             walk = Walk(rows, 1, positions, frames)
             return cls(walk, walk, positions, heads, width)
-        length = graph.values[op.inputs["k"]].shape[0] // graph.branches
+        rows, length = (graph.values[op.inputs[role]].shape[0] // graph.branches for role in "qk")
         return cls(Walk(rows, 0, 1, rows), Walk(length, 0, 1, length), 1, heads, width)
 
     def need(self, emitter: Emitter, op: Op, groups: int, heads: int, rows: int) -> int:
