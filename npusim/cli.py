@@ -199,17 +199,53 @@ def asm(
     typer.echo(f"{out}: {len(code)} instructions")
 
 
-@app.command(epilog="Example: npusim verify runs/demo/program.npu")
-def verify(program: Annotated[Path, typer.Argument(help="Program file.")]) -> None:
-    """Check that a program is legal: addresses, operands, and no hazard without a token (compiler.verify.verify)."""
+@app.command(epilog="Example: npusim verify runs/demo/program.npu --orders 5")
+def verify(
+    program: Annotated[Path, typer.Argument(help="Program file.")],
+    steps: Annotated[int, typer.Option(help="Steps to run on both executors; 0: check legality only.")] = 1,
+    orders: Annotated[int, typer.Option(help="Random orders that the tokens allow, run on the engine.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs and the orders.")] = 0,
+) -> None:
+    """Check that a program is legal, and that engine and reference agree on random inputs (npusim.crosscheck)."""
     from compiler.verify import verify as check
+    from npusim.crosscheck import crosscheck
 
     loaded = load_program(program)
-    try:
+    with _naming(program):
         check(loaded)
-    except UserError as error:
-        raise UserError(f"{program}: {error}") from None
+        result = None
+        if steps or orders:
+            with _progress() as notify:
+                result = crosscheck(loaded, max(steps, 1), orders, seed, notify=notify)
     typer.echo(f"{program}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+    if result is not None:
+        typer.echo(str(result))
+        if not result.equal:
+            raise typer.Exit(1)
+
+
+@app.command(epilog="Example: npusim explain runs/demo/program.npu 120 --part step")
+def explain(
+    program: Annotated[Path, typer.Argument(help="Program file.")],
+    index: Annotated[int, typer.Argument(help="Number of the instruction, counted from 0.")],
+    part: Annotated[str, typer.Option(help="Which code: step or prologue.")] = "step",
+    step: Annotated[int, typer.Option(help="The step whose parameters are shown.")] = 0,
+) -> None:
+    """Say what one instruction does, with operands, parameters, tokens and cost (npusim.explain.explain)."""
+    from npusim.explain import explain as text
+
+    loaded = load_program(program)
+    with _naming(program):
+        typer.echo(text(loaded, index, part, step), nl=False)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the program's name in front of a message about it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_words(path: Path) -> NDArray[np.uint32]:

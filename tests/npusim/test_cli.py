@@ -16,7 +16,7 @@ from npusim.cli import main
 from npusim.program import save_program
 from npusim.report import write_run
 
-COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify")
+COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain")
 
 
 @pytest.fixture
