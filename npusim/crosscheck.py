@@ -16,11 +16,11 @@ from npusim import engine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
-from npusim.memory import MachineState
+from npusim.memory import MEMORIES, MachineState
 from npusim.operands import accesses
 from npusim.orders import token_legal_order
 from npusim.program import Program, input_buffers
-from npusim.simulate import MEMORIES, PROLOGUE, BitExact, Difference, Simulation
+from npusim.simulate import PROLOGUE, BitExact, Difference, Simulation
 
 Notify = Callable[[str, int, int], None]
 

@@ -1,6 +1,6 @@
 """One instruction in words: what it does, its operands and where they come from, its parameters, tokens and cost.
 
-Families are not known here: operands come from `npusim.operands`, the sentence from the family's own documentation.
+Families are not known here: operands come from `npusim.operands`, the sentence from the instruction table.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Explanation:
         like = [i for i in same if self.code[self.part][i].op == ins.op]
         name = f"{self.part} instruction {self.index} of {len(self.code[self.part])}"
         yield f"{name}: {ins.op} on unit {UNITS[ins.unit]}, layer {self._layer(ins)}"
-        yield f"  {' '.join(spec.doc.split()).partition('. ')[0].rstrip('.')}."
+        yield f"  {spec.summary}"
         yield f"  number {like.index(self.index) + 1} of {len(like)} {ins.op} in this layer, which has " + ", ".join(
             f"{count} {op}" for op, count in kinds.items()
         )

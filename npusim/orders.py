@@ -14,6 +14,7 @@ import numpy as np
 
 from npusim import reference
 from npusim.errors import UserError
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 
 KINDS = ("raw", "war")
@@ -70,9 +71,9 @@ def token_legal_order(instructions: Sequence[Decoded], rng: np.random.Generator,
     the end.
     """
     queues: list[list[int]] = [[] for _ in UNITS]
-    barriers = [index for index, ins in enumerate(instructions) if ins.op == "barrier"]
+    barriers = [index for index, ins in enumerate(instructions) if ins.op in JOINS]
     for index in reversed(range(len(instructions))):
-        if instructions[index].op != "barrier":
+        if instructions[index].op not in JOINS:
             queues[instructions[index].unit].append(index)
     semaphores, order, unit = _Semaphores(), list[int](), 0
     for limit in [*barriers, len(instructions)]:

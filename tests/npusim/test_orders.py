@@ -13,6 +13,7 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.assembly import assemble
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 from npusim.memory import MachineState
 from npusim.orders import execute_in_random_order, token_legal_order
@@ -99,7 +100,7 @@ def test_orders_keep_queues_tokens_and_barriers() -> None:
                 place[i] < place[j] for i, j in pairwise(i for i, s in enumerate(instructions) if s.unit == unit)
             )
         assert all(place[sender] < place[taker] for sender, taker, _ in edges(instructions))
-        for barrier in (i for i, ins in enumerate(instructions) if ins.op == "barrier"):
+        for barrier in (i for i, ins in enumerate(instructions) if ins.op in JOINS):
             assert place[barrier] == barrier
     assert differing > 25
 
