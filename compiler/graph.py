@@ -66,7 +66,7 @@ class Op:
     attrs: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """Values by name, and two lists of operations: ``prologue`` once per video, ``step`` once per denoising step."""
 
@@ -94,6 +94,9 @@ class Graph:
         used |= {base for name in used if (base := values[name].base)}
         kept = {name: value for name, value in values.items() if name in used}
         return replace(self, values=kept, prologue=prologue, step=step)
+
+    def __repr__(self) -> str:
+        return self.text()
 
     def text(self) -> str:
         """The graph as text, one value or operation a line."""

@@ -93,7 +93,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
     pinned, buffers = dict(layout.homes), {}
     handed = lifetimes(graph, graph.prologue).keys() & lifetimes(graph, graph.step).keys()
     inputs = [v.name for v in graph.values.values() if v.kind == "input" and v.base is None]
-    for name in [*inputs, *graph.outputs, *sorted(handed)]:
+    for name in dict.fromkeys([*inputs, *graph.outputs, *sorted(handed)]):
         value = graph.values[name]
         if name in OUTPUT_BUFFERS:
             pinned[name] = pinned[OUTPUT_BUFFERS[name]]
@@ -101,7 +101,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
         per_step = name == "noise"
         shape = (graph.steps, *value.shape) if per_step else value.shape
         pinned[name] = Home("dram", 0 if per_step else address, 2 if per_step else 0)
-        if name not in handed:
+        if name in inputs or name in graph.outputs:
             buffers[name] = Buffer(address, value.dtype, shape)
         address += aligned(value_bytes(value) * (graph.steps if per_step else 1))
     budget = machine.dram.npu_budget_bytes

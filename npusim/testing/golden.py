@@ -29,7 +29,7 @@ def assert_golden(program: Program, path: str | Path) -> None:
         raise AssertionError(f"{path}: no such golden file; write it with {UPDATE}=1")
     stored = path.read_text(encoding="utf-8")
     if stored != text:
-        raise AssertionError(f"{path}: {_first_difference(program, stored, text)}; accept it with {UPDATE}=1")
+        raise AssertionError(f"{path}: {_first_difference(stored, text)}accept it with {UPDATE}=1")
 
 
 def golden_text(program: Program) -> str:
@@ -51,16 +51,22 @@ def golden_text(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _first_difference(program: Program, stored: str, text: str) -> str:
-    """The first instruction that differs; if the code is equal, the first line that does."""
-    differing = []
-    part, number = "", 0
-    for old, new in zip_longest(stored.splitlines(), text.splitlines(), fillvalue="(nothing)"):
-        is_code = not new.startswith("#")
-        if new.startswith(("# prologue:", "# step:")):
-            part, number = new[2:].partition(":")[0], 0
-        if old != new:
-            where = f"{part} instruction {number}" if is_code and part else "the program's description"
-            differing.append((not is_code, f"{where} differs: stored\n  {old}\nnow\n  {new}"))
-        number += is_code
-    return min(differing, key=lambda entry: entry[0])[1]
+def _first_difference(stored: str, text: str) -> str:
+    """The first instruction that differs; if the code is equal, the first line of the description that does."""
+    old, new = _sections(stored), _sections(text)
+    for part in ("prologue", "step", "description"):
+        for number, (left, right) in enumerate(zip_longest(old[part], new[part], fillvalue="(nothing)")):
+            if left != right:
+                where = "the program's description" if part == "description" else f"{part} instruction {number}"
+                return f"{where} differs: stored\n  {left}\nnow\n  {right}\n"
+    return "lines stand in another order; "
+
+
+def _sections(text: str) -> dict[str, list[str]]:
+    """Lines of the description, the prologue and the step."""
+    sections: dict[str, list[str]] = {"description": [], "prologue": [], "step": []}
+    name = "description"
+    for line in text.splitlines():
+        name = next((part for part in ("prologue", "step") if line.startswith(f"# {part}:")), name)
+        sections[name if not line.startswith("# ") else "description"].append(line)
+    return sections

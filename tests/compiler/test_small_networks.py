@@ -239,3 +239,23 @@ def test_layernorm_that_another_operation_reads_cannot_be_compiled(tiny_machine:
     net.output(net.sum("twice", n, "norm.n", "i16", **SUM))
     with pytest.raises(UserError, match=r"^norm: layernorm cannot be compiled; allowed: elementwise, product, "):
         compile_graph(net.graph(), tiny_machine)
+
+
+def test_an_output_of_the_prologue_that_the_steps_read(tiny_machine: Machine) -> None:
+    net = Builder(steps=2)
+    x = net.input("x", (4, 6), "i16")
+    net.phase = "prologue"
+    early = net.output(net.rescale("early", x, "i16", multiplier=3, shift=1))
+    net.phase = "step"
+    net.output(net.product("late", early, x, "i32", shift=2))
+    assert set(compile_graph(net.graph(), tiny_machine).buffers) == {"x", "early", "late"}
+    assert_same_bits(net.graph(), tiny_machine, steps=2)
+
+
+@pytest.mark.parametrize("types", [("i16", "i8", "i16"), ("i16", "i16", "i8"), ("i8", "i8", "i16")])
+def test_attention_of_operands_of_different_types(tiny_machine: Machine, types: tuple[str, str, str]) -> None:
+    net = Builder()
+    q, k, v = (net.input(role, (5, 6), dtype) for role, dtype in zip("qkv", types, strict=True))
+    scales: dict[str, Any] = {"logit": (20000, 26), "output": (1 << 30, 31), "fraction_bits": 9}
+    net.output(net.attention("attn", q, k, v, "i16", heads=2, **scales))
+    assert_same_bits(net.graph(), tiny_machine)
