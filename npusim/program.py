@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode, violations
+from npusim.isa import BY_MNEMONIC, broken_rules, decode
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
 FORMAT_VERSION = 2
@@ -97,6 +97,11 @@ class Program:
             ("dram", 1): self.sets.shape[1],
             ("dram", 2): self.noise_bytes,
         }
+
+    def named(self, index: int, ins: Decoded) -> str:
+        """An instruction's number, mnemonic and layer, for messages."""
+        layer = (self.layers[ins.layer] or "(no name)") if ins.layer < len(self.layers) else f"number {ins.layer}"
+        return f"instruction {index} ({ins.op}) of layer {layer}"
 
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         yield "prologue", self.prologue
@@ -241,9 +246,8 @@ def _validate(program: Program) -> None:
     _check_overlaps(program, spans)
     for part, code in program.code():
         instructions = decode(code)
-        broken = violations(instructions, program.machine) or outside(program, instructions)
-        if broken:
-            raise UserError(f"{part}: {broken[0]}")
+        for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
+            raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
 
 
 def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None:
@@ -288,16 +292,17 @@ def _touches(region: Region, name: str, buffer: Buffer) -> bool:
     return region.start < buffer.address + buffer.bytes and region.end > buffer.address
 
 
-def outside(program: Program, instructions: list[Decoded]) -> list[str]:
-    """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name."""
+def outside(program: Program, instructions: list[Decoded]) -> list[tuple[int, str]]:
+    """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name.
+
+    Each with its instruction's index.
+    """
     limits, found = program.limits, []
     for index, ins in enumerate(instructions):
         if ins.layer >= len(program.layers):
-            found.append(f"instruction {index} ({ins.op}): layer {ins.layer}; allowed 0..{len(program.layers) - 1}")
-            continue
+            found.append((index, f"layer = {ins.layer}: allowed 0..{len(program.layers) - 1}"))
         for region in (r for regions in BY_MNEMONIC[ins.op].footprint(ins) for r in regions):
             limit = limits[region.memory, region.base]
             if region.end > limit:
-                where = f"{program.layers[ins.layer]}: {region.memory} bytes {region.start}..{region.end}"
-                found.append(f"instruction {index} ({ins.op}): {where} lie outside its {limit} bytes")
+                found.append((index, f"{region} lie outside its {limit} bytes"))
     return found

@@ -178,14 +178,14 @@ class Simulation:
         if start is None:
             return
         expected = start.copy()
-        reference.execute(expected, code)
+        self._run(expected, part, code, reference.execute)
         if _differing(self.state, expected) is not None:
             self._difference = first_difference(start, part, code, self.program.layers)
 
-    def _run(self, state: MachineState, part: str, code: list[Decoded]) -> None:
+    def _run(self, state: MachineState, part: str, code: list[Decoded], execute: Executor = engine.execute) -> None:
         for index, ins in enumerate(code):
             try:
-                engine.execute(state, (ins,))
+                execute(state, (ins,))
             except (ValueError, TypeError, OverflowError) as error:
                 layer = _layer(self.program.layers, ins)
                 raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None

@@ -127,7 +127,10 @@ def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
     words = np.zeros((len(decoded), WORDS), np.uint32)
     for index, tokens in enumerate(insert_tokens(decoded)):
         mnemonic, fields = emitter.instructions[index]
-        words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
+        try:
+            words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
+        except UserError as error:  # a number that the instruction has no room for
+            raise UserError(f"{emitter.layers[fields['layer']]}: {error}") from None
     return words
 
 

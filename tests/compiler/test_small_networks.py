@@ -13,6 +13,7 @@ import pytest
 from compiler import Builder, Graph, compile_graph, run_graph
 from compiler.graph import Value
 from compiler.lower.scales import multiplier_shift
+from compiler.schedule.build import build_program
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.program import load_program, save_program
@@ -259,3 +260,25 @@ def test_attention_of_operands_of_different_types(tiny_machine: Machine, types: 
     scales: dict[str, Any] = {"logit": (20000, 26), "output": (1 << 30, 31), "fraction_bits": 9}
     net.output(net.attention("attn", q, k, v, "i16", heads=2, **scales))
     assert_same_bits(net.graph(), tiny_machine)
+
+
+def test_numbers_that_an_instruction_has_no_room_for_name_the_layer(tiny_machine: Machine) -> None:
+    net = net_with_inputs()
+    out = Value("t", (4, 6), "i16")
+    table = net.const("t.table", ramp(), "i16")
+    # As no method of the builder would let it through.
+    net.op("table", "lookup", {"x": "x", "table": table}, out, multiplier=1 << 16, shift=1, out_zp=0)
+    net.outputs.append("t")
+    with pytest.raises(UserError, match=r"^lookup: table\.multiplier = 65536: allowed 0\.\.65535$"):
+        build_program(net.graph(), tiny_machine)
+    with pytest.raises(UserError, match=r"step operation 0 \(table of layer lookup\): multiplier = 65536; allowed: 0"):
+        compile_graph(net.graph(), tiny_machine)
+
+
+def test_tensor_that_has_no_place_names_the_layer_that_computes_it(tiny_machine: Machine) -> None:
+    net = Builder()
+    x = net.input("x", (1 << 16, 500), "i16")
+    big = net.rescale("grow", x, "i32", multiplier=1, shift=1)
+    net.output(net.rescale("shrink", big, "u8", multiplier=1, shift=1))
+    with pytest.raises(UserError, match=r"^grow: tensor grow of 131072000 bytes fits neither the 32768 bytes of SRAM"):
+        compile_graph(net.graph(), tiny_machine)
