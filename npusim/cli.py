@@ -1,11 +1,12 @@
 """The command ``npusim``. Every subcommand is one documented call of the library, which is named in its help.
 
-Exit codes: 0 success; 1 engine and reference differ, or a fault of npusim itself; 2 the user's input is at fault (one
-message on stderr, nothing written); 130 interrupted.
+Exit codes: 0 success; 1 engine and reference (or, with `verify --tosa`, TOSA's model) differ, or a fault of npusim
+itself; 2 the user's input is at fault (one message on stderr, nothing written); 130 interrupted.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,29 +200,67 @@ def asm(
     typer.echo(f"{out}: {len(code)} instructions")
 
 
-@app.command(epilog="Example: npusim verify runs/demo/program.npu --orders 5")
+@app.command(epilog="Example: npusim verify runs/demo/program.npu --orders 5, or npusim verify runs/demo --tosa")
 def verify(
-    program: Annotated[Path, typer.Argument(help="Program file.")],
-    steps: Annotated[int, typer.Option(help="Steps to run on both executors; 0: check legality only.")] = 1,
-    orders: Annotated[int, typer.Option(help="Random orders that the tokens allow, run on the engine.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the inputs and the orders.")] = 0,
+    source: Annotated[Path, typer.Argument(help="Program file; with --tosa a run folder, or a quantized model.")],
+    steps: Annotated[int | None, typer.Option(help="Steps to run on both executors (1); 0: legality only.")] = None,
+    orders: Annotated[int | None, typer.Option(help="Random orders that the tokens allow, on the engine.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random inputs and orders.")] = None,
+    tosa: Annotated[bool, typer.Option("--tosa", help="Compare with Arm's TOSA reference model, bit for bit.")] = False,
+    hw: Annotated[Path | None, typer.Option(help="Machine file, for --tosa with a quantized model.")] = None,
+    block: Annotated[int | None, typer.Option(help="With --tosa: one transformer block only.")] = None,
+    attention_bits: Annotated[int | None, typer.Option(help="For --tosa with a quantized model: 8 or 16.")] = None,
 ) -> None:
-    """Check that a program is legal, and that engine and reference agree on random inputs (npusim.crosscheck)."""
+    """Check that a program is legal, and that engine and reference agree on random inputs (npusim.crosscheck).
+
+    With --tosa, compare what the simulator computes with Arm's TOSA reference model (npusim.translation.verify_tosa).
+    """
     from compiler.verify import verify as check
     from npusim.crosscheck import crosscheck
 
-    loaded = load_program(program)
-    with _naming(program):
+    if tosa:
+        if (steps, orders, seed) != (None, None, None):
+            raise UserError(f"{source}: --steps, --orders and --seed are allowed without --tosa only")
+        _verify_tosa(source, hw, block, attention_bits)
+        return
+    if hw is not None or block is not None or attention_bits is not None:
+        raise UserError(f"{source}: --hw, --block and --attention-bits are allowed with --tosa only")
+    loaded = load_program(source)
+    result = None
+    with _naming(source):
         check(loaded)
-        result = None
-        if steps or orders:
+        if steps != 0 or orders:
             with _progress() as notify:
-                result = crosscheck(loaded, max(steps, 1), orders, seed, notify=notify)
-    typer.echo(f"{program}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+                result = crosscheck(loaded, 1 if steps is None else steps, orders or 0, seed or 0, notify=notify)
+    typer.echo(f"{source}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
     if result is not None:
         typer.echo(str(result))
         if not result.equal:
             raise typer.Exit(1)
+
+
+def _verify_tosa(source: Path, hw: Path | None, block: int | None, attention_bits: int | None) -> None:
+    from npusim.translation import report_text, verify_tosa
+
+    with _progress() as notify:
+        report = verify_tosa(source, hw, block, attention_bits, notify)
+    typer.echo(report_text(report))
+    if not report.equal:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: npusim rtl --hw hwconfigs/edge_8k.yaml --out build/rtl")
+def rtl(hw: Hardware, out: Annotated[Path, typer.Option(help="Folder to write.")]) -> None:
+    """Write a machine's matrix unit in SystemVerilog (npusim.rtl.write_rtl)."""
+    from npusim.config import load_machine
+    from npusim.rtl import LINT, write_rtl
+
+    machine = load_machine(hw)
+    paths = write_rtl(machine, out)
+    array = machine.mac_array
+    kind = array.dataflow.replace("_", "-")
+    typer.echo(f"{out}: {len(paths)} files, {kind} matrix unit of {array.rows} x {array.cols} cells")
+    typer.echo(f"check with: cd {shlex.quote(str(out))} && {LINT}")
 
 
 @app.command(epilog="Example: npusim explain runs/demo/program.npu 120 --part step")

@@ -267,28 +267,66 @@ def pass_cycles(ins: Decoded, machine: Any) -> int:
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """Closed form, from the first weight row's cycle to the last result's; the RTL in npusim/rtl takes exactly as long.
+    """Closed form, from the first operand's cycle to the last result's; the RTL in npusim/rtl takes exactly as long.
+
+    Weight-stationary:
 
     * First load: ``rows`` cycles, one row of weights each, before the first activation row can enter.
     * Folds, over k innermost, then n, then rounds of ``acc_rows`` rows (all that a bank holds), then batches: each
       streams its rows for ``pass_cycles`` each. With a shadow weight register the next fold's weights load meanwhile,
       so a fold lasts at least as long as a load; the last fold has no load to wait for. Without one, every fold loads,
       then streams.
-    * Skew and drain: from the cycle in which the last row enters at the first cell to that in which the farthest one,
-      ``rows - 1`` further down and ``cols - 1`` to the right, adds its product. Folds follow each other without a gap.
-    * Requantizer: its first register takes the accumulator's new sum, so accumulation costs no cycle of its own.
+
+    Output-stationary:
+
+    * Tiles, over n innermost, then blocks of ``rows`` output rows, then batches: each streams all of k, one fold for
+      ``pass_cycles``. A finished tile moves to the drain registers and leaves them one row a cycle while the next tile
+      streams, so a tile lasts at least as many cycles as it has rows; the last one has no successor that waits.
+    * The last tile's rows: each enters the requantizer a cycle after the one above, the first one a cycle after its
+      copy to the drain register.
+
+    Both:
+
+    * Skew and drain: from the cycle in which the last element enters at the first cell to that in which the farthest
+      one, ``rows - 1`` further down and ``cols - 1`` to the right, adds its product. Folds and tiles follow each other
+      without a gap.
+    * Requantizer: its first register takes the accumulator's new sum, so accumulation costs no cycle of its own. With
+      ``acc_hold`` nothing leaves; a cycle passes until the last column's control is through.
     """
+    array = machine.mac_array
+    form = _weight_stationary_cycles if array.dataflow == "weight_stationary" else _output_stationary_cycles
+    return form(ins, machine) + int(array.rows + array.cols - 2)
+
+
+def _weight_stationary_cycles(ins: Decoded, machine: Any) -> int:
     array = machine.mac_array
     load = array.rows
     folds = -(-ins.k // fold_height(ins, machine)) * -(-ins.n // array.cols) * ins.batch0 * ins.batch1
-    full, rest = divmod(ins.m, array.acc_rows)
-    rounds = [(count, m * pass_cycles(ins, machine)) for count, m in ((full, array.acc_rows), (1, rest)) if count * m]
+    streams = [(count, m * pass_cycles(ins, machine)) for count, m in _blocks(ins.m, array.acc_rows)]
     if array.shadow_weights:
-        last = rounds[-1][1]
-        total = load + sum(count * folds * max(stream, load) for count, stream in rounds) - max(last, load) + last
+        last = streams[-1][1]
+        total = load + sum(count * folds * max(stream, load) for count, stream in streams) - max(last, load) + last
     else:
-        total = sum(count * folds * (load + stream) for count, stream in rounds)
-    return int(total + array.rows + array.cols - 2 + array.requant_latency_cycles)
+        total = sum(count * folds * (load + stream) for count, stream in streams)
+    return int(total + (1 if ins.acc_hold else array.requant_latency_cycles))
+
+
+def _output_stationary_cycles(ins: Decoded, machine: Any) -> int:
+    array = machine.mac_array
+    stream = -(-ins.k // fold_height(ins, machine)) * pass_cycles(ins, machine)
+    if ins.acc_hold:
+        return int(stream + 1)
+    tiles = -(-ins.n // array.cols) * ins.batch0 * ins.batch1
+    blocks = _blocks(ins.m, array.rows)
+    last = blocks[-1][1]
+    total = sum(count * tiles * max(stream, rows) for count, rows in blocks) - max(stream, last) + stream
+    return int(total + last + array.requant_latency_cycles)
+
+
+def _blocks(rows: int, most: int) -> list[tuple[int, int]]:
+    """``rows`` cut into blocks of at most ``most``: (count, rows of each), the last block last."""
+    full, rest = divmod(rows, most)
+    return [(count, size) for count, size in ((full, most), (1, rest)) if count * size]
 
 
 def _mode_exists(ins: Decoded, machine: Any) -> bool:

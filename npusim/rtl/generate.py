@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from npusim.config import Machine
-from npusim.errors import UserError
+from npusim.folder import Layout, write_folder
 
 TOP = "npu_matmul"
 """Name of the top module."""
 
 PACKAGE, FILE_LIST = "npu_machine.sv", "npu.f"
 
+LINT = f"verilator --lint-only --top-module {TOP} -f {FILE_LIST}"
+"""Command that checks the written sources, in their folder."""
+
 SOURCES = (
-    "npu_types.sv", "npu_delay.sv", "npu_narrow.sv", "npu_pe.sv", "npu_row_sum_cell.sv", "npu_array.sv",
-    "npu_accumulator.sv", "npu_requantizer.sv", "npu_column.sv", "npu_folds.sv", "npu_sequencer.sv", "npu_matmul.sv",
+    "npu_types.sv", "npu_delay.sv", "npu_narrow.sv", "npu_operand.sv", "npu_multiply.sv", "npu_lane_sum.sv",
+    "npu_accumulator.sv", "npu_folds.sv", "npu_phases.sv",
+    "npu_ws_cell.sv", "npu_ws_row_sum_cell.sv", "npu_ws_array.sv", "npu_ws_sequencer.sv", "npu_ws.sv",
+    "npu_os_sum.sv", "npu_os_cell.sv", "npu_os_array.sv", "npu_os_sequencer.sv", "npu_os.sv",
+    "npu_round.sv", "npu_requantizer.sv", "npu_column.sv", "npu_matmul.sv",
 )  # fmt: skip
 """The sources that are the same for every machine, in the order of compilation; they follow the generated package."""
 
@@ -26,19 +30,26 @@ _OVERFLOW = {"saturate": 0, "wrap": 1, "trap": 2}
 def machine_package(machine: Machine) -> str:
     """Return the text of the package ``npu_machine``: everything in the sources that depends on the machine."""
     array = machine.mac_array
+    output_stationary = array.dataflow == "output_stationary"
     parameters = (
+        ("bit", "OUTPUT_STATIONARY", output_stationary, "mac_array.dataflow"),
         ("int", "ROWS", array.rows, "mac_array.rows"),
         ("int", "COLS", array.cols, "mac_array.cols"),
         ("int", "ACC_BITS", array.acc_bits, "mac_array.acc_bits"),
         ("int", "OVERFLOW", _OVERFLOW[array.overflow], "mac_array.overflow: 0 saturate, 1 wrap, 2 trap"),
         ("int", "ACC_ROWS", array.acc_rows, "mac_array.acc_rows"),
         ("bit", "SHADOW_WEIGHTS", array.shadow_weights, "mac_array.shadow_weights"),
+        ("int", "NARROWEST_ACTIVATION_BITS", array.narrowest_activation_bits, "mac_array.narrowest_activation_bits"),
+        ("int", "NARROWEST_WEIGHT_BITS", array.narrowest_weight_bits, "mac_array.narrowest_weight_bits"),
+        ("int", "A4W4_PER_CELL", array.a4w4_per_cell, "mac_array.a4w4_per_cell"),
+        ("bit", "INPUT_SHIFT", array.input_shift, "mac_array.input_shift"),
         ("int", "PASS_CYCLES_A8W8", array.pass_cycles_a8w8, "mac_array.pass_cycles_a8w8"),
         ("int", "PASS_CYCLES_A16W8", array.pass_cycles_a16w8, "mac_array.pass_cycles_a16w8"),
         ("int", "PASS_CYCLES_A16W16", array.pass_cycles_a16w16, "mac_array.pass_cycles_a16w16"),
         ("bit", "ROW_SUM_COLUMN", array.row_sum_column, "mac_array.row_sum_column"),
         ("int", "MULTIPLIER_BITS", array.requant_multiplier_bits, "mac_array.requant_multiplier_bits"),
         ("bit", "DOUBLE_ROUNDING", array.requant_rounding == "double", "mac_array.requant_rounding"),
+        ("bit", "FACTORED", array.factored_requant, "mac_array.factored_requant"),
         ("int", "REQUANT_LATENCY", array.requant_latency_cycles, "mac_array.requant_latency_cycles"),
         ("int", "SRAM_BYTES", machine.sram.capacity_bytes, "sram.capacity_bytes: bounds a row's sum"),
     )
@@ -48,38 +59,25 @@ def machine_package(machine: Machine) -> str:
 
 
 def write_rtl(machine: Machine, out_dir: str | Path) -> list[Path]:
-    """Write the matrix unit of ``machine`` to the folder ``out_dir``, which is made where it is missing.
+    """Write the matrix unit of ``machine`` to the folder ``out_dir``: new, empty, or of an earlier call.
 
-    Files of the same names are replaced, others are left alone. ``npu.f`` is a file list for simulators and synthesis
-    tools (``verilator --lint-only --top-module npu_matmul -f npu.f``, in that folder).
+    The folder is written whole; of an earlier call every file is replaced, others are left alone. ``npu.f`` is a file
+    list for simulators and synthesis tools; `LINT` checks all with Verilator, in that folder.
 
     Returns:
         The paths written, in the order of compilation, the file list last.
 
     Raises:
-        UserError: the folder or a file in it cannot be written.
+        UserError: the folder cannot be written, or holds files but no ``npu.f``.
     """
     folder, here = Path(out_dir), Path(__file__).resolve().parent
     texts = {PACKAGE: machine_package(machine)}
     texts |= {name: (here / name).read_text(encoding="utf-8") for name in SOURCES}
     texts[FILE_LIST] = "".join(f"{name}\n" for name in texts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(new: Path) -> None:
         for name, text in texts.items():
-            _replace(folder / name, text)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; allowed: a folder that can be written") from error
+            (new / name).write_text(text, encoding="utf-8", newline="\n")
+
+    write_folder(folder, Layout("RTL", (FILE_LIST, PACKAGE, *SOURCES)), write)
     return [folder / name for name in texts]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write under another name first, so that nobody ever reads half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

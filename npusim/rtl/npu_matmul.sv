@@ -2,6 +2,8 @@
 //
 // Outside of it: addresses (ports speak in batch, row and element numbers) and the memories. Every read port gives its data
 // in the cycle in which it is asked; reads are known in advance, so a memory with latency is asked that much earlier.
+// Operands come as they lie in memory, packed or not, cut at the element that was asked for: `bits of a row from element i
+// on` are the row's bytes from bit (i * bits per element) on. What follows the row's last element may be anything.
 // Reset must last ROWS + COLS + REQUANT_LATENCY cycles: only the sequencer has a reset, the pipelines run empty.
 
 module npu_matmul
@@ -22,20 +24,35 @@ module npu_matmul
     input  logic        [         3:0] out_type,
     input  logic                       by_channel,     // one record for each channel; else one for all
     input  logic                       by_row,         // one multiplier and shift for each row; no bias, no zero point
+    input  logic                       factored,       // factored records; the second scale for all or for each row
+    input  logic        [         3:0] fraction_bits,  // in the factored modes
+    input  logic                       acc_continue,   // start from the sums in the accumulators
+    input  logic                       acc_hold,       // leave the sums there; no results
+    input  logic                       shifted,        // activations are shifted left by shift_data
     input  logic signed [        31:0] out_zero_point,
-    // weights: element (batch, weight_k, weight_n + c) in lane c
+    // weights: lane c has the bits of channel weight_n + c from element weight_k on
     output logic                       weight_read,
     output logic        [        31:0] weight_batch,
     output logic        [        31:0] weight_k,
     output logic        [        31:0] weight_n,
     input  logic        [ COLS*16-1:0] weight_data,
-    // activations: element (batch, act_m, act_k + r) in lane r; and the row's record in row mode
+    // activations. Weight-stationary: the bits of row act_m from element act_k on, and two bits of shift for each element
+    // from act_k on. Output-stationary: lane r has the bits of row act_m + r from element act_k on; shifts as before.
     output logic                       act_read,
     output logic        [        31:0] act_batch,
     output logic        [        31:0] act_m,
     output logic        [        31:0] act_k,
     input  logic        [ ROWS*16-1:0] act_data,
-    input  logic        [        31:0] row_record,
+    input  logic        [  ROWS*4-1:0] shift_data,
+    // input zero point of row (act_batch, zero_m), in the factored modes
+    output logic                       zero_read,
+    output logic        [        31:0] zero_m,
+    input  logic signed [        31:0] zero_point,
+    // multiplier (low half) and shift of row (scale_batch, scale_m), in row mode and the factored modes
+    output logic                       scale_read,
+    output logic        [        31:0] scale_batch,
+    output logic        [        31:0] scale_m,
+    input  logic        [        31:0] row_scale,
     // requantization records, one bank of the parameter memory below each column
     output logic        [ COLS*32-1:0] record_index,
     input  logic        [COLS*RECORD_BITS-1:0] record_data,
@@ -49,59 +66,41 @@ module npu_matmul
     output logic                       done,           // with the instruction's last result
     output logic                       trap            // with `done`: an accumulator overflowed
 );
-  job_t job, start_job;
-  stream_t stream;
-  token_t feed_token;
-  logic [31:0] depth;
-  logic act_active, act_high;
-
-  assign start_job = '{
-      m: m, k: k, n: n, batches: batches,
-      a_type: a_type, b_type: b_type, out_type: out_type,
-      by_channel: by_channel, by_row: by_row, out_zero_point: out_zero_point
-  };
-  npu_sequencer sequencer (
-      .clk, .rst, .start, .start_job, .job,
-      .weight_read, .weight_batch, .weight_k, .weight_n,
-      .act_read, .act_batch, .act_m, .act_k,
-      .depth, .act_active, .act_high, .stream, .token(feed_token)
-  );
-
-  // ---- activations as signed lanes; rows beyond k and idle phases give 0, whatever the port shows
-  wire signed_low = job.a_type == I8, wide_a = job.a_type == I16;
-  logic [ROWS*ACT_BITS-1:0] act;
-  for (genvar r = 0; r < ROWS; r++) begin : g_act
-    wire [15:0] element = act_data[r*16+:16];
-    wire [LANE_BITS-1:0] low = {signed_low && element[7], element[7:0]};
-    wire [LANE_BITS-1:0] high = {element[15], element[15:8]};
-    wire used = act_active && 32'(r) < depth;
-    assign act[r*ACT_BITS+:LANE_BITS] = !used ? '0 : act_high ? high : low;
-    if (A_LANES == 2) begin : g_high
-      assign act[r*ACT_BITS+LANE_BITS+:LANE_BITS] = used && wide_a ? high : '0;
+  job_t job;
+  always_ff @(posedge clk) begin
+    if (start) begin
+      job <= '{
+          m: m, k: k, n: n, batches: batches,
+          a_type: a_type, b_type: b_type, out_type: out_type,
+          by_channel: by_channel, by_row: by_row, factored: factored,
+          acc_continue: acc_continue, acc_hold: acc_hold, shifted: shifted,
+          fraction_bits: fraction_bits, out_zero_point: out_zero_point
+      };
     end
   end
 
-  logic [COLS*PSUM_BITS-1:0] psum;
-  logic signed [SUM_PSUM_BITS-1:0] sum_psum;
-  npu_array array (.clk, .stream, .act, .weight(weight_data), .psum, .row_sum(sum_psum));
-
-  // ---- the token meets its sums ROWS cycles later, at the row-sum column and column 0
-  token_t full_token, token;
-  always_comb begin
-    full_token = feed_token;
-    full_token.row_multiplier = row_record[14:0];
-    full_token.row_shift = row_record[21:16];
-  end
-  npu_delay #(.BITS($bits(token_t)), .DEPTH(ROWS)) token_delay (.clk, .in(full_token), .out(token));
-
+  token_t token;  // at column 0
   logic signed [ROW_SUM_BITS-1:0] row_sum;
-  if (ROW_SUM_COLUMN) begin : g_row_sum
-    npu_accumulator #(
-        .IN_BITS(SUM_PSUM_BITS), .PART_BITS(ROW_SUM_BITS), .BITS(ROW_SUM_BITS), .MODE(WRAP)  // wide enough never to wrap
-    ) accumulator (.clk, .token, .psum(sum_psum), .sum(row_sum), .overflow());
-  end else begin : g_no_row_sum
-    wire unused = &sum_psum;
-    assign row_sum = '0;
+  logic [COLS*COLUMN_IN_BITS-1:0] column_in;
+  logic cell_overflow;
+  if (OUTPUT_STATIONARY) begin : g_os
+    npu_os dataflow (
+        .clk, .rst, .start, .job,
+        .weight_read, .weight_batch, .weight_k, .weight_n, .weight_data,
+        .act_read, .act_batch, .act_m, .act_k, .act_data, .shift_data,
+        .zero_read, .zero_m, .zero_point(zero_point[16:0]), .scale_read, .scale_batch, .scale_m, .row_scale,
+        .token, .row_sum, .column_in, .overflow(cell_overflow)
+    );
+  end else begin : g_ws
+    npu_ws dataflow (
+        .clk, .rst, .start, .job,
+        .weight_read, .weight_batch, .weight_k, .weight_n, .weight_data,
+        .act_read, .act_batch, .act_m, .act_k, .act_data, .shift_data, .zero_point(zero_point[16:0]), .row_scale,
+        .token, .row_sum, .column_in
+    );
+    assign {zero_read, zero_m} = {act_read, act_m};
+    assign {scale_read, scale_batch, scale_m} = {act_read, act_batch, act_m};
+    assign cell_overflow = 1'b0;  // the columns report
   end
 
   // ---- columns: each result waits until the last column has its own, so that rows are written whole
@@ -121,7 +120,7 @@ module npu_matmul
     npu_column #(.INDEX(c)) column (
         .clk, .job,
         .token(token_in), .token_out, .row_sum(row_sum_in), .row_sum_out,
-        .psum($signed(psum[c*PSUM_BITS+:PSUM_BITS])),
+        .in($signed(column_in[c*COLUMN_IN_BITS+:COLUMN_IN_BITS])),
         .record_index(record_index[c*32+:32]), .record(record_data[c*RECORD_BITS+:RECORD_BITS]),
         .result_next, .result, .overflow(overflow[c])
     );
@@ -131,16 +130,19 @@ module npu_matmul
   // ---- end of the instruction, and which result comes out
   wire token_t last_token = g_column[COLS-1].token_in;
   wire valid_next = g_column[COLS-1].result_next;
-  logic finishing;  // the last result is in its register at the end of this cycle
-  npu_delay #(.BITS(1), .DEPTH(REQUANT_LATENCY - 1)) last_delay (.clk, .in(last_token.last), .out(finishing));
+  logic last_result, finishing;  // the last result, or the last sum that is held, is in its register after this cycle
+  npu_delay #(.BITS(1), .DEPTH(REQUANT_LATENCY - 1)) last_delay (
+      .clk, .in(last_token.last && !job.acc_hold), .out(last_result)
+  );
+  assign finishing = last_result || (last_token.last && job.acc_hold);
 
   logic busy, trapped;
   assign ready = !busy || finishing;
-  wire trap_now = OVERFLOW != SATURATE && OVERFLOW != WRAP && (trapped || (|overflow));
+  wire trap_now = OVERFLOW != SATURATE && OVERFLOW != WRAP && (trapped || cell_overflow || (|overflow));
 
   logic [31:0] batch, m0, n0, row;
   wire [31:0] rows_left = job.m - m0;
-  wire last_row = row + 1 == rows_left || row + 1 == 32'(ACC_ROWS);
+  wire last_row = row + 1 == rows_left || row + 1 == 32'(TILE_ROWS);
   npu_folds #(.FOLD_K(0)) out_tiles (
       .clk, .restart(start), .advance(valid_next && last_row), .job,
       .batch, .m0, .n0, .k0(), .first_k(), .last_k(), .last()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from npusim.errors import UserError
 from tests.conformance import side_venv
 
 
@@ -26,6 +27,6 @@ def tflm() -> str:
 def _installed(name: str) -> str:
     try:
         side_venv.python_of(name)
-    except side_venv.OracleError as error:
+    except UserError as error:
         pytest.fail(str(error), pytrace=False)
     return name

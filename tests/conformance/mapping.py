@@ -178,14 +178,11 @@ def table(
 
 
 def table_of_bytes(machine: Machine, x: Array, entries: Array) -> Array:
-    """TABLE of int8 to int8: EWLIN spreads the values to every second entry of a TABLE: no interpolation."""
+    """TABLE of int8 to int8."""
     bench, cols = Bench(machine), x.shape[-1]
-    spread = bench.target("i16", x.shape, keep=False)
-    bench.elementwise("ewlin", bench.place(x), None, spread, 1, a_mul=2 * 256)
-    wide = np.append(np.repeat(entries.astype(np.int16), 2), np.int16(0))
     bench.emit(
-        "table", a_addr=spread.address, a_row=2 * cols, out_addr=bench.result("i8", x.shape), out_row=cols,
-        rows=x.size // cols, cols=cols, table_addr=bench.put(wide, "param"), multiplier=1, shift=7, out_dtype="i8",
+        "table8", a_addr=bench.put(x), a_row=cols, out_addr=bench.result("i8", x.shape), out_row=cols,
+        rows=x.size // cols, cols=cols, table_addr=bench.put(entries, "param"), a_dtype="i8", out_dtype="i8",
     )  # fmt: skip
     return bench.run()[0]
 

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from npusim.config import Machine
+from npusim.isa.encoding import DTYPES
 from tests.conformance import mapping
 from tests.conformance.directed import bound_of, inputs_for, scales, values_for
 from tests.conformance.tosa_graph import TosaGraphs
@@ -63,6 +64,30 @@ def test_rescale_of_accumulators_by_16_bit_multipliers(acc_bits: int, tosa: str,
     for (out, zero_point), expected in zip(OUTPUTS, graphs.run(), strict=True):
         got = mapping.rescale_bias(edge_machine, x, multipliers, shifts, zero_point, out, acc_bits)
         np.testing.assert_array_equal(got, expected, out)
+
+
+@pytest.mark.parametrize("scale32", [False, True])
+@pytest.mark.parametrize(("in_dtype", "in_zp", "out_dtype", "out_zp"), [
+    ("u16", 0, "i16", 0), ("u16", 32768, "i16", 0), ("u16", 32768, "i8", -7), ("u16", 0, "i8", 5),
+    ("i16", 0, "u16", 0), ("i16", 0, "u16", 32768), ("i8", -3, "u16", 32768),
+])  # fmt: skip
+def test_rescale_of_unsigned_16_bits(
+    in_dtype: str, in_zp: int, out_dtype: str, out_zp: int, scale32: bool, tosa: str, edge_machine: Machine
+) -> None:
+    """TOSA's zero point of such a tensor is 0 or 32768; the generated cases have 0 only."""
+    rng, bits = np.random.default_rng(11), 31 if scale32 else 15
+    kind, least, greatest = DTYPES[in_dtype]
+    multipliers = rng.integers(1 << bits - 1, 1 << bits, 48)
+    multipliers[::4] = 1 << bits - 1  # has ties
+    shifts = bits - rng.integers(-6, 12, 48)  # results from a few bits to beyond the output type
+    x = np.clip(inputs_for(multipliers, shifts, scale32, 17, 300, rng) + in_zp, least, greatest).astype(kind)
+    graphs = TosaGraphs()
+    graphs.rescale(x, in_dtype, multipliers, shifts, out_dtype, out_zp, scale32=scale32, in_zp=in_zp)
+    got = mapping.rescale_matmul(edge_machine, x, multipliers, shifts, in_zp, out_zp, out_dtype, scale32, False)
+    np.testing.assert_array_equal(got.view(f"i{got.itemsize}"), one(graphs))
+    _, low, high = DTYPES[out_dtype]
+    ends = {high} if in_dtype == "u16" and in_zp == 0 else {low, high}  # nothing is negative there
+    assert ends <= set(got.ravel().tolist())
 
 
 @pytest.mark.parametrize("in_dtype", ["i8", "i16", "i32"])

@@ -28,7 +28,8 @@ CYCLE_LIMIT = 10_000_000
 
 FIELDS = (
     "a_addr a_row a_b0 a_b1 b_addr b_k b_n b_b0 b_b1 out_addr out_row out_b0 out_b1 "
-    "m k n batch0 batch1 rq_addr a_dtype b_dtype out_dtype rq_mode out_zp"
+    "m k n batch0 batch1 rq_addr a_dtype b_dtype out_dtype rq_mode out_zp "
+    "acc_continue acc_hold shifted fraction_bits shift_addr scalars_addr"
 ).split()
 RESULTS = "start_cycle done_cycle values stray trap".split()
 
@@ -85,6 +86,7 @@ def build(machine: Machine, folder: Path) -> Path:
     require_tools()
     array = machine.mac_array
     sizes = {"ROWS": array.rows, "COLS": array.cols, "REQUANT_LATENCY": array.requant_latency_cycles}
+    sizes["OUTPUT_STATIONARY"] = int(array.dataflow == "output_stationary")
     # -fno-gnu-unique: units of several machines run in one process and must share no static data.
     macros = " ".join(f"-D{name}={value}" for name, value in sizes.items())
     objects = folder / "obj"

@@ -14,9 +14,10 @@ from npusim.config import Machine
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 from npusim.rtl import TOP, write_rtl
-from tests.cosim.cases import Case, all_cases, random_case
+from tests.cosim.cases import Case, random_case
 from tests.cosim.compare import differences
-from tests.cosim.machines import NO_SHADOW_TRAP, SIZES, SMALL, variant
+from tests.cosim.edges import all_cases
+from tests.cosim.machines import NO_SHADOW_TRAP, OUTPUT_STATIONARY, SIZES, SMALL, Fields, variant
 from tests.cosim.rtl import MatrixUnit, Outcome, require_tools, run_tool
 
 UnitOf = Callable[[Machine], MatrixUnit]
@@ -32,7 +33,13 @@ def lint(machine: Machine, folder: Path) -> None:
 
 
 def test_8x8_equals_the_reference_in_bits_and_the_closed_form_in_cycles(tiny_machine: Machine, unit_of: UnitOf) -> None:
-    assert differences(unit_of(tiny_machine), all_cases(tiny_machine, seed=1, scale_up=2)) == []
+    machine = variant(tiny_machine, {})
+    assert differences(unit_of(machine), all_cases(machine, seed=1, scale_up=2)) == []
+
+
+def test_8x8_output_stationary(tiny_machine: Machine, unit_of: UnitOf) -> None:
+    machine = variant(tiny_machine, OUTPUT_STATIONARY)
+    assert differences(unit_of(machine), all_cases(machine, seed=1, scale_up=2)) == []
 
 
 def test_8x8_with_everything_else_different(tiny_machine: Machine, unit_of: UnitOf) -> None:
@@ -42,7 +49,8 @@ def test_8x8_with_everything_else_different(tiny_machine: Machine, unit_of: Unit
 
 def test_a_difference_is_found_and_named(tiny_machine: Machine, unit_of: UnitOf) -> None:
     """The comparison can fail: a unit that is a cycle late, loses a value and flips a bit of the first one."""
-    case = random_case(tiny_machine, np.random.default_rng(3), ("i8", "i8", "i16"), "channel", (1, 1, 5, 9, 3))
+    machine = variant(tiny_machine, {})
+    case = random_case(machine, np.random.default_rng(3), ("i8", "i8", "i16"), "channel", (1, 1, 5, 9, 3))
 
     class Faulty(MatrixUnit):
         def __init__(self, inner: MatrixUnit) -> None:
@@ -53,13 +61,14 @@ def test_a_difference_is_found_and_named(tiny_machine: Machine, unit_of: UnitOf)
             states[0].sram[instructions[0].out_addr] ^= 1
             return [replace(outcome, cycles=outcome.cycles + 1, values=outcome.values - 1)]
 
-    (line,) = differences(Faulty(unit_of(tiny_machine)), [case])
+    (line,) = differences(Faulty(unit_of(machine)), [case])
     assert line.startswith("random: i8 x i8 -> i16, channel, 1x1x5x9x3: 40 cycles, closed form 39; 14 values and 0 out")
     assert "; 1 of 15 values differ, first (0, 0, 0, 0): " in line
 
 
-def test_sources_are_clean(tiny_machine: Machine, tmp_path: Path) -> None:
-    lint(tiny_machine, tmp_path)
+@pytest.mark.parametrize("fields", [{}, OUTPUT_STATIONARY], ids=["weight_stationary", "output_stationary"])
+def test_sources_are_clean(tiny_machine: Machine, tmp_path: Path, fields: Fields) -> None:
+    lint(variant(tiny_machine, fields), tmp_path)
 
 
 def test_a_missing_verilator_fails_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +81,11 @@ def test_a_missing_verilator_fails_and_says_what_to_install(monkeypatch: pytest.
 @pytest.mark.parametrize("name", [*SIZES, *SMALL])
 def test_other_arrays(tiny_machine: Machine, unit_of: UnitOf, name: str) -> None:
     machine = variant(tiny_machine, (SIZES | SMALL)[name])
-    cases: list[Case] = [case for seed in range(3) for case in all_cases(machine, seed, scale_up=3)]
+    cases: list[Case] = [case for seed in range(2) for case in all_cases(machine, seed, scale_up=3)]
     assert differences(unit_of(machine), cases) == []
 
 
 @pytest.mark.slow
-def test_sources_are_clean_at_full_size(edge_machine: Machine, tmp_path: Path) -> None:
-    lint(edge_machine, tmp_path)
+@pytest.mark.parametrize("fields", [{}, OUTPUT_STATIONARY], ids=["weight_stationary", "output_stationary"])
+def test_sources_are_clean_at_size(edge_machine: Machine, tmp_path: Path, fields: Fields) -> None:
+    lint(variant(edge_machine, fields | {"rows": 32, "cols": 64}), tmp_path)  # memory and time grow with the cells

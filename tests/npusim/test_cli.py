@@ -19,7 +19,7 @@ from npusim.program import save_program
 from npusim.report import write_run
 from tests.npusim.strategies import small_program
 
-COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain")
+COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain", "rtl")
 
 
 @pytest.fixture
@@ -124,6 +124,33 @@ def test_disassembly_assembles_to_the_same_words(capsys, tmp_path, tiny):
         ("prologue", str(len(tiny.program.prologue))),
         ("step", str(len(tiny.program.step))),
     ]
+
+
+def test_rtl_of_a_machine(capsys, tmp_path, edited_machine):
+    path = edited_machine("dataflow: weight_stationary", "dataflow: output_stationary")
+    out = tmp_path / "r t l"
+    for _ in range(2):  # the second replaces the first
+        assert main(["rtl", "--hw", str(path), "--out", str(out)]) == 0
+        files = sorted(out.iterdir())
+        assert capsys.readouterr().out == (
+            f"{out}: {len(files)} files, output-stationary matrix unit of 8 x 8 cells\n"
+            f"check with: cd '{out}' && verilator --lint-only --top-module npu_matmul -f npu.f\n"
+        )
+    assert {"npu_machine.sv", "npu_matmul.sv", "npu.f"} <= {file.name for file in files}
+    assert "localparam bit OUTPUT_STATIONARY = 1;" in (out / "npu_machine.sv").read_text()
+
+
+def test_rtl_is_refused_its_folder(capsys, tmp_path, machine_file, edited_machine):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "npu_matmul.sv").write_text("")
+    for hw, out, message in (
+        (machine_file, "file", "file: exists and is not a folder; allowed: a new folder, an empty one"),
+        (machine_file, "file/out", "cannot be made"),
+        (machine_file, "mine", "mine: holds files but no npu.f"),
+        (edited_machine("rows: 8", "rows: 0"), "new", "mac_array.rows"),
+    ):
+        assert message in refused(capsys, tmp_path, "rtl", "--hw", hw, "--out", tmp_path / out)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -354,6 +381,8 @@ def test_requests_about_a_program_that_are_refused(capsys, tmp_path, small):
     for arguments, message in (
         (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 1..2"),
         (("verify", small, "--orders", "-1"), "small.npu: orders = -1: allowed: at least 0"),
+        (("verify", small, "--tosa", "--seed", "1"), "--steps, --orders and --seed are allowed without --tosa only"),
+        (("verify", small, "--block", "1"), "--hw, --block and --attention-bits are allowed with --tosa only"),
         (("explain", small, "6"), "small.npu: step has no instruction 6; allowed 0..5"),
         (("explain", small, "0", "--part", "steps"), "small.npu: part = 'steps': allowed prologue, step"),
         (("explain", tmp_path / "none.npu", "0"), "none.npu: no such program file"),

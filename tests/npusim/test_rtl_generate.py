@@ -21,9 +21,10 @@ def parameters(folder: Path) -> dict[str, int]:
 def test_the_package_holds_the_machine(edge_machine: Machine, tmp_path: Path) -> None:
     write_rtl(edge_machine, tmp_path)
     assert parameters(tmp_path) == {
-        "ROWS": 64, "COLS": 128, "ACC_BITS": 40, "OVERFLOW": 0, "ACC_ROWS": 512, "SHADOW_WEIGHTS": 1,
-        "PASS_CYCLES_A8W8": 1, "PASS_CYCLES_A16W8": 2, "PASS_CYCLES_A16W16": 4, "ROW_SUM_COLUMN": 1,
-        "MULTIPLIER_BITS": 16, "DOUBLE_ROUNDING": 0, "REQUANT_LATENCY": 4, "SRAM_BYTES": 2 << 20,
+        "OUTPUT_STATIONARY": 0, "ROWS": 64, "COLS": 128, "ACC_BITS": 40, "OVERFLOW": 0, "ACC_ROWS": 512,
+        "SHADOW_WEIGHTS": 1, "NARROWEST_ACTIVATION_BITS": 4, "NARROWEST_WEIGHT_BITS": 4, "A4W4_PER_CELL": 2,
+        "INPUT_SHIFT": 1, "PASS_CYCLES_A8W8": 1, "PASS_CYCLES_A16W8": 2, "PASS_CYCLES_A16W16": 4, "ROW_SUM_COLUMN": 1,
+        "MULTIPLIER_BITS": 16, "DOUBLE_ROUNDING": 0, "FACTORED": 1, "REQUANT_LATENCY": 4, "SRAM_BYTES": 2 << 20,
     }  # fmt: skip
 
 
@@ -57,5 +58,13 @@ def test_writing_again_replaces(tiny_machine: Machine, edge_machine: Machine, tm
 
 def test_a_folder_that_is_a_file_is_named(tiny_machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match=r"taken: File exists; allowed: a folder that can be written"):
+    with pytest.raises(UserError, match=r"taken: exists and is not a folder; allowed: a new folder"):
         write_rtl(tiny_machine, tmp_path / "taken")
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "npu_matmul.sv").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files but no npu.f; allowed: .* an earlier RTL"):
+        write_rtl(tiny_machine, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["npu_matmul.sv"]
+    assert (tmp_path / "npu_matmul.sv").read_text() == "mine"

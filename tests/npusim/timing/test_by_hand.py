@@ -230,6 +230,36 @@ def test_weight_stationary_folds_by_hand(tiny_machine: Machine) -> None:
     assert matmul_cycles(without_shadow(tiny_machine), 20, 16, 8) == 2 * (8 + 20) + 14 + 4
 
 
+def with_outputs(machine: Machine) -> Machine:
+    fields = {"dataflow": "output_stationary"}
+    return machine.model_copy(update={"mac_array": machine.mac_array.model_copy(update=fields)})
+
+
+def test_output_stationary_tiles_by_hand(tiny_machine: Machine) -> None:
+    """Each tile k, or its rows where there are more (the last one k); skew 14, the last tile's rows; requantize 4."""
+    machine = with_outputs(tiny_machine)
+    assert matmul_cycles(machine, 8, 20, 8) == 20 + 14 + 8 + 4
+    assert matmul_cycles(machine, 3, 20, 8) == 20 + 14 + 3 + 4
+    assert matmul_cycles(machine, 9, 20, 17) == 2 * 3 * 20 + 14 + 1 + 4
+    assert matmul_cycles(machine, 9, 5, 17) == 3 * 8 + 3 * 5 + 14 + 1 + 4
+    assert matmul_cycles(machine, 8, 20, 8, "a_dtype=i16 b_dtype=i16") == 4 * 20 + 14 + 8 + 4
+    assert matmul_cycles(machine, 8, 21, 8, "a_dtype=u4 b_dtype=i4") == 11 + 14 + 8 + 4  # two values of k at once
+
+
+def test_sums_that_are_held_skip_the_requantizer(tiny_machine: Machine) -> None:
+    held = "b_dtype=i8 acc_hold=1"
+    assert matmul_cycles(tiny_machine, 20, 8, 8, held) == 8 + 20 + 14 + 1
+    assert matmul_cycles(with_outputs(tiny_machine), 8, 20, 8, held) == 20 + 14 + 1
+
+
+def test_one_tile_of_outputs_is_scale_sims_formula_and_the_requantizer(edge_machine: Machine) -> None:
+    """SCALE-Sim, output stationary: 2 R + C + K - 2."""
+    array = edge_machine.mac_array
+    for k in (1, 64, 1152):
+        expected = 2 * array.rows + array.cols + k - 2 + array.requant_latency_cycles
+        assert matmul_cycles(with_outputs(edge_machine), array.rows, k, array.cols) == expected
+
+
 def test_one_fold_is_scale_sims_formula_and_the_requantizer(tiny_machine: Machine, edge_machine: Machine) -> None:
     """SCALE-Sim, weight stationary: 2 R + C + M - 2 for each fold; several folds: where streaming M hides the loads."""
     for machine in (tiny_machine, edge_machine):

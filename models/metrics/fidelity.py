@@ -46,7 +46,7 @@ def psnr_db(reference: NDArray[np.uint8], test: NDArray[np.uint8]) -> float:
     Raises:
         ModelError: shapes differ, the arrays are empty, or a dtype is not uint8.
     """
-    ref, tst = _uint8_pair(reference, test, "psnr_db")
+    ref, tst = check_uint8_pair(reference, test, "psnr_db")
     mean_square = float(np.mean(np.square(ref.astype(np.float64) - tst.astype(np.float64))))
     return _ratio_db(PEAK_UINT8**2, mean_square)
 
@@ -61,7 +61,7 @@ def ssim(reference: NDArray[np.uint8], test: NDArray[np.uint8]) -> float:
     Raises:
         ModelError: shapes differ, are not 4-dimensional or are under 7 x 7 pixels, or a dtype is not uint8.
     """
-    ref, tst = _uint8_pair(reference, test, "ssim")
+    ref, tst = check_uint8_pair(reference, test, "ssim")
     if ref.ndim != 4 or min(ref.shape[1:3]) < 7:
         raise ModelError(f"ssim: frames must be (frames, height >= 7, width >= 7, channels), got {ref.shape}")
     similarity: Callable[..., float] = structural_similarity  # scikit-image is untyped
@@ -98,7 +98,7 @@ def _pair(
     return ref, tst
 
 
-def _uint8_pair(
+def check_uint8_pair(
     reference: NDArray[np.uint8], test: NDArray[np.uint8], name: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     _check_shapes(reference, test, name)

@@ -1,9 +1,9 @@
-// The grid of ROWS x COLS cells with the skew at its edges, and the row-sum column.
+// The weight-stationary grid of ROWS x COLS cells with the skew at its edges, and the row-sum column.
 //
 // What enters in cycle t reaches the cell of row r and column c in cycle t + r + c. The sums of column c stand below it from
 // cycle t + ROWS + c, those of the row-sum column from cycle t + ROWS.
 
-module npu_array
+module npu_ws_array
   import npu_machine::*;
   import npu_types::*;
 (
@@ -33,7 +33,7 @@ module npu_array
       end else begin : g_next
         assign above = g_row[r-1].sum;
       end
-      npu_row_sum_cell cell_i (.clk, .w_high(edge_stream.w_high), .act(edge_act), .sum_in(above), .sum_out(sum));
+      npu_ws_row_sum_cell cell_i (.clk, .w_high(edge_stream.w_high), .act(edge_act), .sum_in(above), .sum_out(sum));
     end else begin : g_no_sum
       assign sum = '0;
     end
@@ -58,7 +58,9 @@ module npu_array
         assign weight_in = g_row[r-1].g_col[c].weight_out;
         assign psum_in = g_row[r-1].g_col[c].psum_out;
       end
-      npu_pe pe (.clk, .stream_in, .stream_out, .act_in, .act_out, .weight_in, .weight_out, .psum_in, .psum_out);
+      npu_ws_cell cell_i (
+          .clk, .stream_in, .stream_out, .act_in, .act_out, .weight_in, .weight_out, .psum_in, .psum_out
+      );
     end
   end
 

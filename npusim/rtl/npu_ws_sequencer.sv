@@ -1,30 +1,31 @@
-// Walks the folds of one MATMUL: which weight row is loaded and which activation row enters, cycle by cycle.
+// Walks the folds of one MATMUL on the weight-stationary array: which weight row is loaded and which activation row enters,
+// cycle by cycle.
 //
 // Time is divided into slots. With shadow weights a slot streams one fold while it loads the next one's weights; the first
 // slot only loads, the last one only streams. Without, slots load and stream in turn. A slot ends as soon as all that it
 // contains is done: a load takes ROWS cycles, a stream the fold's rows times the cycles of one row.
 
-module npu_sequencer
+module npu_ws_sequencer
   import npu_machine::*;
   import npu_types::*;
 (
     input  logic           clk,
     input  logic           rst,
     input  logic           start,
-    input  job_t           start_job,
-    output job_t           job,
-    // the weights' read port: row weight_k, columns weight_n to weight_n + COLS - 1
+    input  job_t           job,         // from the cycle after `start`
+    // the weights' read port
     output logic           weight_read,
     output logic    [31:0] weight_batch,
     output logic    [31:0] weight_k,
     output logic    [31:0] weight_n,
-    // the activations' read port: row act_m, elements act_k to act_k + ROWS - 1; held for all cycles of a row
+    // the activations' read port; held for all cycles of a row
     output logic           act_read,
     output logic    [31:0] act_batch,
     output logic    [31:0] act_m,
     output logic    [31:0] act_k,
+    input  logic    [31:0] row_scale,   // of the row: multiplier and shift
     // what the array does with them
-    output logic    [31:0] depth,       // rows of the array that take part in this fold
+    output logic    [31:0] depth,       // elements of k from act_k on
     output logic           act_active,  // this cycle shows a byte of the activations
     output logic           act_high,    // it is the high byte
     output stream_t        stream,
@@ -40,10 +41,8 @@ module npu_sequencer
 
   // ---- where the two counters stand
   wire last_load_row = load_row == 32'(ROWS - 1);
-  wire wide_a = job.a_type == I16, wide_w = job.b_type == I16;
-  wire [PHASE_BITS-1:0] pass_cycles = !wide_a ? PHASE_BITS'(PASS_CYCLES_A8W8)
-                                    : !wide_w ? PHASE_BITS'(PASS_CYCLES_A16W8) : PHASE_BITS'(PASS_CYCLES_A16W16);
-  wire last_phase = phase == pass_cycles - 1;
+  logic last_phase, w_wide, w_high;
+  npu_phases phases (.job, .phase, .last_phase, .active(act_active), .a_high(act_high), .w_wide, .w_high);
   wire [31:0] rows_left = job.m - feed_m;
   wire [31:0] rows = rows_left < 32'(ACC_ROWS) ? rows_left : 32'(ACC_ROWS);
   wire last_feed_row = feed_row == rows - 1;
@@ -66,7 +65,6 @@ module npu_sequencer
     if (rst) begin
       {loading, feeding, loaded, more} <= '0;
     end else if (start) begin
-      job <= start_job;
       {loading, feeding, loaded, more} <= 4'b1011;
       {load_row, feed_row, phase} <= '0;
     end else begin
@@ -88,42 +86,38 @@ module npu_sequencer
   // ---- read ports. The weight chain takes the last row first: it ends deepest.
   assign weight_read = loading;
   assign weight_batch = load_batch;
-  assign weight_k = load_k + (32'(ROWS - 1) - load_row);
+  wire [31:0] chain_row = 32'(ROWS - 1) - load_row;
+  assign weight_k = load_k + (paired(job) ? chain_row << 1 : chain_row);
   assign weight_n = load_n;
   assign act_read = feeding;
   assign act_batch = feed_batch;
   assign act_m = feed_m + feed_row;
   assign act_k = feed_k;
 
-  // ---- bytes by phase: the activation's bytes are the inner loop, the weight's bytes the outer; what is left over is idle
-  wire two_a_steps = wide_a && A_LANES == 1;
-  wire two_w_steps = wide_w && W_LANES == 1;
-  wire [PHASE_BITS-1:0] w_step = two_a_steps ? phase >> 1 : phase;
-  wire w_high = two_w_steps && w_step == 1;
-  assign act_high = two_a_steps && phase[0];
-  assign act_active = w_step <= PHASE_BITS'(two_w_steps);
   assign depth = job.k - feed_k;
 
   assign stream = '{
       latch: feeding && feed_row == '0 && phase == '0,
       load: loading,
-      w_wide: wide_w,
+      w_wide: w_wide,
       w_high: w_high
   };
 
   wire [31:0] columns_left = job.n - feed_n;
   assign token = '{
-      valid: feeding,
-      first_phase: phase == '0,
-      last_phase: last_phase,
-      first_fold: first_k,
-      last_fold: last_k,
+      acc: '{
+          valid: feeding,
+          first_phase: phase == '0,
+          last_phase: last_phase,
+          first_fold: first_k && !job.acc_continue,
+          byte_shift: 2'(act_high) + 2'(w_high),
+          bank_row: BANK_BITS'(feed_row)
+      },
+      finished: feeding && last_phase && last_k && !job.acc_hold,
       last: feed_ends && feed_last,
-      byte_shift: 2'(act_high) + 2'(w_high),
-      bank_row: BANK_BITS'(feed_row),
       columns: columns_left < 32'(COLS) ? COLUMN_BITS'(columns_left) : COLUMN_BITS'(COLS),
       n0: feed_n,
-      row_multiplier: '0,  // filled in at the top, from the row's record
-      row_shift: '0
+      row_multiplier: row_scale[14:0],
+      row_shift: row_scale[21:16]
   };
 endmodule
