@@ -1,7 +1,9 @@
-"""The compiler: quantized STDiT -> integer graph -> passes -> instructions for a described machine."""
+"""The compiler: quantized STDiT, or any small network -> integer graph -> passes -> instructions for a machine."""
 
 from __future__ import annotations
 
-from compiler.pipeline import compile_model
+from compiler.graph import Builder, Graph
+from compiler.interpret import run_graph
+from compiler.pipeline import compile_graph, compile_model
 
-__all__ = ["compile_model"]
+__all__ = ["Builder", "Graph", "compile_graph", "compile_model", "run_graph"]

@@ -1,4 +1,6 @@
-"""The integer graph: whole tensors and integer-only operations, between the quantized model and the instructions.
+"""The integer graph: whole tensors and integer-only operations, and the builder that makes one.
+
+A graph stands between the quantized model and the instructions; ``Builder`` also makes graphs of other small networks.
 
 A value is a matrix of (rows, cols), or a vector for per-channel constants. Activation rows are ordered (branch, frame,
 position). ``scale`` and ``zero_point`` say what an integer means (real = (q - zero_point) * scale); they are for people
@@ -12,10 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from compiler.operations import ELEMENTS, faults
 from npusim.errors import UserError
+from npusim.isa.encoding import MAX_SHIFT
 
+OUTPUT_BUFFERS = {"state.next": "state"}
+"""The step's new state overwrites the old one: the next step reads it there."""
 BITS = {"u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "record": 96}
 
 
@@ -40,6 +46,12 @@ class Value:
     col: int = 0
 
 
+Out = str | Value
+"""Where an operation's result goes: an element type, a new value, or the name of a view."""
+Factor = ArrayLike | str
+"""One integer, one for each column, or the name of a constant that holds them."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One operation: ``kind`` names its function in ``compiler/semantics.py``, ``layer`` the model's layer.
@@ -54,7 +66,7 @@ class Op:
     attrs: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """Values by name, and two lists of operations: ``prologue`` once per video, ``step`` once per denoising step."""
 
@@ -83,6 +95,9 @@ class Graph:
         kept = {name: value for name, value in values.items() if name in used}
         return replace(self, values=kept, prologue=prologue, step=step)
 
+    def __repr__(self) -> str:
+        return self.text()
+
     def text(self) -> str:
         """The graph as text, one value or operation a line."""
         lines = [f"graph steps={self.steps} branches={self.branches} frames={self.frames} positions={self.positions}"]
@@ -99,25 +114,76 @@ class Graph:
 
 
 class Builder:
-    """Collects values and operations; names must be new."""
+    """Makes a graph, one operation at a time.
 
-    def __init__(self) -> None:
+        net = Builder()
+        x = net.input("x", (16, 32), "u8", zero_point=128)
+        h = net.linear("fc1", x, weights, "i16", multiplier=m, shift=s, bias=b)
+        net.output(net.table("gelu", h, entries, "u8", multiplier=1 << 14, shift=21))
+        graph = net.graph()
+
+    There is one method for each operation; ``layer`` names it in messages and reports. Operands are names, as `input`,
+    `const` and the operations return them. ``out`` is where the result goes: an element type ("i16") for a new tensor
+    named like the layer; a `Value` for a new tensor with a name, scale and zero point of its own; or a view's name.
+    Zero points of inputs and results are those of their values. Every method raises UserError naming the layer, the
+    operand and what is allowed.
+
+    A network of one pass needs no more. ``steps``, ``branches``, ``frames`` and ``positions`` are those of a denoiser,
+    see `Graph`: step constants hold one array for each of ``steps``; spatial and temporal attention cut rows by the
+    others. Operations are added to ``phase``: "step", or "prologue" for what runs once. An input named "noise" holds
+    one plane for each step; an output named "state.next" overwrites the input "state".
+    """
+
+    def __init__(self, steps: int = 1, branches: int = 1, frames: int = 1, positions: int = 1) -> None:
         self.values: dict[str, Value] = {}
         self.ops: dict[str, list[Op]] = {"prologue": [], "step": []}
-        self.phase = "prologue"
+        self.phase = "step"
+        self.outputs: list[str] = []
+        self.sizes = {"steps": steps, "branches": branches, "frames": frames, "positions": positions}
+        for name, size in self.sizes.items():
+            if size < 1:
+                raise UserError(f"{name} = {size}; allowed: at least 1")
+
+    def graph(self, host: dict[str, int] | None = None) -> Graph:
+        """The graph so far; ``host`` gives fractional bits for the host (see `npusim.host`)."""
+        if not self.outputs:
+            raise UserError("the graph has no output; name one with output()")
+        return replace(self._so_far(), outputs=tuple(self.outputs), host=dict(host or {}))
+
+    def _so_far(self) -> Graph:
+        s = self.sizes
+        sizes = s["steps"], s["branches"], s["frames"], s["positions"]
+        return Graph(self.values, tuple(self.ops["prologue"]), tuple(self.ops["step"]), *sizes)
+
+    # Values
 
     def add(self, value: Value) -> str:
+        """Add a value as it is; return its name. Names must be new."""
         if value.name in self.values:
-            raise ValueError(f"value {value.name!r} is defined twice")
+            raise UserError(f"value {value.name!r} is defined twice")
+        if value.name in BITS or not value.name:
+            raise UserError(f"value {value.name!r}: allowed is a name that is no element type and not empty")
+        if value.dtype not in BITS:
+            raise UserError(f"value {value.name!r}: type {value.dtype!r}; allowed: {', '.join(BITS)}")
+        if not value.shape or min(value.shape) < 1:
+            raise UserError(f"value {value.name!r}: shape {value.shape}; allowed: positive sizes")
         self.values[value.name] = value
         return value.name
 
+    def input(self, name: str, shape: tuple[int, int], dtype: str, scale: float = 1.0, zero_point: int = 0) -> str:
+        """Add a matrix (rows, columns) of u8, i8, i16 or i32 that the host writes."""
+        if dtype not in ELEMENTS or len(shape) != 2:
+            raise UserError(f"input {name!r}: {dtype}{list(shape)}; allowed: a matrix of {', '.join(ELEMENTS)}")
+        return self.add(Value(name, tuple(shape), dtype, "input", scale, zero_point))
+
     def const(
-        self, name: str, data: Any, dtype: str, scale: float = 1.0, zero_point: int = 0, per_step: bool = False
+        self, name: str, data: ArrayLike, dtype: str, scale: float = 1.0, zero_point: int = 0, per_step: bool = False
     ) -> str:
         """Add a constant; ``per_step`` data carry the steps in front. Raises UserError if a number does not fit."""
         array = np.asarray(data)
         if dtype != "record":
+            if array.dtype.kind not in "iu":
+                raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")
             limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
             low = 0 if dtype[0] == "u" else -limit
             if array.size and not (low <= array.min() and array.max() < limit):
@@ -130,14 +196,201 @@ class Builder:
         self, name: str, base: str, rows: tuple[int, int], cols: tuple[int, int], scale: float | None = None
     ) -> str:
         """Add a view of rows and columns [start, end) of ``base``."""
-        owner = self.values[base]
+        owner = self._value(name, "base", base)
+        if owner.base is not None or len(owner.shape) != 2:
+            raise UserError(f"view {name!r}: %{base} is a view or no matrix; allowed: a matrix of its own")
+        for what, (start, end), size in (("rows", rows, owner.shape[0]), ("cols", cols, owner.shape[1])):
+            if not 0 <= start < end <= size:
+                raise UserError(f"view {name!r}: {what} {start}..{end} of %{base}; allowed: within 0..{size}")
         shape = rows[1] - rows[0], cols[1] - cols[0]
         scale = owner.scale if scale is None else scale
         return self.add(
             Value(name, shape, owner.dtype, owner.kind, scale, owner.zero_point, None, base, rows[0], cols[0])
         )
 
+    def output(self, name: str) -> str:
+        """Mark a computed tensor as one that the host reads; return its name."""
+        value = self._value("output", "value", name)
+        if value.kind != "value" or value.base is not None:
+            raise UserError(f"output %{name}: is a view or of kind {value.kind}; allowed: a tensor that is computed")
+        if name not in self.outputs:
+            self.outputs.append(name)
+        return name
+
+    # Operations
+
+    def linear(
+        self, layer: str, x: str, weight: NDArray[Any], out: Out, *, multiplier: ArrayLike, shift: ArrayLike,
+        bias: ArrayLike = 0, weight_zp: ArrayLike = 0,
+    ) -> str:  # fmt: skip
+        """``x w^T``, quantized: ``((x - zx) (w - weight_zp)^T + bias) * multiplier / 2^shift``, rounded, plus out's zp.
+
+        ``x`` (rows, k) is u8, i8 or i16; ``weight`` is an array (n, k) of NumPy type uint8 or int8. ``multiplier`` (up
+        to 2^15 - 1, or 2^31 - 1 on a machine with 32-bit multipliers), ``shift`` (1 to 62), ``bias`` (in units of the
+        sum, 48 bits) and ``weight_zp`` (in the range of the weights) are one number, or one for each of the n channels.
+        """
+        source = self._value(layer, "x", x)
+        if weight.dtype not in (np.uint8, np.int8) or weight.ndim != 2:
+            shape = f"{weight.dtype}{list(weight.shape)}"
+            raise UserError(f"{layer}: linear: weight is {shape}; allowed: a matrix (n, k) of NumPy type uint8 or int8")
+        up = 128 if weight.dtype == np.int8 else 0  # The graph's weights are unsigned; the array's are signed again.
+        roles = {"x": x, "weight": self.const(f"{layer}.weight", weight.astype(np.int64) + up, "u8")}
+        for role, numbers, dtype, low, high, offset in (
+            ("weight_zp", weight_zp, "i16", -up, 255 - up, up),
+            ("bias", bias, "i64", -(1 << 47), (1 << 47) - 1, 0),
+            ("multiplier", multiplier, "i32", 0, (1 << 31) - 1, 0),
+            ("shift", shift, "u8", 1, MAX_SHIFT, 0),
+        ):
+            vector = self._integers(layer, role, numbers, len(weight))
+            if vector.min() < low or vector.max() > high:
+                raise UserError(f"{layer}: linear: {role} {vector.min()}..{vector.max()}; allowed: {low}..{high}")
+            roles[role] = self.const(f"{layer}.{role}", vector + offset, dtype)
+        target = self._target(layer, out, (source.shape[0], len(weight)))
+        return self._op("linear_centred", layer, roles, target, in_zp=source.zero_point)
+
+    def rescale(self, layer: str, a: str, out: Out, *, multiplier: Factor, shift: int, bias: Factor = 0) -> str:
+        """``(a * multiplier + bias) / 2^shift``: another scale or type. See `sum`."""
+        return self.sum(layer, a, "", out, a_mul=multiplier, b_mul=0, shift=shift, bias=bias)
+
+    def sum(
+        self, layer: str, a: str, b: str, out: Out, *, a_mul: Factor, b_mul: Factor, shift: int, bias: Factor = 0,
+        b_rows: str = "",
+    ) -> str:  # fmt: skip
+        """``(a * a_mul + b * b_mul + bias) / 2^shift``, one rounding, plus out's zero point.
+
+        Factors are one integer, or one for each column: an array, or a constant's name. Arrays are i16 (i32 for an
+        operand of type i32, at most 2^30) and the bias i32. ``b_rows`` "position" or "frame": b is a table of rows,
+        repeated by position or frame. Operands have zero point 0: EWLIN subtracts none.
+        """
+        roles = {"a": a} | ({"b": b} if b else {})
+        columns = self._value(layer, "a", a).shape[-1]
+        for role in roles:
+            self._symmetric(layer, "sum", role, roles[role])
+        factors = {"a_mul": a_mul, "bias": bias} | ({"b_mul": b_mul} if b else {})
+        inputs, attrs = dict(roles), dict[str, Any]()
+        for role, factor in factors.items():
+            wide = role == "bias" or self.values[roles[role[0]]].dtype == "i32"
+            if isinstance(factor, int | np.integer) and role != "bias":
+                attrs[role] = int(factor)
+            elif not (isinstance(factor, int | np.integer) and factor == 0):
+                inputs[role] = self._vector(layer, role, factor, "i32" if wide else "i16", columns)
+        target = self._target(layer, out, self.values[a].shape)
+        if b:
+            attrs["b_rows"] = b_rows
+        return self._op("elementwise", layer, inputs, target, **attrs, shift=shift)
+
+    def product(self, layer: str, a: str, b: str, out: Out, *, shift: int) -> str:
+        """Element-wise ``a * b / 2^shift``, one rounding, plus out's zero point. Operands have zero point 0."""
+        for role, name in (("a", a), ("b", b)):
+            self._symmetric(layer, "product", role, name)
+        target = self._target(layer, out, self.values[a].shape)
+        return self._op("product", layer, {"a": a, "b": b}, target, shift=shift)
+
+    def table(
+        self, layer: str, x: str, entries: Factor, out: Out, *, multiplier: int, shift: int, offset: int = 0
+    ) -> str:
+        """A function of an i16 tensor by 513 entries: ``lookup * multiplier / 2^shift`` plus out's zero point.
+
+        ``entries`` (an array, or a constant's name) are i16, entry i for input ``128 i - 32768``; between two of them
+        is a straight line. The lookup has 7 fractional bits: entry * 128. ``offset`` is added to out's zero point.
+        """
+        source = self._value(layer, "x", x)
+        name = self._vector(layer, "table", entries, "i16", None)
+        target = self._target(layer, out, source.shape)
+        zero_point = self._zero_point(target) + offset
+        roles = {"x": x, "table": name}
+        return self._op("table", layer, roles, target, multiplier=multiplier, shift=shift, out_zp=zero_point)
+
+    def layernorm(
+        self, layer: str, x: str, g: Factor, b: Factor, out: Out, *, epsilon: int, fraction_bits: int, shift: int
+    ) -> str:
+        """LayerNorm of each row, then ``(n * g + b) / 2^shift``, one rounding, plus out's zero point.
+
+        ``x`` is i16. The norm n is i16 with ``fraction_bits`` fractional bits, ``epsilon`` counts in squares of
+        columns * x's step. ``g`` (i16) and ``b`` (i32) are one integer for each column: an array, or a constant's name.
+        """
+        source = self._value(layer, "x", x)
+        columns = source.shape[-1]
+        roles = {"g": self._vector(layer, "g", g, "i16", columns), "b": self._vector(layer, "b", b, "i32", columns)}
+        target = self._target(layer, out, source.shape)
+        name = target if isinstance(target, str) else target.name
+        normed = Value(f"{name}.n", source.shape, "i16", scale=2.0**-fraction_bits)
+        self._op("layernorm", layer, {"x": x}, normed, epsilon=epsilon, fraction_bits=fraction_bits)
+        return self._op("modulate", layer, {"x": normed.name, **roles}, target, shift=shift)
+
+    def attention(
+        self, layer: str, q: str, k: str, v: str, out: Out, *, heads: int, logit: tuple[int, int],
+        output: tuple[int, int], fraction_bits: int, p_bits: int = 15, valid: str = "", over: str = "cross",
+    ) -> str:  # fmt: skip
+        """``softmax(q k^T) v`` for each of ``heads`` heads of columns, with a power of two as exponential's base.
+
+        ``q`` (rows, columns), ``k`` and ``v`` (keys, columns) are i8 or i16. ``logit`` and ``output`` are (multiplier,
+        shift): of q k^T to base-2 logits with ``fraction_bits`` fractional bits (multiplier below 2^15), and of v to
+        the output (2^30 <= multiplier < 2^31). ``p_bits`` is the width of the unnormalised probabilities: 15, or 8 with
+        v of type i8. ``valid``: an i32 input (1, 1), how many keys count. ``over``: "cross" (every row attends to every
+        key), or within "spatial" or "temporal" groups of rows.
+        """
+        inputs = {"q": q, "k": k, "v": v}
+        for role, name in inputs.items():
+            self._symmetric(layer, "attention", role, name)
+        if valid:
+            inputs["valid"] = valid
+        target = self._target(layer, out, self.values[q].shape)
+        return self._op(
+            "attention", layer, inputs, target, over=over, heads=heads, fraction_bits=fraction_bits, p_bits=p_bits,
+            logit_multiplier=logit[0], logit_shift=logit[1], out_multiplier=output[0], out_shift=output[1],
+        )  # fmt: skip
+
     def op(self, kind: str, layer: str, inputs: dict[str, str], output: str | Value, **attrs: Any) -> str:
+        """Add any operation of ``compiler/semantics.py`` as it is; `verify_graph` checks the finished graph."""
         name = output if isinstance(output, str) else self.add(output)
         self.ops[self.phase].append(Op(kind, layer, inputs, name, attrs))
         return name
+
+    def _op(self, kind: str, layer: str, inputs: dict[str, str], target: str | Value, **attrs: Any) -> str:
+        """Add an operation after checking its operands and integers."""
+        for role, name in inputs.items():
+            self._value(layer, role, name)
+        name = target if isinstance(target, str) else self.add(target)
+        attrs = {"out_zp": self.values[name].zero_point, **attrs} if kind != "layernorm" else attrs
+        for rule in faults(self._so_far(), Op(kind, layer, inputs, name, attrs)):
+            raise UserError(f"{layer}: {kind}: {rule}")
+        return self.op(kind, layer, inputs, name, **attrs)
+
+    def _value(self, layer: str, role: str, name: str) -> Value:
+        if name not in self.values:
+            raise UserError(f"{layer}: {role}: no value %{name}; defined: {', '.join(self.values) or 'none'}")
+        return self.values[name]
+
+    def _target(self, layer: str, out: Out, shape: tuple[int, ...]) -> str | Value:
+        if isinstance(out, Value) or out in self.values:
+            return out
+        if out not in ELEMENTS:
+            raise UserError(f"{layer}: out = {out!r}; allowed: {', '.join(ELEMENTS)}, a Value, or the name of a view")
+        return Value(layer, shape, out)
+
+    def _zero_point(self, target: str | Value) -> int:
+        return (self.values[target] if isinstance(target, str) else target).zero_point
+
+    def _symmetric(self, layer: str, kind: str, role: str, name: str) -> None:
+        value = self._value(layer, role, name)
+        if value.zero_point:
+            raise UserError(f"{layer}: {kind}: {role} %{name} has zero point {value.zero_point}; allowed: 0")
+
+    def _vector(self, layer: str, role: str, numbers: Factor, dtype: str, columns: int | None) -> str:
+        """The name of a constant vector, added under ``layer.role`` if it is given as numbers."""
+        if isinstance(numbers, str):
+            self._value(layer, role, numbers)
+            return numbers
+        return self.const(f"{layer}.{role}", self._integers(layer, role, numbers, columns), dtype)
+
+    @staticmethod
+    def _integers(layer: str, role: str, numbers: ArrayLike, count: int | None) -> NDArray[np.int64]:
+        array = np.asarray(numbers)
+        if array.dtype.kind not in "iu" or array.ndim > 1:
+            given = f"{array.dtype}{list(array.shape)}"
+            raise UserError(f"{layer}: {role} is {given}; allowed: integers, a vector or one number")
+        if array.ndim == 1 and count is not None and len(array) != count:
+            raise UserError(f"{layer}: {role} has {len(array)} numbers; allowed: 1 or {count}")
+        wide = array.astype(np.int64)
+        return wide if array.ndim else np.full(count or 1, wide, np.int64)

@@ -20,7 +20,11 @@ Dump = Callable[[str, str], None]
 
 def integer_graph(qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None) -> Graph:
     """Lower and run every pass, checking the graph after each. ``dump(stage, text)`` receives each stage as text."""
-    graph = lower(qm, attention_bits)
+    return run_passes(lower(qm, attention_bits), dump)
+
+
+def run_passes(graph: Graph, dump: Dump | None = None) -> Graph:
+    """Run every pass on a graph as it was built, checking it before and after each."""
     _finish("00_lower", graph, dump)
     for number, one_pass in enumerate(PASSES, 1):
         graph = one_pass(graph)
@@ -39,8 +43,15 @@ def compile_model(qm: QuantizedModel, machine: Machine, attention_bits: int = 16
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    graph = integer_graph(qm, attention_bits, dump)
-    program = build_program(graph, machine)
+    return compile_graph(lower(qm, attention_bits), machine, dump)
+
+
+def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:
+    """Compile a graph as `compiler.graph.Builder` makes it; ``dump(stage, text)`` receives each stage as text.
+
+    Raises UserError when the graph is not legal or does not fit the machine, naming the layer and what clashes.
+    """
+    program = build_program(run_passes(graph, dump), machine)
     if dump:
         for part, code in program.code():
             dump(f"{len(PASSES) + 1:02d}_{part}", disassemble(code))

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from compiler.accesses import READ, WRITE, Accesses
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode, violations
+from npusim.isa import BY_MNEMONIC, broken_rules, decode
 from npusim.isa.control import JOINS
-from npusim.isa.encoding import UNITS, Decoded, Region
-from npusim.program import Program
+from npusim.isa.encoding import UNITS, Decoded
+from npusim.program import Program, outside
 
 
 class Fault(NamedTuple):
@@ -34,49 +34,33 @@ def verify(program: Program) -> None:
         except UserError as error:
             raise UserError(f"{part}: {error}") from None
         # In this order: an address means nothing in an undefined instruction, an overlap nothing outside a memory.
-        faults = list(_undefined(program, instructions)) or list(_outside(program, instructions))
-        faults = faults or hazards(instructions)
+        faults = (
+            broken_rules(instructions, program.machine)
+            or outside(program, instructions)
+            or list[tuple[int, str]](_forbidden_stores(program, instructions))
+            or hazards(instructions)
+        )
         if faults:
             index, rule = faults[0]
-            ins = instructions[index]
-            layer = program.layers[ins.layer] if ins.layer < len(program.layers) else f"number {ins.layer}"
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise UserError(f"{part}: instruction {index} ({ins.op}) of layer {layer}: {rule}{more}")
+            raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}{more}")
 
 
-def _undefined(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
-    """Instructions whose own fields break a rule of the instruction set, and layers without a name."""
-    for index, ins in enumerate(instructions):
-        for text in violations((ins,), program.machine):
-            yield Fault(index, text.partition(": ")[2])
-        if ins.layer >= len(program.layers):
-            yield Fault(index, f"layer = {ins.layer}: allowed 0..{len(program.layers) - 1}")
-
-
-def _outside(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
-    """Accesses beyond the end of a memory, and stores into what a program must not change."""
-    noise, limits = program.buffers["noise"], program.limits
+def _forbidden_stores(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
+    """Stores into what a program must not change."""
     constant = {
         "constants": (0, program.constants.size),
         "parameter sets": (program.set_address, program.set_address + program.sets.size),
-        "noise": (noise.address, noise.address + noise.bytes),
     }
+    if noise := program.buffers.get("noise"):
+        constant["noise"] = noise.address, noise.address + noise.bytes
     for index, ins in enumerate(instructions):
-        reads, writes = BY_MNEMONIC[ins.op].footprint(ins)
-        for region in (*reads, *writes):
-            limit = limits[region.memory, region.base]
-            if region.end > limit:
-                yield Fault(index, f"{_where(region)} lie outside its {limit} bytes")
-        for region in (r for r in writes if r.memory == "dram"):
+        for region in (r for r in BY_MNEMONIC[ins.op].footprint(ins)[1] if r.memory == "dram"):
             if region.base:
                 yield Fault(index, f"base = {region.base}: a store is allowed through base 0 only")
             for name, (start, end) in constant.items():
                 if region.start < end and region.end > start:
-                    yield Fault(index, f"{_where(region)} overwrite the {name} at {start}..{end}")
-
-
-def _where(region: Region) -> str:
-    return f"{region.memory} bytes {region.start}..{region.end}"
+                    yield Fault(index, f"{region} overwrite the {name} at {start}..{end}")
 
 
 def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list[Fault]]:
@@ -142,7 +126,7 @@ def hazards(instructions: list[Decoded]) -> list[Fault]:
             for unit, number in enumerate(earlier.tolist()):
                 if unit != ins.unit and number >= knowledge[index][unit]:
                     action = "reads" if access == READ else "writes"
-                    rule = f"{action} {_where(region)} while {UNITS[unit]} may still work on them: a token is missing"
+                    rule = f"{action} {region} while {UNITS[unit]} may still work on them: a token is missing"
                     faults.append(Fault(index, rule))
         for access, regions in ((READ, reads), (WRITE, writes)):
             for region in regions:

@@ -1,4 +1,4 @@
-"""Legality of an integer graph: every value defined once and before it is read, every shape as its operation needs it.
+"""Legality of an integer graph: every value defined once and before it is read, operations as their table demands.
 
 The compiler checks the graph after lowering and after each pass; ``compiler/verify.py`` checks the program at the end.
 """
@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import BITS, Graph, Op, Value
+from compiler.operations import faults
 from compiler.semantics import SEMANTICS
 from npusim.errors import UserError
-
-Shape = tuple[int, ...]
 
 
 def verify_graph(graph: Graph, stage: str = "graph") -> None:
@@ -67,11 +66,7 @@ def _op_faults(graph: Graph, op: Op, written: dict[str, NDArray[np.bool_]]) -> I
     if part.any():
         yield f"writes %{op.output} a second time"
     part[...] = True
-    shapes = {role: graph.values[name].shape for role, name in op.inputs.items()}
-    for role, expected in _expected_shapes(graph, op, shapes).items():
-        given = output.shape if role == "output" else shapes[role]
-        if given != expected:
-            yield f"{role} has shape {given}; allowed: {expected}"
+    yield from faults(graph, op)
 
 
 def _part(graph: Graph, value: Value, written: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
@@ -85,27 +80,3 @@ def _part(graph: Graph, value: Value, written: dict[str, NDArray[np.bool_]]) -> 
 
 def _defined(graph: Graph, value: Value, written: dict[str, NDArray[np.bool_]]) -> bool:
     return value.kind != "value" or bool(_part(graph, value, written).all())
-
-
-def _expected_shapes(graph: Graph, op: Op, given: dict[str, Shape]) -> dict[str, Shape]:
-    """What an operation demands of its operands, by role; from its first operand on."""
-    if op.kind in ("linear", "linear_centred"):
-        rows, channels = given["x"][0], given["weight"][0]
-        vectors = {role: (channels,) for role in given if role not in ("x", "weight")}
-        return {"x": (rows, given["weight"][1]), "output": (rows, channels), **vectors}
-    if op.kind == "attention":
-        keys = {"k": (given["k"][0], given["q"][1]), "v": (given["k"][0], given["q"][1]), "valid": (1, 1)}
-        return {role: shape for role, shape in keys.items() if role in given} | {"output": given["q"]}
-    if op.kind in ("const_add", "const_scale"):
-        return {}
-    first = "a" if "a" in given else "x"
-    tables = {"position": (graph.positions, given[first][1]), "frame": (graph.frames, given[first][1])}
-    expected: dict[str, Shape] = {"output": given[first]}
-    for role in given:
-        if role == "b" and op.kind in ("elementwise", "product"):
-            expected[role] = tables.get(op.attrs.get("b_rows", ""), given[first])
-        elif role == "table":
-            expected[role] = (513,)
-        elif role != first:
-            expected[role] = (given[first][1],)
-    return expected

@@ -200,31 +200,43 @@ def asm(
     typer.echo(f"{out}: {len(code)} instructions")
 
 
-@app.command(epilog="Example: npusim verify runs/demo/program.npu, or npusim verify runs/demo --tosa")
+@app.command(epilog="Example: npusim verify runs/demo/program.npu --orders 5, or npusim verify runs/demo --tosa")
 def verify(
     source: Annotated[Path, typer.Argument(help="Program file; with --tosa a run folder, or a quantized model.")],
+    steps: Annotated[int | None, typer.Option(help="Steps to run on both executors (1); 0: legality only.")] = None,
+    orders: Annotated[int | None, typer.Option(help="Random orders that the tokens allow, on the engine.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random inputs and orders.")] = None,
     tosa: Annotated[bool, typer.Option("--tosa", help="Compare with Arm's TOSA reference model, bit for bit.")] = False,
     hw: Annotated[Path | None, typer.Option(help="Machine file, for --tosa with a quantized model.")] = None,
     block: Annotated[int | None, typer.Option(help="With --tosa: one transformer block only.")] = None,
     attention_bits: Annotated[int | None, typer.Option(help="For --tosa with a quantized model: 8 or 16.")] = None,
 ) -> None:
-    """Check that a program is legal: addresses, operands, and no hazard without a token (compiler.verify.verify).
+    """Check that a program is legal, and that engine and reference agree on random inputs (npusim.crosscheck).
 
     With --tosa, compare what the simulator computes with Arm's TOSA reference model (npusim.translation.verify_tosa).
     """
     from compiler.verify import verify as check
+    from npusim.crosscheck import crosscheck
 
     if tosa:
+        if (steps, orders, seed) != (None, None, None):
+            raise UserError(f"{source}: --steps, --orders and --seed are allowed without --tosa only")
         _verify_tosa(source, hw, block, attention_bits)
         return
     if hw is not None or block is not None or attention_bits is not None:
         raise UserError(f"{source}: --hw, --block and --attention-bits are allowed with --tosa only")
     loaded = load_program(source)
-    try:
+    result = None
+    with _naming(source):
         check(loaded)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        if steps != 0 or orders:
+            with _progress() as notify:
+                result = crosscheck(loaded, 1 if steps is None else steps, orders or 0, seed or 0, notify=notify)
     typer.echo(f"{source}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+    if result is not None:
+        typer.echo(str(result))
+        if not result.equal:
+            raise typer.Exit(1)
 
 
 def _verify_tosa(source: Path, hw: Path | None, block: int | None, attention_bits: int | None) -> None:
@@ -249,6 +261,30 @@ def rtl(hw: Hardware, out: Annotated[Path, typer.Option(help="Folder to write.")
     kind = array.dataflow.replace("_", "-")
     typer.echo(f"{out}: {len(paths)} files, {kind} matrix unit of {array.rows} x {array.cols} cells")
     typer.echo(f"check with: cd {shlex.quote(str(out))} && {LINT}")
+
+
+@app.command(epilog="Example: npusim explain runs/demo/program.npu 120 --part step")
+def explain(
+    program: Annotated[Path, typer.Argument(help="Program file.")],
+    index: Annotated[int, typer.Argument(help="Number of the instruction, counted from 0.")],
+    part: Annotated[str, typer.Option(help="Which code: step or prologue.")] = "step",
+    step: Annotated[int, typer.Option(help="The step whose parameters are shown.")] = 0,
+) -> None:
+    """Say what one instruction does, with operands, parameters, tokens and cost (npusim.explain.explain)."""
+    from npusim.explain import explain as text
+
+    loaded = load_program(program)
+    with _naming(program):
+        typer.echo(text(loaded, index, part, step), nl=False)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the program's name in front of a message about it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_words(path: Path) -> NDArray[np.uint32]:

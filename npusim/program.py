@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,8 +23,8 @@ from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode, violations
-from npusim.isa.encoding import DTYPES, Decoded
+from npusim.isa import BY_MNEMONIC, broken_rules, decode
+from npusim.isa.encoding import DTYPES, Decoded, Region
 
 FORMAT_VERSION = 2
 MAX_STEPS, MAX_DRAM_BYTES = 10_000, 1 << 40
@@ -42,7 +42,12 @@ class Buffer:
     @property
     def bytes(self) -> int:
         """Size; a Python integer, so that an absurd shape cannot overflow it."""
-        return prod(self.shape) * np.dtype(DTYPES[self.dtype][0]).itemsize
+        return prod(self.shape) * self.numpy_dtype.itemsize
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """NumPy type of an element."""
+        return np.dtype(DTYPES[self.dtype][0])
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,9 @@ class Program:
     """A compiled denoiser.
 
     ``prologue`` and ``step``: uint32 (count, 32). ``constants``: uint8. ``sets``: uint8 (steps, set_bytes), placed at
-    ``set_address``. ``buffers`` by name; ``buffers["noise"]`` holds one plane per step. ``layers`` are the names that
-    instructions point to. ``host`` gives the fractional bits of the fixed-point buffers, for the host only; integers.
+    ``set_address``. ``buffers`` by name; ``buffers["noise"]``, if there is one, holds one plane per step. ``layers``
+    are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers, for the
+    host only; integers.
     """
 
     machine: Machine
@@ -71,8 +77,14 @@ class Program:
 
     def bases(self, step: int) -> list[int]:
         """Base registers in denoising step ``step``."""
-        noise = self.buffers["noise"]
-        return [0, self.set_address + step * self.sets.shape[1], noise.address + step * (noise.bytes // self.steps)]
+        noise = self.buffers.get("noise")
+        plane = noise.address + step * self.noise_bytes if noise else 0
+        return [0, self.set_address + step * self.sets.shape[1], plane]
+
+    @property
+    def noise_bytes(self) -> int:
+        """Bytes of one step's noise; 0 for a program without noise."""
+        return self.buffers["noise"].bytes // self.steps if "noise" in self.buffers else 0
 
     @property
     def limits(self) -> dict[tuple[str, int], int]:
@@ -83,8 +95,13 @@ class Program:
             ("param_next", 0): self.machine.param_memory.bank_bytes,
             ("dram", 0): self.dram_bytes,
             ("dram", 1): self.sets.shape[1],
-            ("dram", 2): self.buffers["noise"].bytes // self.steps,
+            ("dram", 2): self.noise_bytes,
         }
+
+    def named(self, index: int, ins: Decoded) -> str:
+        """An instruction's number, mnemonic and layer, for messages."""
+        layer = (self.layers[ins.layer] or "(no name)") if ins.layer < len(self.layers) else f"number {ins.layer}"
+        return f"instruction {index} ({ins.op}) of layer {layer}"
 
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         yield "prologue", self.prologue
@@ -224,14 +241,13 @@ def _validate(program: Program) -> None:
             raise UserError(
                 f"{name} at bytes {start}..{end} lies outside the program's {program.dram_bytes} bytes of DRAM"
             )
-    if "noise" not in program.buffers or program.buffers["noise"].bytes % program.steps:
-        raise UserError(f"buffer noise is missing or does not hold one plane for each of {program.steps} steps")
+    if "noise" in program.buffers and program.buffers["noise"].bytes % program.steps:
+        raise UserError(f"buffer noise does not hold one plane for each of {program.steps} steps")
     _check_overlaps(program, spans)
     for part, code in program.code():
         instructions = decode(code)
-        broken = violations(instructions, program.machine) or outside(program, instructions)
-        if broken:
-            raise UserError(f"{part}: {broken[0]}")
+        for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
+            raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
 
 
 def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None:
@@ -252,16 +268,41 @@ def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None
         owners[start, end] = name
 
 
-def outside(program: Program, instructions: list[Decoded]) -> list[str]:
-    """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name."""
+def input_buffers(program: Program, code: Iterable[Decoded]) -> list[str]:
+    """Names of the buffers that ``code``, the prologue's then the step's, reads before it writes to them."""
+    found: list[str] = []
+    unknown = dict(program.buffers)  # buffers that nothing has touched yet
+    for ins in code:
+        reads, writes = BY_MNEMONIC[ins.op].footprint(ins)
+        for kind, regions in (("read", reads), ("write", writes)):
+            for region in (r for r in regions if r.memory == "dram"):
+                touched = [name for name, buffer in unknown.items() if _touches(region, name, buffer)]
+                found += touched if kind == "read" else []
+                for name in touched:
+                    del unknown[name]
+        if not unknown:
+            break
+    return [name for name in program.buffers if name in found]
+
+
+def _touches(region: Region, name: str, buffer: Buffer) -> bool:
+    """Whether a region of DRAM has a byte in common with a buffer; noise is reached through base 2."""
+    if region.base:
+        return region.base == 2 and name == "noise"
+    return region.start < buffer.address + buffer.bytes and region.end > buffer.address
+
+
+def outside(program: Program, instructions: list[Decoded]) -> list[tuple[int, str]]:
+    """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name.
+
+    Each with its instruction's index.
+    """
     limits, found = program.limits, []
     for index, ins in enumerate(instructions):
         if ins.layer >= len(program.layers):
-            found.append(f"instruction {index} ({ins.op}): layer {ins.layer}; allowed 0..{len(program.layers) - 1}")
-            continue
+            found.append((index, f"layer = {ins.layer}: allowed 0..{len(program.layers) - 1}"))
         for region in (r for regions in BY_MNEMONIC[ins.op].footprint(ins) for r in regions):
             limit = limits[region.memory, region.base]
             if region.end > limit:
-                where = f"{program.layers[ins.layer]}: {region.memory} bytes {region.start}..{region.end}"
-                found.append(f"instruction {index} ({ins.op}): {where} lie outside its {limit} bytes")
+                found.append((index, f"{region} lie outside its {limit} bytes"))
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded
 from npusim.memory import MEMORIES, MachineState, Tallies
-from npusim.program import Program
+from npusim.program import Program, input_buffers
 
 PROLOGUE = "prologue"
 
@@ -78,8 +79,8 @@ class Simulation:
 
     Args:
         program: the compiled denoiser.
-        inputs: contents of the buffers "text", "text_len", "state" and "noise"; integers in the buffers' types and
-        shapes.
+        inputs: contents of the buffers that the program reads before it writes them, for a denoiser "text", "text_len",
+            "state" and "noise"; integers in the buffers' types and shapes.
         verify: steps to run on the reference too, from a copy of the memories at the step's start.
         verify_prologue: the same for the prologue.
 
@@ -106,7 +107,7 @@ class Simulation:
         self.state.dram[: program.constants.size] = program.constants
         sets = program.sets.reshape(-1)
         self.state.dram[program.set_address : program.set_address + sets.size] = sets
-        for name in ("text", "text_len", "state", "noise"):
+        for name in input_buffers(program, chain(*self._code.values())):
             if name not in inputs:
                 raise UserError(f"input {name!r} is missing")
         for name, values in inputs.items():
@@ -168,8 +169,7 @@ class Simulation:
         buffer = self.program.buffers.get(name)
         if buffer is None:
             raise UserError(f"program has no buffer {name!r}; it has {', '.join(self.program.buffers)}")
-        kind = np.dtype(DTYPES[buffer.dtype][0])
-        return np.ndarray(buffer.shape, kind, self.state.dram, buffer.address)
+        return np.ndarray(buffer.shape, buffer.numpy_dtype, self.state.dram, buffer.address)
 
     def _part(self, part: str, code: list[Decoded], compare: bool) -> None:
         start = self.state.copy() if compare else None
@@ -178,14 +178,14 @@ class Simulation:
         if start is None:
             return
         expected = start.copy()
-        reference.execute(expected, code)
+        self._run(expected, part, code, reference.execute)
         if _differing(self.state, expected) is not None:
             self._difference = first_difference(start, part, code, self.program.layers)
 
-    def _run(self, state: MachineState, part: str, code: list[Decoded]) -> None:
+    def _run(self, state: MachineState, part: str, code: list[Decoded], execute: Executor = engine.execute) -> None:
         for index, ins in enumerate(code):
             try:
-                engine.execute(state, (ins,))
+                execute(state, (ins,))
             except (ValueError, TypeError, OverflowError) as error:
                 layer = _layer(self.program.layers, ins)
                 raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None

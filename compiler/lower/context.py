@@ -20,6 +20,7 @@ from models.quantize import QuantizedLinear, QuantizedModel
 from npusim.errors import UserError
 from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
+BRANCHES = 2
 CONST_FRACTION_BITS = 24
 """Time-embedding constants are int32 with this many fractional bits."""
 IMMEDIATE_BITS = 24
@@ -58,7 +59,6 @@ class Lowering:
         if qm.num_ranges != 1:
             raise UserError(f"quantized model has {qm.num_ranges} time ranges; the compiler takes 1")
         self.qm, self.attention_bits = qm, attention_bits
-        self.build = Builder()
         config = qm.config
         self.frames, height, width = (int(n) for n in config["input_size"])
         patch = config["patch_size"]
@@ -75,6 +75,7 @@ class Lowering:
         self.tokens = self.frames * self.positions
         self.hidden, self.heads, self.depth = int(config["hidden_size"]), int(config["num_heads"]), int(config["depth"])
         self.text_length = int(config["model_max_length"])
+        self.build = Builder(qm.num_steps, BRANCHES, self.frames, self.positions)
 
     def absmax(self, point: str) -> float:
         """Largest calibrated magnitude at a point."""
@@ -109,16 +110,10 @@ class Lowering:
         step = source.scale * weight_step[pick]
         multiplier, shift = multipliers_shifts(step / out_scale, layer)
         bias = np.rint(q.bias[pick] / step).astype(np.int64)
-        constants = {
-            "weight": self.build.const(f"{layer}.weight", weight[pick], "u8"),
-            "weight_zp": self.build.const(f"{layer}.weight_zp", q.weight_zp[pick], "i16"),
-            "bias": self.build.const(f"{layer}.bias", bias, "i64"),
-            "multiplier": self.build.const(f"{layer}.multiplier", multiplier, "i32"),
-            "shift": self.build.const(f"{layer}.shift", shift, "u8"),
-        }
-        value = self.value(out, source.shape[0], len(pick), kind)
-        zps = {"in_zp": source.zero_point, "out_zp": kind.zero_point}
-        return self.build.op("linear_centred", layer, {"x": x, **constants}, value, **zps)
+        return self.build.linear(
+            layer, x, weight[pick].astype(np.uint8), self.value(out, source.shape[0], len(pick), kind),
+            multiplier=multiplier, shift=shift, bias=bias, weight_zp=q.weight_zp[pick].astype(np.int64),
+        )  # fmt: skip
 
     def convert(self, layer: str, a: str, out: str | Value) -> str:
         """Change of scale, zero point and type of one symmetric tensor."""
@@ -126,8 +121,7 @@ class Lowering:
         target = self.build.values[out] if isinstance(out, str) else out
         bits = 31 if source.dtype == "i32" else IMMEDIATE_BITS
         multiplier, shift = multiplier_shift(source.scale / target.scale, bits, layer)
-        attrs = {"a_mul": multiplier, "shift": shift, "out_zp": target.zero_point}
-        return self.build.op("elementwise", layer, {"a": a}, out, **attrs)
+        return self.build.rescale(layer, a, out, multiplier=multiplier, shift=shift)
 
     def add(self, layer: str, a: str, b: str, out: str | Value, b_rows: str = "") -> str:
         """Sum of two symmetric tensors of any scales, with one rounding."""
@@ -135,8 +129,7 @@ class Lowering:
         factors = [self.build.values[name].scale / target.scale for name in (a, b)]
         shift = common_shift(max(factors), IMMEDIATE_BITS)
         a_mul, b_mul = (round(f * 2.0**shift) for f in factors)
-        attrs = {"a_mul": a_mul, "b_mul": b_mul, "shift": shift, "out_zp": target.zero_point, "b_rows": b_rows}
-        return self.build.op("elementwise", layer, {"a": a, "b": b}, out, **attrs)
+        return self.build.sum(layer, a, b, out, a_mul=a_mul, b_mul=b_mul, shift=shift, b_rows=b_rows)
 
     def gated_add(self, layer: str, x: str, branch: str, gate: tuple[str, int], largest_gate: float, out: Value) -> str:
         """``x + branch * gate`` with the gate's channels from a table of per-step constants (see ``time_vector``)."""
@@ -144,8 +137,7 @@ class Lowering:
         ratio = self.build.values[x].scale / out.scale
         shift = max(common_shift(factor * largest_gate), 4)  # 4: the ratio is a number of sixteenths
         name = self.time_vector(f"{out.name}.gate", gate, factor * 2.0**shift, "i16")
-        attrs = {"a_mul": round(ratio * 2.0**shift), "shift": shift, "out_zp": 0}
-        return self.build.op("elementwise", layer, {"a": x, "b": branch, "b_mul": name}, out, **attrs)
+        return self.build.sum(layer, x, branch, out, a_mul=round(ratio * 2.0**shift), b_mul=name, shift=shift)
 
     def time_vector(self, name: str, source: tuple[str, int], factor: float, dtype: str, offset: float = 0.0) -> str:
         """``(row + offset) * factor`` as an integer per channel; ``source``: a fixed-point table and its row."""
@@ -185,8 +177,6 @@ class Lowering:
         bits = min(15, fraction_bits(self.absmax(f"{layer}:out")))
         columns = source.shape[1]
         epsilon = max(1, round(1e-6 * columns**2 / source.scale**2))
-        n = Value(f"{out}.n", source.shape, "i16", scale=2.0**-bits)
-        self.build.op("layernorm", layer, {"x": x}, n, epsilon=epsilon, fraction_bits=bits)
         g_factor = 2.0**-bits / kind.scale
         largest = float(np.abs(1 + real[:, rows[1]]).max()) * g_factor
         offset = float(np.abs(real[:, rows[0]]).max()) / kind.scale
@@ -194,9 +184,7 @@ class Lowering:
         g = self.time_vector(f"{out}.g", (table, rows[1]), g_factor * 2.0**shift, "i16", offset=1.0)
         b = self.time_vector(f"{out}.b", (table, rows[0]), 2.0**shift / kind.scale, "i32")
         value = self.value(out, source.shape[0], columns, kind)
-        return self.build.op(
-            "modulate", layer, {"x": n.name, "g": g, "b": b}, value, shift=shift, out_zp=kind.zero_point
-        )
+        return self.build.layernorm(layer, x, g, b, value, epsilon=epsilon, fraction_bits=bits, shift=shift)
 
     def gelu(self, layer: str, x: str, out: str, kind: Activation) -> str:
         """GELU (tanh form) by the 513-entry interpolating table."""
@@ -211,5 +199,4 @@ class Lowering:
         step = multiplier * 2.0**-shift * 128 * kind.scale
         table = self.build.const(f"{out}.table", np.rint(knots / step).astype(np.int64), "i16", step)
         value = self.value(out, source.shape[0], source.shape[1], kind)
-        attrs = {"multiplier": multiplier, "shift": shift, "out_zp": kind.zero_point + centre}
-        return self.build.op("table", layer, {"x": x, "table": table}, value, **attrs)
+        return self.build.table(layer, x, table, value, multiplier=multiplier, shift=shift, offset=centre)

@@ -43,8 +43,7 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
     ]
     bits = eps_bits + factor_bits - 1
     eps = Value("eps", (tokens, width), "i32", scale=2.0**-bits)
-    inputs = {"a": cond, "b": uncond, "a_mul": names[0], "b_mul": names[1]}
-    build.op("elementwise", "guidance", inputs, eps, shift=1, out_zp=0)
+    build.sum("guidance", cond, uncond, eps, a_mul=names[0], b_mul=names[1], shift=1)
 
     keep, drop, sigma = _coefficients(sampler)
     room = max(ceil_power(np.abs(keep).max()), ceil_power(np.abs(drop).max()) + STATE_FRACTION_BITS - bits)
@@ -56,21 +55,18 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
         for n, values in (("a", a_mul), ("b", b_mul))
     ]
     mean = Value("state.mean", (tokens, width), "i32", scale=2.0**-STATE_FRACTION_BITS)
-    inputs = {"a": "state", "b": "eps", "a_mul": vectors[0], "b_mul": vectors[1]}
-    build.op("elementwise", "update", inputs, mean, shift=shift, out_zp=0)
+    build.sum("update", "state", "eps", mean, a_mul=vectors[0], b_mul=vectors[1], shift=shift)
 
     samples = (np.arange(-1, TABLE_ENTRIES + 1) * 128.0 - 32768.0) * 2.0**-v_bits
     table = np.clip(np.rint(spline_knots(sigma(samples)) * 2.0**SIGMA_FRACTION_BITS), 0, 32767).astype(np.int64)
     name = build.const("sigma.table", table, "i16", 2.0**-SIGMA_FRACTION_BITS, per_step=True)
     deviation = Value("sigma", (tokens, width), "i16", scale=2.0**-SIGMA_FRACTION_BITS)
-    build.op("table", "deviation", {"x": v, "table": name}, deviation, multiplier=1 << 14, shift=21, out_zp=0)
+    build.table("deviation", v, name, deviation, multiplier=1 << 14, shift=21)
     noise_scaled = Value("noise.scaled", (tokens, width), "i32", scale=2.0**-STATE_FRACTION_BITS)
     product_bits = SIGMA_FRACTION_BITS + NOISE_FRACTION_BITS - STATE_FRACTION_BITS
-    build.op("product", "noise", {"a": "sigma", "b": "noise"}, noise_scaled, shift=product_bits, out_zp=0)
+    build.product("noise", "sigma", "noise", noise_scaled, shift=product_bits)
     after = Value("state.next", (tokens, width), "i32", scale=2.0**-STATE_FRACTION_BITS)
-    build.op(
-        "elementwise", "update", {"a": "state.mean", "b": "noise.scaled"}, after, a_mul=2, b_mul=2, shift=1, out_zp=0
-    )
+    build.sum("update", "state.mean", "noise.scaled", after, a_mul=2, b_mul=2, shift=1)
     return {
         "state_fraction_bits": STATE_FRACTION_BITS,
         "noise_fraction_bits": NOISE_FRACTION_BITS,

@@ -11,7 +11,7 @@ from math import log2
 import numpy as np
 
 from compiler.graph import Graph, Value
-from compiler.lower.context import Lowering
+from compiler.lower.context import BRANCHES, Lowering
 from compiler.lower.sampler import STATE_FRACTION_BITS, lower_sampler
 from compiler.lower.scales import (
     HEADROOM,
@@ -27,7 +27,6 @@ from models.iddpm import IDDPM, NOISE_FRACTION_BITS
 from models.quantize import QuantizedModel
 from npusim.errors import UserError
 
-BRANCHES = 2
 SHIFT_MSA, SCALE_MSA, GATE_MSA, SHIFT_MLP, SCALE_MLP, GATE_MLP = range(6)
 V_FRACTION_BITS = 12
 LOGIT_HEADROOM = 1.25
@@ -39,6 +38,7 @@ def lower(qm: QuantizedModel, attention_bits: int = 16) -> Graph:
         raise UserError(f"attention_bits = {attention_bits}: allowed 8, 16")
     low = Lowering(qm, attention_bits)
     host = _inputs(low)
+    low.build.phase = "prologue"
     _prologue(low)
     low.build.phase = "step"
     x = _embed(low)
@@ -48,29 +48,19 @@ def lower(qm: QuantizedModel, attention_bits: int = 16) -> Graph:
     settings = qm.iddpm
     sampler = IDDPM(int(settings["num_sampling_steps"]), float(settings["cfg_scale"]), int(settings["cfg_channels"]))
     host |= lower_sampler(low, sampler, raw, eps_bits, V_FRACTION_BITS)
-    outputs = ("eps", raw, "state.next")
-    ops = low.build.ops
-    return Graph(
-        low.build.values,
-        tuple(ops["prologue"]),
-        tuple(ops["step"]),
-        qm.num_steps,
-        BRANCHES,
-        low.frames,
-        low.positions,
-        outputs,
-        host,
-    )
+    for name in ("eps", raw, "state.next"):
+        low.build.output(name)
+    return low.build.graph(host)
 
 
 def _inputs(low: Lowering) -> dict[str, int]:
     build, channels = low.build, low.qm.y_embedding.shape[1]
     largest = max(low.absmax("y_embedder.y_proj.fc1:in"), float(np.abs(low.qm.y_embedding).max()))
     text_bits = fraction_bits(largest)
-    build.add(Value("text", (low.text_length, channels), "i16", "input", 2.0**-text_bits))
-    build.add(Value("text_len", (1, 1), "i32", "input"))
-    build.add(Value("state", (low.tokens, 16), "i32", "input", 2.0**-STATE_FRACTION_BITS))
-    build.add(Value("noise", (low.tokens, 16), "i16", "input", 2.0**-NOISE_FRACTION_BITS))
+    build.input("text", (low.text_length, channels), "i16", 2.0**-text_bits)
+    build.input("text_len", (1, 1), "i32")
+    build.input("state", (low.tokens, 16), "i32", 2.0**-STATE_FRACTION_BITS)
+    build.input("noise", (low.tokens, 16), "i16", 2.0**-NOISE_FRACTION_BITS)
     null = np.rint(low.qm.y_embedding * 2.0**text_bits).astype(np.int64)
     build.const("text.null", null, "i16", 2.0**-text_bits)
     return {"text_fraction_bits": text_bits}
@@ -134,15 +124,13 @@ def _attention(low: Lowering, name: str, over: str, q: str, k: str, v: str) -> s
     bits = max(0, min(16, fraction_bits(low.absmax(f"{name}.tap_logits:out") * log2(np.e), headroom=LOGIT_HEADROOM)))
     width = low.hidden // low.heads
     logit = values[q].scale * values[k].scale * width**-0.5 * log2(np.e) * 2.0**bits
-    logit_multiplier, logit_shift = multiplier_shift(logit, 16, f"{name} logits")
     kind = low.linear_input(f"{name}.proj")
-    out_multiplier, out_shift = multiplier_shift(values[v].scale / kind.scale, 32, f"{name} output")
-    out = low.value(f"{name}.out", values[q].shape[0], low.hidden, kind)
-    inputs = {"q": q, "k": k, "v": v} | ({"valid": "text_len"} if over == "cross" else {})
-    return low.build.op(
-        "attention", name, inputs, out, over=over, heads=low.heads, fraction_bits=bits,
-        p_bits=8 if low.attention_bits == 8 else 15, logit_multiplier=logit_multiplier, logit_shift=logit_shift,
-        out_multiplier=out_multiplier, out_shift=out_shift, out_zp=kind.zero_point,
+    return low.build.attention(
+        name, q, k, v, low.value(f"{name}.out", values[q].shape[0], low.hidden, kind), heads=low.heads,
+        logit=multiplier_shift(logit, 16, f"{name} logits"),
+        output=multiplier_shift(values[v].scale / kind.scale, 32, f"{name} output"),
+        fraction_bits=bits, p_bits=8 if low.attention_bits == 8 else 15,
+        valid="text_len" if over == "cross" else "", over=over,
     )  # fmt: skip
 
 

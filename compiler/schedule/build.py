@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import Graph, Op
+from compiler.graph import OUTPUT_BUFFERS, Graph, Op
 from compiler.schedule import tile_attention, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.emitter import Emitter
@@ -27,8 +27,6 @@ TILERS = {
     "linear": tile_rows.linear,
     "attention": tile_attention.attention,
 }
-OUTPUT_BUFFERS = {"state.next": "state"}
-"""The step's new state overwrites the old one: the next step reads it there."""
 
 
 def build_program(graph: Graph, machine: Machine) -> Program:
@@ -40,6 +38,7 @@ def build_program(graph: Graph, machine: Machine) -> Program:
     if not machine.mac_array.row_sum_column:
         raise UserError("mac_array.row_sum_column = false: asymmetric weights need that column; allowed: true")
     _check_overwritten(graph)
+    _check_multipliers(graph, machine)
     prove_accumulators(graph, machine)
     layout = Layout(graph)
     layers: list[str] = []
@@ -76,6 +75,18 @@ def _check_overwritten(graph: Graph) -> None:
                 )
 
 
+def _check_multipliers(graph: Graph, machine: Machine) -> None:
+    """Raise UserError naming layer and channel where a linear's multiplier is wider than the machine's."""
+    bits = machine.mac_array.requant_multiplier_bits
+    for op in (*graph.prologue, *graph.step):
+        records = graph.values[op.inputs["records"]].data if op.kind == "linear" else None
+        if records is not None and (wide := np.flatnonzero(records["multiplier"] >= 1 << (bits - 1))).size:
+            raise UserError(
+                f"{op.layer}: output channel {wide[0]}: multiplier {records['multiplier'][wide[0]]}; "
+                f"mac_array.requant_multiplier_bits = {bits}; allowed: 0..{(1 << (bits - 1)) - 1}"
+            )
+
+
 def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, Home], dict[str, Buffer], FirstFit]:
     """Pin inputs, outputs and what the prologue hands to the steps in DRAM, above constants and parameter sets."""
     address = layout.set_address + graph.steps * len(layout.set_parts[0])
@@ -90,7 +101,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
         per_step = name == "noise"
         shape = (graph.steps, *value.shape) if per_step else value.shape
         pinned[name] = Home("dram", 0 if per_step else address, 2 if per_step else 0)
-        if name not in handed or name in graph.outputs:
+        if name in inputs or name in graph.outputs:
             buffers[name] = Buffer(address, value.dtype, shape)
         address += aligned(value_bytes(value) * (graph.steps if per_step else 1))
     budget = machine.dram.npu_budget_bytes
@@ -106,6 +117,8 @@ def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
     ops: tuple[Op, ...] = getattr(graph, phase)
     for op in ops:
         emitter.layer = op.layer
+        if op.kind not in TILERS:
+            raise UserError(f"{op.layer}: {op.kind} cannot be compiled; allowed: {', '.join(TILERS)}, after all passes")
         TILERS[op.kind](emitter, op)
     emitter.layer = phase
     emitter.emit("barrier")
@@ -114,7 +127,10 @@ def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
     words = np.zeros((len(decoded), WORDS), np.uint32)
     for index, tokens in enumerate(insert_tokens(decoded)):
         mnemonic, fields = emitter.instructions[index]
-        words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
+        try:
+            words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
+        except UserError as error:  # a number that the instruction has no room for
+            raise UserError(f"{emitter.layers[fields['layer']]}: {error}") from None
     return words
 
 

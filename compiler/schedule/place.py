@@ -181,9 +181,10 @@ def place(graph: Graph, phase: str, pinned: dict[str, Home], zones: Zones, spill
             continue
         address = spill.take(size, first, last)
         if address is None:
+            layer = next(op.layer for op in ops if graph.base(op.output).name == name)
             raise UserError(
-                f"tensor {name} of {size} bytes fits neither the {zones.resident} bytes of SRAM for tensors that stay "
-                f"nor dram.npu_budget_bytes = {spill.start + spill.capacity}, of which {spill.start} are taken"
+                f"{layer}: tensor {name} of {size} bytes fits neither the {zones.resident} bytes of SRAM for tensors "
+                f"that stay nor dram.npu_budget_bytes = {spill.start + spill.capacity}, of which {spill.start} are used"
             )
         homes[name] = Home("dram", address)
     return homes

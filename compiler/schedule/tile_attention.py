@@ -80,7 +80,7 @@ class Shape:
         if over == "temporal":
             walk = Walk(rows, 1, positions, frames)
             return cls(walk, walk, positions, heads, width)
-        length = graph.values[op.inputs["k"]].shape[0] // graph.branches
+        rows, length = (graph.values[op.inputs[role]].shape[0] // graph.branches for role in "qk")
         return cls(Walk(rows, 0, 1, rows), Walk(length, 0, 1, length), 1, heads, width)
 
     def need(self, emitter: Emitter, op: Op, groups: int, heads: int, rows: int) -> int:
@@ -144,11 +144,11 @@ def _emit_block(emitter: Emitter, op: Op, shape: Shape, block: Block, record: in
     name, size = p_type(op)
     scores, p = _packed(emitter, block, n, 2), _packed(emitter, block, n, size)
     sums, factors = (emitter.tiles.take(batches * m * each, emitter.layer) for each in (4, ROW_RECORD.itemsize))
-    element = element_bytes(emitter.graph.values[names["q"]])
+    element = {role: element_bytes(emitter.graph.values[names[role]]) for role in "kv"}
     common = {"m": m, "batch0": block.groups, "batch1": block.heads}
     emitter.emit(
         "matmul", **common, k=shape.width, n=n, **_operand("a", q), **_operand("out", scores),
-        b_addr=k.address, b_b0=k.group, b_b1=k.head, b_k=element, b_n=k.token,
+        b_addr=k.address, b_b0=k.group, b_b1=k.head, b_k=element["k"], b_n=k.token,
         rq_addr=record, rq_mode=RQ_MODES.index("tensor"),
         a_dtype=emitter.dtype(names["q"]), b_dtype=emitter.dtype(names["k"]), out_dtype=dtype("i16"),
     )  # fmt: skip
@@ -162,7 +162,7 @@ def _emit_block(emitter: Emitter, op: Op, shape: Shape, block: Block, record: in
     out = _place(emitter, op.output, shape, shape.query, block, (block.row, m))
     emitter.emit(
         "matmul", **common, k=n, n=shape.width, **_operand("a", p), **_operand("out", out),
-        b_addr=v.address, b_b0=v.group, b_b1=v.head, b_k=v.token, b_n=element,
+        b_addr=v.address, b_b0=v.group, b_b1=v.head, b_k=v.token, b_n=element["v"],
         rq_addr=factors, rq_mode=RQ_MODES.index("row"), out_zp=attrs["out_zp"],
         a_dtype=dtype(name), b_dtype=emitter.dtype(names["v"]), out_dtype=emitter.dtype(op.output),
     )  # fmt: skip

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import Graph, Op
-from compiler.schedule.build import OUTPUT_BUFFERS, build_program
+from compiler.graph import OUTPUT_BUFFERS, Graph, Op
+from compiler.schedule.build import build_program
 from compiler.tosa.emit import Simulated
 from npusim import engine
 from npusim.config import Machine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +41,22 @@ def decode(code: NDArray[np.uint32]) -> list[Decoded]:
     return out
 
 
-def violations(instructions: Iterable[Decoded], machine: object) -> list[str]:
-    """Rules that make an instruction undefined, each with its index; empty for legal code."""
-    found: list[str] = []
+def broken_rules(instructions: Iterable[Decoded], machine: object) -> list[tuple[int, str]]:
+    """Rules that make an instruction undefined, each with its instruction's index; empty for legal code."""
+    found: list[tuple[int, str]] = []
     halted = False
     for index, ins in enumerate(instructions):
         if halted:
-            return [*found, f"instruction {index} ({ins.op}): stands behind halt, where nothing runs"]
+            return [*found, (index, "stands behind halt, where nothing runs")]
         halted = ins.op == HALT.mnemonic
         spec = BY_MNEMONIC[ins.op]
         rules = spec.check(ins, machine)
         if UNITS[ins.unit] not in spec.units:
             rules = [*rules, f"unit = {UNITS[ins.unit]}: allowed {', '.join(spec.units)}"]
-        found += [f"instruction {index} ({ins.op}): {rule}" for rule in rules]
+        found += [(index, rule) for rule in rules]
     return found
+
+
+def violations(instructions: Sequence[Decoded], machine: object) -> list[str]:
+    """`broken_rules` as text, each with its instruction's index and mnemonic."""
+    return [f"instruction {i} ({instructions[i].op}): {rule}" for i, rule in broken_rules(instructions, machine)]

@@ -106,6 +106,9 @@ class Region:
     end: int
     base: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.memory} bytes {self.start}..{self.end}"
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple
 
 import numpy as np
 
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import UNITS, Decoded
-
-
-class Token(NamedTuple):
-    """One token: who sends it, who takes it, and its kind."""
-
-    sender: int
-    taker: int
-    kind: str
-
-
-def tokens(instructions: Sequence[Decoded]) -> list[Token]:
-    """Every token of a legal program: of each semaphore the k-th one sent is the k-th one taken."""
-    found = []
-    waiting: dict[tuple[str, int, int], deque[int]] = defaultdict(deque)
-    for index, ins in enumerate(instructions):
-        for kind in ("raw", "war"):
-            for unit in range(len(UNITS)):
-                if getattr(ins, f"wait_{kind}") >> unit & 1:
-                    found.append(Token(waiting[kind, unit, ins.unit].popleft(), index, kind))
-                if getattr(ins, f"signal_{kind}") >> unit & 1:
-                    waiting[kind, ins.unit, unit].append(index)
-    assert not any(waiting.values())
-    return found
+from npusim.isa.encoding import Decoded
+from npusim.orders import Token
 
 
 def without(instructions: Sequence[Decoded], token: Token) -> list[Decoded]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler import interpret
 from compiler.graph import Graph
-from compiler.interpret import Interpreter
 from npusim import reference
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, decode
@@ -28,16 +28,7 @@ STEPS = (0, 2)
 
 
 def run_graph(graph: Graph, inputs: Inputs, steps: Sequence[int] = STEPS) -> list[Outputs]:
-    """The graph's outputs after each of ``steps``; the state goes from one to the next."""
-    machine = Interpreter(graph, inputs)
-    machine.run("prologue", 0)
-    results = []
-    for step in steps:
-        machine.tensors["noise"] = inputs["noise"][step]
-        machine.run("step", step)
-        results.append({name: machine.tensors[name].copy() for name in graph.outputs})
-        machine.tensors["state"] = machine.tensors["state.next"].copy()
-    return results
+    return interpret.run_graph(graph, inputs, steps)
 
 
 def window(program: Program, state: MachineState, name: str) -> Array:

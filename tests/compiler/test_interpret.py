@@ -15,6 +15,7 @@ from tests.compiler.runs import Array
 def graph_of_sums() -> Graph:
     """Prologue: y = 2 x. Step: the right half of z = the left column of y times the step's factor; the left half 7."""
     build = Builder()
+    build.phase = "prologue"
     build.add(Value("x", (2, 2), "i16", "input"))
     inputs = {"a": "x"}
     build.op("elementwise", "twice", inputs, Value("y", (2, 2), "i16"), a_mul=4, shift=1, out_zp=0)

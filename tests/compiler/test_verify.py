@@ -152,4 +152,10 @@ def test_limits_are_those_of_the_program(program: Program, monkeypatch: pytest.M
     monkeypatch.setattr(Program, "limits", {**program.limits, ("param", 0): 16})
     with pytest.raises(UserError, match=r"param bytes \d+\.\.\d+ lie outside its 16 bytes"):
         verify(program)
-    assert "lie outside its 16 bytes" in outside(program, decode(program.step))[0]
+    assert "lie outside its 16 bytes" in outside(program, decode(program.step))[0][1]
+
+
+def test_code_behind_halt(program: Program) -> None:
+    count = len(program.step)
+    bad = replace(program, step=np.concatenate([program.step, program.step[:1]]))
+    refused(bad, "step", count, "stands behind halt, where nothing runs")

@@ -111,13 +111,13 @@ def test_operands_that_do_not_fit_are_refused(
 def test_builder_refuses_a_second_definition_and_a_number_out_of_range() -> None:
     build = Builder()
     build.const("c", np.array([1]), "i16")
-    with pytest.raises(ValueError, match="value 'c' is defined twice"):
+    with pytest.raises(UserError, match="value 'c' is defined twice"):
         build.const("c", np.array([1]), "i16")
     for dtype, number in (("u8", -1), ("u8", 256), ("i16", 32768), ("i16", -32769), ("i32", 2**31)):
         with pytest.raises(UserError, match=f"constant bad: values {number}..{number} do not fit {dtype}"):
             build.const("bad", np.array([number]), dtype)
     for dtype, number in (("u8", 255), ("i16", -32768), ("i32", 2**31 - 1), ("i64", -(2**62))):
-        name = build.const(f"{dtype}", np.array([number]), dtype)
+        name = build.const(f"c.{dtype}", np.array([number]), dtype)
         assert build.values[name].data == [number]
 
 

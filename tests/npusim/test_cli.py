@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from models.workloads import get_workload
 from npusim import engine
 from npusim.cli import main
+from npusim.explain import explain
+from npusim.isa import BY_MNEMONIC
 from npusim.program import save_program
 from npusim.report import write_run
+from tests.npusim.strategies import small_program
 
-COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "rtl")
+COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain", "rtl")
 
 
 @pytest.fixture
@@ -339,3 +342,54 @@ def test_interrupted_with_ctrl_c(repository, tmp_path, machine_file):
     assert process.returncode == 130
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.npu"
+    save_program(small_program(), path)
+    return path
+
+
+def test_verify_runs_executors_and_orders(capsys, small):
+    assert main(["verify", str(small), "--steps", "2", "--orders", "3"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{small}: legal, 1 + 6 instructions",
+        "engine = reference in every byte, prologue and 2 steps",
+        "3 random orders give the same bytes, prologue and 1 step",
+    ]
+    assert main(["verify", str(small), "--steps", "0"]) == 0
+    assert capsys.readouterr().out == f"{small}: legal, 1 + 6 instructions\n"
+
+
+def test_verify_ends_with_1_where_the_executors_differ(capsys, small, monkeypatch):
+    def slip(state, ins):
+        BY_MNEMONIC["ewlin"].execute(state, ins)
+        state.sram[ins.out_addr + 20] ^= 1
+
+    monkeypatch.setitem(engine.EXECUTORS, "ewlin", slip)
+    assert main(["verify", str(small)]) == 1
+    message = (
+        r"DIFFER: step 0, instruction 3 \(ewlin, layer sampler.add\): sram byte 20 \(i32\) is -?\d+ in the engine, "
+    )
+    assert re.search(
+        message + r"-?\d+ in the reference; element \[0, 0, 5\] of out \[1, 1, 16\]", capsys.readouterr().out
+    )
+
+
+def test_requests_about_a_program_that_are_refused(capsys, tmp_path, small):
+    for arguments, message in (
+        (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 1..2"),
+        (("verify", small, "--orders", "-1"), "small.npu: orders = -1: allowed: at least 0"),
+        (("verify", small, "--tosa", "--seed", "1"), "--steps, --orders and --seed are allowed without --tosa only"),
+        (("verify", small, "--block", "1"), "--hw, --block and --attention-bits are allowed with --tosa only"),
+        (("explain", small, "6"), "small.npu: step has no instruction 6; allowed 0..5"),
+        (("explain", small, "0", "--part", "steps"), "small.npu: part = 'steps': allowed prologue, step"),
+        (("explain", tmp_path / "none.npu", "0"), "none.npu: no such program file"),
+    ):
+        assert message in refused(capsys, tmp_path, *arguments)
+
+
+def test_explain_prints_what_the_library_says(capsys, small):
+    assert main(["explain", str(small), "3", "--step", "1"]) == 0
+    assert capsys.readouterr().out == explain(small_program(), 3, step=1)

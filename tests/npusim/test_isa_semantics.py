@@ -22,12 +22,8 @@ from tests.npusim.strategies import (
     DRAM,
     FAMILIES,
     Case,
-    exponentials,
-    layernorm_statistics,
     machine,
     make,
-    reciprocals,
-    runtime_quantizations,
 )
 
 
@@ -109,7 +105,7 @@ def marked(state: MachineState, regions: list[Region]) -> dict[str, Any]:
     return masks
 
 
-@given(layernorm_statistics())
+@given(FAMILIES["lnstat"])
 def test_layernorm_statistics(case: Case) -> None:
     ins, state = case.ins, case.state
     rows = [
@@ -125,7 +121,7 @@ def test_layernorm_statistics(case: Case) -> None:
         assert float(mantissa) * 2.0 ** -float(shift) == pytest.approx(variance**-0.5, rel=2**-20, abs=0)
 
 
-@given(exponentials())
+@given(FAMILIES["smexp"])
 def test_exponentials_and_their_sums(case: Case) -> None:
     ins, state = case.ins, case.state
     valid = ins.cols
@@ -147,7 +143,7 @@ def test_exponentials_and_their_sums(case: Case) -> None:
         assert scalar_model.number(state.sram, ins.sum_addr + 4 * r, 3) == sum(p)
 
 
-@given(reciprocals())
+@given(FAMILIES["recip"])
 def test_reciprocals_of_row_sums(case: Case) -> None:
     ins, state = case.ins, case.state
     sums = [scalar_model.number(state.sram, ins.sum_addr + 4 * r, 3) for r in range(ins.rows)]
@@ -158,7 +154,7 @@ def test_reciprocals_of_row_sums(case: Case) -> None:
         assert factor == pytest.approx(ins.multiplier * 2.0**-ins.shift / total, rel=1.01 * 2**-15)
 
 
-@given(runtime_quantizations())
+@given(FAMILIES["rtquant"])
 def test_runtime_quantization_follows_equation_1(case: Case) -> None:
     """Grid index within one half and 2^-18 of the exact quotient; the scale within 2^-14 of the exact one."""
     ins, state = case.ins, case.state

@@ -222,8 +222,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"buffers": {"noise": [0, "i16", [-1, 2]]}}, "buffer noise: size is -1"),
     ({"buffers": {"noise": [0, "f32", [2]]}}, "buffer noise: element type 'f32'; allowed: u8, i8, i16, i32"),
     ({"buffers": {"noise": [0, "i16"]}}, "damaged header"),
-    ({"buffers": {}}, "buffer noise is missing"),
-    ({"buffers": {"noise": [0, "u8", [3]]}}, "buffer noise is missing or does not hold one plane for each of 2 steps"),
+    ({"buffers": {}}, r"instruction 1 \(load\) of layer \(no name\): dram bytes 0\.\.32 lie outside its 0 bytes"),
+    ({"buffers": {"noise": [0, "u8", [3]]}}, "buffer noise does not hold one plane for each of 2 steps"),
     ({"buffers": {"noise": NOISE, "a": [32, "u8", [8]]}}, r"a at bytes 32\.\.40 overlaps constants at bytes 0\.\.64"),
     ({"buffers": {"noise": NOISE, "a": [0, "u8", [64]]}}, r"constants at bytes 0\.\.64 overlaps a at bytes 0\.\.64"),
     ({"buffers": {"noise": NOISE, "a": [191, "u8", [1]]}}, r"a at bytes 191\.\.192 overlaps sets at bytes 64\.\.192"),
@@ -236,8 +236,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"set_address": 63}, r"sets at bytes 63\.\.191 overlaps constants at bytes 0\.\.64"),
     ({"host": {"state_fraction_bits": 24.5}}, "host.state_fraction_bits is 24.5"),
     ({"host": []}, "damaged header"),
-    ({"layers": []}, r"instruction 0 \(barrier\): layer 0; allowed 0..-1"),
-    ({"layers": ["a"]}, r"instruction 3 \(ewlin\): layer 1; allowed 0..0"),
+    ({"layers": []}, r"instruction 0 \(barrier\) of layer number 0: layer = 0: allowed 0..-1"),
+    ({"layers": ["a"]}, r"instruction 3 \(ewlin\) of layer number 1: layer = 1: allowed 0..0"),
     ({"machine": {"name": "x"}}, "damaged header"),
     ({"surplus": 1}, "unknown header field 'surplus'"),
 ]
@@ -267,11 +267,17 @@ def test_too_many_or_no_steps(path: Path) -> None:
 
 
 INSTRUCTIONS: list[tuple[str, str]] = [
-    ("smexp unit=vector rows=1 cols=1", r"step: instruction 0 \(smexp\): p_bits = 0, out_dtype = u8"),
-    ("recip unit=mac rows=1 multiplier=0x40000000", r"step: instruction 0 \(recip\): unit = mac: allowed vector"),
+    (
+        "smexp unit=vector rows=1 cols=1",
+        r"step: instruction 0 \(smexp\) of layer \(no name\): p_bits = 0, out_dtype = u8",
+    ),
+    (
+        "recip unit=mac rows=1 multiplier=0x40000000",
+        r"step: instruction 0 \(recip\) of layer \(no name\): unit = mac: allowed vector",
+    ),
     (
         f"load unit=load dram_addr={DRAM} row_bytes=1 rows=1 planes=1 layer=1",
-        r"instruction 0 \(load\): sampler.add: dram bytes 8192\.\.8193 lie outside its 512 bytes",
+        r"instruction 0 \(load\) of layer sampler.add: dram bytes 8192\.\.8193 lie outside its 512 bytes",
     ),
     ("load unit=load base=1 dram_addr=64 row_bytes=1 rows=1 planes=1", r"dram bytes 64\.\.65 lie outside its 64 bytes"),
     ("load unit=load base=2 dram_addr=31 row_bytes=2 rows=1 planes=1", r"dram bytes 31\.\.33 lie outside its 32 bytes"),

@@ -1,0 +1,121 @@
+"""What one instruction reads and writes: name, place, element type, shape and strides of every operand.
+
+Nothing here knows an instruction. The regions come from the family's ``footprint``; shapes, strides and types are those
+that its ``execute`` asks a memory for, which here only takes notes; names come from the address fields, each of which
+is marked while both run.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.config import Machine
+from npusim.isa import BY_MNEMONIC
+from npusim.isa.encoding import DTYPE_NAMES, ELEMENT_BITS, NO_ADDRESS, Decoded, is_packed
+from npusim.memory import MachineState, Operand
+
+_MARK = 80
+"""Bits below a mark; addresses have at most 64."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """One operand of an instruction.
+
+    ``name`` is that of its address field without ``_addr``; it covers bytes [start, end) of ``memory`` (behind DRAM
+    register ``base``). ``dtype`` names an element type, or is the NumPy type of a record. ``shape`` in elements and
+    ``strides`` in bytes, the last one of packed types 0; both are empty where the instruction could not be followed.
+    """
+
+    name: str
+    memory: str
+    start: int
+    end: int
+    base: int
+    written: bool
+    dtype: str | np.dtype[Any] = "u8"
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+
+    @property
+    def bits(self) -> int:
+        """Bits of one element."""
+        return ELEMENT_BITS[self.dtype] if isinstance(self.dtype, str) else self.dtype.itemsize * 8
+
+    @property
+    def type_name(self) -> str:
+        """The element type, or the fields of a record."""
+        return self.dtype if isinstance(self.dtype, str) else f"record({', '.join(self.dtype.names or ())})"
+
+    def element(self, byte: int) -> tuple[int, ...] | None:
+        """Index of the element that holds a byte of the memory; the first one if several do, None if none does."""
+        rest, index = byte - self.start, []
+        loops = sorted(
+            ((stride, axis) for axis, stride in enumerate(self.strides) if stride and self.shape[axis] > 1),
+            reverse=True,
+        )
+        place = [0] * len(self.shape)
+        for stride, axis in loops:
+            place[axis] = min(rest // stride, self.shape[axis] - 1)
+            rest -= place[axis] * stride
+        index = place
+        if not self.shape or rest < 0:
+            return None
+        if isinstance(self.dtype, str) and self.bits < 8:
+            index[-1] = rest * 8 // self.bits
+            return tuple(index) if index[-1] < self.shape[-1] else None
+        return tuple(index) if rest * 8 < self.bits else None
+
+
+def accesses(ins: Decoded, machine: Machine) -> list[Access]:
+    """Operands of a decoded instruction, reads before writes, as its family's ``footprint`` lists them."""
+    spec, marked, names = BY_MNEMONIC[ins.op], copy(ins), dict[int, str]()
+    for number, f in enumerate(spec.fields, 1):
+        if f.name.endswith("addr") and getattr(ins, f.name) != NO_ADDRESS:
+            names[number] = f.name.removesuffix("addr").rstrip("_")
+            setattr(marked, f.name, getattr(ins, f.name) + (number << _MARK))
+    notes = _Notes(machine)
+    # Made-up memory contents may be undefined; what was asked for before that stands.
+    with suppress(ValueError, TypeError, OverflowError, IndexError):
+        spec.execute(notes, marked)
+    found = []
+    for written, regions in enumerate(spec.footprint(marked)):
+        for region in regions:
+            mark, start = region.start >> _MARK, region.start & ((1 << _MARK) - 1)
+            end = start + region.end - region.start
+            name = names.get(mark, "")
+            seen = notes.seen.get((region.memory, region.start), ("u8", (), ()))
+            found.append(Access(name, region.memory, start, end, region.base, bool(written), *seen))
+    return found
+
+
+class _Notes(MachineState):
+    """Memories without contents: every element reads as 1, a value that no family finds undefined."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine, 0)
+        self.seen: dict[tuple[str, int], tuple[str | np.dtype[Any], tuple[int, ...], tuple[int, ...]]] = {}
+
+    def window(
+        self, memory: str, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> NDArray[Any]:
+        kind = np.dtype(dtype)
+        name = kind if kind.names else f"{kind.kind}{kind.itemsize * 8}"
+        self.seen.setdefault((memory, address), (name, shape, strides))
+        contents = np.zeros(shape, kind)
+        for field in kind.names or ():
+            contents[field] = 1
+        return contents if kind.names else np.ones(shape, kind)
+
+    def operand(
+        self, memory: str, address: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> Operand:
+        last = 0 if is_packed(dtype) else ELEMENT_BITS[DTYPE_NAMES[dtype]] // 8
+        self.seen.setdefault((memory, address), (DTYPE_NAMES[dtype], shape, (*strides, last)))
+        return super().operand(memory, address, dtype, shape, strides)
