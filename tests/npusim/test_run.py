@@ -152,7 +152,7 @@ def test_saved_statistics_give_the_same_model(tmp_path):
     saved = quantize_workload("tiny", calibration=tmp_path / "stats.safetensors")
     fresh = quantize_workload("tiny")
     for name, linear in fresh.linears.items():
-        np.testing.assert_array_equal(linear.weight_q, saved.linears[name].weight_q)
+        np.testing.assert_array_equal(linear.weights[0].q, saved.linears[name].weights[0].q)
         np.testing.assert_array_equal(linear.act_scale, saved.linears[name].act_scale)
 
 

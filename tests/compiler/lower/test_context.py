@@ -23,10 +23,12 @@ DEAD = 3
 def with_dead_channel(qm: QuantizedModel, weight: int, bias: float) -> QuantizedModel:
     """One channel as quantization leaves it when its weights are 0, or so small that their step is ``MIN_STEP``."""
     q = qm.linears[LAYER]
-    changed = {name: getattr(q, name).copy() for name in ("weight_q", "weight_scale", "weight_zp", "bias")}
-    changed["weight_q"][DEAD], changed["weight_zp"][DEAD] = 50 + weight, 50
-    changed["weight_scale"][DEAD], changed["bias"][DEAD] = MIN_STEP, bias
-    return replace(qm, linears={**qm.linears, LAYER: replace(q, **changed)})
+    (w,), new_bias = q.weights, q.bias.copy()
+    changed = {name: getattr(w, name).copy() for name in ("q", "scale", "zero_point")}
+    changed["q"][DEAD], changed["zero_point"][DEAD] = 50 + weight, 50
+    changed["scale"][DEAD], new_bias[DEAD] = MIN_STEP, bias
+    linear = replace(q, weights=(replace(w, **changed),), bias=new_bias)
+    return replace(qm, linears={**qm.linears, LAYER: linear})
 
 
 @pytest.mark.parametrize("weight", [0, 100])
