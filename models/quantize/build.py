@@ -273,7 +273,11 @@ def _checked_alpha(method: Method, alpha: float | None) -> float | None:
 def _check_moments(method: Method, moments: InputMoments | None, model: STDiT, stats: CalibrationStats) -> None:
     if moments is None:
         raise ModelError(f"method '{method.name}' needs the inputs' second moments (Workload.load_moments)")
-    stats.require_weights(moments.weights_sha256, "input moments")
+    if moments.weights_sha256 != stats.weights_sha256:
+        raise ModelError(
+            f"input moments: collected with weights sha256 {moments.weights_sha256[:12]}, "
+            f"the model has {stats.weights_sha256[:12]}"
+        )
     for name, linear in block_linears(model).items():
         shape = moments.moments[name].shape if name in moments.moments else None
         if shape != (linear.in_features, linear.in_features):

@@ -22,7 +22,7 @@ def running_average(absmax: Float64) -> Float64:
 
     The order is that of rising timesteps, as in ViDiT-Q: the last executed step, the one with the least noise, begins,
     and each earlier executed step enters as average <- 0.95 * average + 0.05 * step. So over 20 steps the last executed
-    one weighs 0.95^19 = 0.377, and the others from 0.019 (next to it) to 0.05 (the noisiest).
+    one weighs 0.95^19 = 0.377, and the others from 0.020 (next to it) to 0.05 (the noisiest).
     """
     average: Float64 = absmax[-1]
     for step in absmax[-2::-1]:
