@@ -14,6 +14,7 @@ from typing import NamedTuple
 from compiler.accesses import READ, WRITE, Accesses
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode, violations
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded, Region
 from npusim.program import Program
 
@@ -90,7 +91,7 @@ def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list
     last = [[0] * len(UNITS) for _ in UNITS]
     counts = [0] * len(UNITS)
     for index, ins in enumerate(instructions):
-        barrier = ins.op == "barrier"
+        barrier = ins.op in JOINS
         known = list(counts) if barrier else list(last[ins.unit])
         for kind, unit in _bits(ins, "wait"):
             if not sent[kind, unit, ins.unit]:

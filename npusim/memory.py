@@ -44,6 +44,10 @@ class Tally:
     outputs: int = 0
 
 
+Tallies = dict[tuple[int, str], Tally]
+"""By layer number and mnemonic."""
+
+
 class MachineState:
     """Contents of the memories, the accumulators that are held, and the running step's base registers.
 
@@ -63,7 +67,7 @@ class MachineState:
             raise _too_large(*sizes[:2], param.capacity_bytes) from None
         self.bases = [0] * BASES
         self.held: Sums | None = None
-        self.tallies: dict[tuple[int, str], Tally] = {}
+        self.tallies: Tallies = {}
 
     def count(self, ins: Decoded, saturated: int, outputs: int, overflows: int = 0) -> None:
         """Add what one instruction met to its layer's tally."""
@@ -71,6 +75,11 @@ class MachineState:
         tally.overflows += int(overflows)
         tally.saturated += int(saturated)
         tally.outputs += int(outputs)
+
+    def write(self, ins: Decoded, out: Operand, values: NDArray[Any], exact: NDArray[Any], overflows: int = 0) -> None:
+        """Write an instruction's result and count where it differs from ``exact``, the result before any clamp."""
+        out.assign(values)
+        self.count(ins, int(np.count_nonzero(values != exact)), values.size, overflows)
 
     def copy(self) -> MachineState:
         """Return an independent copy, to run another executor from the same point."""

@@ -26,7 +26,7 @@ from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode, violations
 from npusim.isa.encoding import DTYPES, Decoded
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_STEPS, MAX_DRAM_BYTES = 10_000, 1 << 40
 TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8}
 
@@ -79,7 +79,8 @@ class Program:
         """Bytes that an instruction may reach, by memory and base register."""
         return {
             ("sram", 0): self.machine.sram.capacity_bytes,
-            ("param", 0): self.machine.param_memory.capacity_bytes,
+            ("param", 0): self.machine.param_memory.addressable_bytes,
+            ("param_next", 0): self.machine.param_memory.bank_bytes,
             ("dram", 0): self.dram_bytes,
             ("dram", 1): self.sets.shape[1],
             ("dram", 2): self.buffers["noise"].bytes // self.steps,

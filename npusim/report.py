@@ -23,6 +23,7 @@ import npusim
 from npusim import pictures
 from npusim.folder import Layout, write_folder
 from npusim.isa.encoding import UNITS
+from npusim.memory import Tally
 from npusim.program import save_program
 from npusim.run import RunResult
 from npusim.timing import CodeTiming, Traffic
@@ -35,7 +36,17 @@ CLIP_LABELS = {"float": "float", "fakequant": "fake-quant", "integer": "integer"
 JSON, PASSES = "run.json", "passes"
 RUN_FOLDER = Layout(
     "run",
-    (JSON, "layers.csv", "steps.csv", "clips.gif", "clips.png", "quantized.safetensors", "program.npu", PASSES),
+    (
+        JSON,
+        "layers.csv",
+        "steps.csv",
+        "saturation.csv",
+        "clips.gif",
+        "clips.png",
+        "quantized.safetensors",
+        "program.npu",
+        PASSES,
+    ),
 )
 
 
@@ -66,7 +77,7 @@ def as_dict(result: RunResult) -> dict[str, Any]:
     workload = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("machine", "seed")}
     traffic = _traffic(timing.traffic)
     mac_operations = traffic.pop("mac_operations")
-    fidelity = result.fidelity
+    fidelity, saturated = result.fidelity, saturation(result).values()
     return {
         "schema_version": SCHEMA_VERSION,
         "config": workload | {"machine": config.machine.model_dump(mode="json")},
@@ -104,6 +115,11 @@ def as_dict(result: RunResult) -> dict[str, Any]:
             "mac_utilisation": timing.mac_utilisation,
             "bytes": traffic | {"storage_read_bytes": NOT_MODELLED},
             "energy_joules": NOT_MODELLED,
+        },
+        "saturation": {
+            "accumulator_overflows": sum(tally.overflows for tally in saturated),
+            "clamped_results": sum(tally.saturated for tally in saturated),
+            "results": sum(tally.outputs for tally in saturated),
         },
         "ledger_cycles": {unit: dict(causes) for unit, causes in timing.ledger.items()},
         "bit_exact": asdict(result.bit_exact),
@@ -171,13 +187,38 @@ def steps_csv(result: RunResult) -> bytes:
     return csv_bytes(header, rows)
 
 
+def saturation(result: RunResult) -> dict[tuple[str, str, str], Tally]:
+    """What accumulators and clamps did, by time range (or prologue), layer and mnemonic."""
+    found: dict[tuple[str, str, str], Tally] = {}
+    for part, tallies in result.tallies.items():
+        step = part.removeprefix("step ")
+        when = part if step == part else str(int(result.quantized.range_of_step[int(step)]))
+        for (layer, mnemonic), tally in tallies.items():
+            total = found.setdefault((when, result.program.layers[layer], mnemonic), Tally())
+            total.overflows += tally.overflows
+            total.saturated += tally.saturated
+            total.outputs += tally.outputs
+    return found
+
+
+def saturation_csv(result: RunResult) -> bytes:
+    """One row for each time range, layer and mnemonic of the integer clip, in order of execution."""
+    header = ["time_range", "layer", "mnemonic", "accumulator_overflows", "clamped_results", "results"]
+    rows = ([*key, t.overflows, t.saturated, t.outputs] for key, t in saturation(result).items())
+    return csv_bytes(header, rows)
+
+
 def write_run(result: RunResult, out: Path) -> None:
     """Write the run folder, as `npusim.folder.write_folder`, which see for errors."""
     write_folder(out, RUN_FOLDER, lambda folder: _write(result, folder))
 
 
 def _write(result: RunResult, folder: Path) -> None:
-    contents = {"layers.csv": layers_csv(result), "steps.csv": steps_csv(result)}
+    contents = {
+        "layers.csv": layers_csv(result),
+        "steps.csv": steps_csv(result),
+        "saturation.csv": saturation_csv(result),
+    }
     frames = {CLIP_LABELS[name]: clip.frames for name, clip in result.clips.items() if clip.frames is not None}
     if frames:
         title = f"{result.config.prompt} ({result.config.workload}, {result.config.method}, seed {result.config.seed})"

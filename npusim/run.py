@@ -37,6 +37,7 @@ from npusim.errors import UserError
 from npusim.fidelity import Clip, Fidelity, measure
 from npusim.folder import check_folder
 from npusim.host import Host
+from npusim.memory import Tallies
 from npusim.program import Program
 from npusim.simulate import BitExact, Simulation
 from npusim.timing import ProgramTiming, time_program
@@ -69,7 +70,8 @@ class RunConfig:
 class RunResult:
     """What a run gives; `npusim.report.write_run` writes the folder from it.
 
-    clips: by "float", "fakequant", "integer"; timesteps: of the executed steps; passes: text of each compiler stage
+    clips: by "float", "fakequant", "integer"; timesteps: of the executed steps; tallies: of the integer clip, as
+    `npusim.simulate.Simulation` has them; passes: text of each compiler stage
     by name, empty unless asked for; wall_clock: seconds this run took by stage, and when it began: the only part that
     differs between equal runs.
     """
@@ -83,6 +85,7 @@ class RunResult:
     clips: Mapping[str, Clip]
     fidelity: Fidelity
     bit_exact: BitExact
+    tallies: Mapping[str, Tallies]
     passes: Mapping[str, str]
     wall_clock: Mapping[str, float | str]
 
@@ -192,13 +195,14 @@ def _run(config: RunConfig, work: Workload, dump_passes: bool, stages: Stages) -
         program = compile_model(quantized, config.machine, config.attention_bits, dump)
         timing = time_program(program)
     clips, trajectory = float_clips(stages, inputs, model, quantized, vae)
-    clips["integer"], bit_exact = integer_clip(stages, inputs, program, trajectory, vae, steps)
+    clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, steps)
     with stages.stage("measure"):
         fidelity = measure(clips)
     timesteps = tuple(int(t) for t in inputs.sampler.timesteps[::-1])
     return RunResult(
-        config, stats, quantized, program, timing, timesteps, clips, fidelity, bit_exact, passes, stages.wall_clock
-    )
+        config, stats, quantized, program, timing, timesteps, clips, fidelity, simulation.bit_exact, simulation.tallies,
+        passes, stages.wall_clock,
+    )  # fmt: skip
 
 
 @one_thread()
@@ -303,8 +307,11 @@ def integer_clip(
     trajectory: Trajectory,
     vae: Autoencoder | None,
     verify: tuple[int, ...],
-) -> tuple[Clip, BitExact]:
-    """The machine's clip; a twin of it is fed the float run's states, for the comparison on equal inputs."""
+) -> tuple[Clip, Simulation]:
+    """The machine's clip, and the simulation that made it.
+
+    A twin of the simulation is fed the float run's states, for the comparison on equal inputs.
+    """
     host = Host(program, inputs.latent_shape)
     contents = host.inputs(*(tensor.numpy() for tensor in (inputs.text, inputs.mask, inputs.x_T, inputs.noises)))
     free, forced = [], []
@@ -321,7 +328,7 @@ def integer_clip(
             forced.append(host.eps_out(twin.read("eps")))
             tell(step + 2)
     latent = host.state_out(simulation.read("state"))
-    return _clip(np.stack(free), np.stack(forced), latent, vae), simulation.bit_exact
+    return _clip(np.stack(free), np.stack(forced), latent, vae), simulation
 
 
 def _clip(eps: np.ndarray, equal: np.ndarray, latent: np.ndarray, vae: Autoencoder | None) -> Clip:

@@ -22,10 +22,9 @@ from npusim import engine, reference
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded
-from npusim.memory import MachineState
+from npusim.memory import MEMORIES, MachineState, Tallies
 from npusim.program import Program
 
-MEMORIES = ("dram", "sram", "param")
 PROLOGUE = "prologue"
 
 Executor = Callable[[MachineState, Iterable[Decoded]], None]
@@ -74,6 +73,9 @@ class BitExact:
 class Simulation:
     """One video on the machine of ``program``.
 
+    ``tallies``: by part ("prologue", "step <number>"), how often accumulators overflowed and results were clamped, by
+    (layer number, mnemonic).
+
     Args:
         program: the compiled denoiser.
         inputs: contents of the buffers "text", "text_len", "state" and "noise"; integers in the buffers' types and
@@ -112,6 +114,7 @@ class Simulation:
         self._steps_compared: list[int] = []
         self._prologue_compared = False
         self._difference: Difference | None = None
+        self.tallies: dict[str, Tallies] = {}
 
     @property
     def bit_exact(self) -> BitExact:
@@ -143,7 +146,7 @@ class Simulation:
         other.__dict__.update(self.__dict__)
         other.state = self.state.copy()
         other._verify, other._verify_prologue = frozenset(), False
-        other._steps_compared, other._prologue_compared, other._difference = [], False, None
+        other._steps_compared, other._prologue_compared, other._difference, other.tallies = [], False, None, {}
         return other
 
     def prologue(self) -> None:
@@ -170,6 +173,7 @@ class Simulation:
 
     def _part(self, part: str, code: list[Decoded], compare: bool) -> None:
         start = self.state.copy() if compare else None
+        self.state.tallies = self.tallies[part] = {}
         self._run(self.state, part, code)
         if start is None:
             return

@@ -102,13 +102,14 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
 
 
 def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
-    """Instruction words (count, 32) of one phase; it ends with a barrier."""
+    """Instruction words (count, 32) of one phase; it ends with a barrier and halt."""
     ops: tuple[Op, ...] = getattr(graph, phase)
     for op in ops:
         emitter.layer = op.layer
         TILERS[op.kind](emitter, op)
     emitter.layer = phase
     emitter.emit("barrier")
+    emitter.emit("halt")
     decoded = [_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions]
     words = np.zeros((len(decoded), WORDS), np.uint32)
     for index, tokens in enumerate(insert_tokens(decoded)):

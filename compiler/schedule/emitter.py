@@ -31,7 +31,7 @@ class Emitter:
         zones = Zones.of(machine)
         self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
         self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
-        size = machine.param_memory.capacity_bytes
+        size = machine.param_memory.addressable_bytes
         self.params = Ring("parameter memory", "param_memory.capacity_bytes", 0, size)
         self.instructions: list[tuple[str, dict[str, int]]] = []
         self.layer = ""

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.engine import elementwise, layernorm, matmul, softmax, table
-from npusim.isa import control, decode, dma
+from npusim.engine import elementwise, layernorm, matmul, runtime_quantization, softmax, table
+from npusim.isa import ALL, decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 
-EXECUTORS: dict[str, Callable[[Any, Decoded], None]] = {
-    "load": dma.execute_load,
-    "store": dma.execute_store,
+KERNELS: dict[str, Callable[[Any, Decoded], None]] = {
     "matmul": matmul.execute,
     "ewlin": elementwise.execute_linear,
     "ewmul": elementwise.execute_product,
@@ -24,8 +22,10 @@ EXECUTORS: dict[str, Callable[[Any, Decoded], None]] = {
     "lnapply": layernorm.execute_apply,
     "smexp": softmax.execute_exp,
     "recip": softmax.execute_recip,
-    "barrier": control.execute,
+    "rtquant": runtime_quantization.execute,
 }
+EXECUTORS = {spec.mnemonic: spec.execute for spec in ALL} | KERNELS
+"""The rest moves bytes or looks them up, which NumPy does for the reference already: there is nothing to compile."""
 
 
 def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from npusim.engine.cache import kernel
 from npusim.engine.scalar import clamp, rescale, rsqrt
 from npusim.engine.threads import in_threads
-from npusim.engine.windows import gather, limits, scatter, scratch
+from npusim.engine.windows import gather, limits, put, scratch
 from npusim.isa.encoding import Decoded
-from npusim.isa.layernorm import apply_operands, rows_of, statistics_of
+from npusim.isa.layernorm import input_rows, modulation, output_rows, records, statistics_of
 
 
 @kernel
@@ -33,28 +33,31 @@ def modulate(
     a: Any, statistics: Any, g: Any, b: Any, fraction_bits: int, shift: int, zero_point: int, low: int, high: int,
     out: Any, first: int, last: int,
 ) -> int:  # fmt: skip
-    """Normalise with ``statistics`` int64 (rows, 3); ``out = clamp(rescale(n * g + b, 1, shift) + zero_point)``."""
-    cols = a.shape[1]
+    """Normalise with ``statistics`` int64 (rows, 3); ``out = clamp(rescale(n * g + b, 1, shift) + zero_point)``.
+
+    Returns how many results the last clamp changed.
+    """
+    cols, clamped = a.shape[1], 0
     for i in range(first, last):
         total, mantissa, down = statistics[i, 0], statistics[i, 1], max(statistics[i, 2] - fraction_bits, 1)
         for j in range(cols):
             n = clamp(rescale(cols * a[i, j] - total, mantissa, down), -32768, 32767)
-            out[i, j] = clamp(rescale(n * g[j] + b[j], 1, shift) + zero_point, low, high)
-    return 0
+            exact = rescale(n * g[j] + b[j], 1, shift) + zero_point
+            out[i, j] = clamp(exact, low, high)
+            clamped += exact < low or exact > high
+    return clamped
 
 
 def execute_statistics(state: Any, ins: Decoded) -> None:
-    window, statistics = rows_of(state, ins)
-    a, out = gather(window), np.empty((ins.rows, 3), np.int32)
+    a, out, statistics = gather(input_rows(state, ins)), np.empty((ins.rows, 3), np.int32), records(state, ins)
     in_threads(measure, len(a), a.size, a, ins.epsilon, out)
     statistics["sum"], statistics["mantissa"], statistics["shift"] = out.T
 
 
 def execute_apply(state: Any, ins: Decoded) -> None:
-    window, _ = rows_of(state, ins)
-    target, g, b = apply_operands(state, ins)
-    a, out, (low, high) = gather(window), scratch(target), limits(ins.out_dtype)
+    target = output_rows(state, ins)
+    a, out, (low, high) = gather(input_rows(state, ins)), scratch(target.shape), limits(ins.out_dtype)
     statistics = np.concatenate(statistics_of(state, ins), axis=1)
     parameters = ins.fraction_bits, ins.shift, ins.out_zp, low, high
-    in_threads(modulate, len(a), 2 * a.size, a, statistics, g.astype(np.int64), b.astype(np.int64), *parameters, out)
-    scatter(out, target)
+    clamped = in_threads(modulate, len(a), 2 * a.size, a, statistics, *modulation(state, ins), *parameters, out)
+    put(state, ins, target, out, clamped)

@@ -26,6 +26,7 @@ from npusim.isa.matmul import (
     held_sums,
     input_shifts,
     input_zero_point,
+    is_factored,
     operands,
     requantization,
     stationary,
@@ -98,7 +99,7 @@ def drain(
     """Correct, narrow and requantize the rows first..last - 1; return how often an accumulator overflowed.
 
     bias, weight_zero: int64 (n,); multiplier, shift: int64 (n,), or (rows,) with ``by_row``. The factored modes have
-    ``second`` int64 (rows, 2), the second multiplier and shift, and add ``late_bias`` (n,) behind it; else it is (0, 2).
+    ``second`` int64 (rows, 2), the second multiplier and shift, and add ``late_bias`` (n,) behind it; else (0, 2).
     ``saturated`` int64 (rows,) gets the number of outputs that the clamp changed.
     """
     overflows = 0
@@ -151,7 +152,7 @@ def streamed(state: Any, ins: Decoded, a: Any) -> tuple[Any, int]:
     """The operand as it is multiplied, (batch * m, k), and its greatest possible magnitude."""
     _, low, high = DTYPES[DTYPE_NAMES[ins.a_dtype]]
     x = a.values(np.int32).reshape(-1, ins.k)
-    if RQ_MODES[ins.rq_mode].startswith("factored"):
+    if is_factored(ins):
         zero_point = input_zero_point(state, ins).astype(np.int32)
         x = (x.reshape(a.shape) - zero_point).reshape(x.shape)
         low, high = low - int(zero_point.max()), high - int(zero_point.min())

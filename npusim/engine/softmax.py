@@ -9,7 +9,7 @@ import numpy as np
 from npusim.engine.cache import kernel
 from npusim.engine.scalar import exp2_negative, normalised_multiplier, reciprocal
 from npusim.engine.threads import in_threads
-from npusim.engine.windows import gather, scatter, scratch
+from npusim.engine.windows import gather, scratch
 from npusim.isa.encoding import Decoded
 from npusim.isa.matmul import ROW_RECORD
 from npusim.isa.softmax import exp_operands, sums_of
@@ -43,10 +43,10 @@ def invert(sums: Any, factor: int, shift: int, out: Any) -> None:
 
 
 def execute_exp(state: Any, ins: Decoded) -> None:
-    window, target, sums, valid = exp_operands(state, ins)
-    a, out, totals = gather(window), scratch(target), np.empty(ins.rows, np.int32)
+    source, target, sums, valid = exp_operands(state, ins)
+    a, out, totals = gather(source), scratch(target.shape), np.empty(ins.rows, np.int32)
     in_threads(exponential, len(a), 4 * a.size, a, valid, ins.fraction_bits, ins.p_bits, out, totals)
-    scatter(out, target)
+    target.assign(out)
     sums[...] = totals
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded
 
 
 def contiguous(values: Any, dtype: Any) -> NDArray[Any]:
@@ -28,6 +28,12 @@ def gather(operand: Any, dtype: Any = np.int32) -> NDArray[Any]:
 def scratch(shape: tuple[int, ...]) -> NDArray[np.int32]:
     """Return an uninitialised int32 (rows, cols) array for the result that goes to an operand of ``shape``."""
     return np.empty((int(np.prod(shape[:-1])), shape[-1]), np.int32)
+
+
+def put(state: Any, ins: Decoded, target: Any, values: NDArray[Any], clamped: int) -> None:
+    """Write a kernel's result (rows, cols) to the operand ``target``; ``clamped`` of the values met the clamp."""
+    target.assign(values.reshape(target.shape))
+    state.count(ins, clamped, values.size)
 
 
 def limits(code: int) -> tuple[int, int]:

@@ -8,16 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.errors import UserError
-from npusim.isa.control import BARRIER
+from npusim.isa.control import BARRIER, HALT, TOKEN
 from npusim.isa.dma import LOAD, STORE
 from npusim.isa.elementwise import EWLIN, EWMUL
 from npusim.isa.encoding import UNITS, WORDS, Decoded, Instruction, decode_row
 from npusim.isa.layernorm import LNAPPLY, LNSTAT
 from npusim.isa.matmul import MATMUL
+from npusim.isa.parameter_bank import PSWITCH
+from npusim.isa.runtime_quantization import RTQUANT
 from npusim.isa.softmax import RECIP, SMEXP
-from npusim.isa.table import TABLE
+from npusim.isa.table import TABLE, TABLE8
+from npusim.isa.transpose import TRANSPOSE
 
-ALL = (LOAD, STORE, MATMUL, EWLIN, EWMUL, TABLE, LNSTAT, LNAPPLY, SMEXP, RECIP, BARRIER)
+ALL = (
+    LOAD, STORE, PSWITCH, MATMUL, EWLIN, EWMUL, TRANSPOSE, TABLE, TABLE8, LNSTAT, LNAPPLY, SMEXP, RECIP, RTQUANT,
+    TOKEN, BARRIER, HALT,
+)  # fmt: skip
 BY_OPCODE: dict[int, Instruction] = {spec.opcode: spec for spec in ALL}
 BY_MNEMONIC: dict[str, Instruction] = {spec.mnemonic: spec for spec in ALL}
 
@@ -37,8 +43,12 @@ def decode(code: NDArray[np.uint32]) -> list[Decoded]:
 
 def violations(instructions: Iterable[Decoded], machine: object) -> list[str]:
     """Rules that make an instruction undefined, each with its index; empty for legal code."""
-    found = []
+    found: list[str] = []
+    halted = False
     for index, ins in enumerate(instructions):
+        if halted:
+            return [*found, f"instruction {index} ({ins.op}): stands behind halt, where nothing runs"]
+        halted = ins.op == HALT.mnemonic
         spec = BY_MNEMONIC[ins.op]
         rules = spec.check(ins, machine)
         if UNITS[ins.unit] not in spec.units:

@@ -1,9 +1,17 @@
-"""Which bytes an instruction reaches: base registers, strided loops."""
+"""Which bytes an instruction reaches: base registers, strided loops, strided operands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from npusim.isa.encoding import Decoded, Region, Rule, row_bytes
+
 BASES = 3
 """Base registers of DRAM addresses: 0 absolute, 1 the step's parameter set, 2 the step's noise."""
+
+Loops = tuple[tuple[int, int], ...]
+"""Nested loops as (count, byte stride)."""
 
 
 def span(start: int, element_bytes: int, *loops: tuple[int, int]) -> tuple[int, int]:
@@ -11,14 +19,35 @@ def span(start: int, element_bytes: int, *loops: tuple[int, int]) -> tuple[int, 
     return start, start + sum((count - 1) * stride for count, stride in loops) + element_bytes
 
 
-def apart(element_bytes: int, *loops: tuple[int, int]) -> list[str]:
-    """The rule that nested loops of (count, byte stride) write no byte twice: empty where they certainly do not.
+def apart(element_bytes: int, *loops: tuple[int, int]) -> bool:
+    """Whether nested loops of (count, byte stride) certainly write no byte twice.
 
     From the smallest stride to the largest, each loop steps over all that the loops before it touch.
     """
     end = element_bytes
     for count, stride in sorted(((c, s) for c, s in loops if c > 1), key=lambda loop: loop[1]):
         if stride < end:
-            return [f"the output overlaps itself: a stride of {stride} within {end} bytes"]
+            return False
         end += (count - 1) * stride
-    return []
+    return True
+
+
+def apart_rule(fields: tuple[str, ...], run: Callable[[Decoded], tuple[int, Loops]]) -> Rule:
+    """The rule that a result's strides write no byte twice; ``run(ins)`` gives the bytes of a run and its loops."""
+
+    def holds(ins: Decoded, machine: Any) -> bool:
+        size, loops = run(ins)
+        return apart(size, *loops)
+
+    return Rule(fields, "strides that write no byte twice", holds)
+
+
+def window(memory: str, address: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Region:
+    """Where an operand of type number ``dtype`` lies: rows of ``shape[-1]`` elements, ``strides`` of the other axes."""
+    loops = zip(shape[:-1], strides, strict=True)
+    return Region(memory, *span(address, row_bytes(dtype, shape[-1]), *loops))
+
+
+def vector(memory: str, address: int, size: int) -> Region:
+    """``size`` bytes in a row."""
+    return Region(memory, address, address + size)

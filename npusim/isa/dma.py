@@ -1,7 +1,8 @@
 """LOAD and STORE: three-dimensional strided copies between DRAM and an on-chip memory.
 
 ``planes`` x ``rows`` runs of ``row_bytes`` bytes. The DRAM address is relative to a base register, so that the same
-code serves every denoising step: 0 absolute, 1 the step's parameter set, 2 the step's noise.
+code serves every denoising step: 0 absolute, 1 the step's parameter set, 2 the step's noise. On-chip memories are the
+scratchpad (``sram``), the parameter memory (``param``), and its bank that no instruction reads (``param_next``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from npusim.isa.addressing import BASES, apart, span
-from npusim.isa.encoding import Decoded, Field, Instruction, Region
+from npusim.isa.addressing import BASES, apart_rule, span
+from npusim.isa.encoding import Decoded, Field, Instruction, Region, Rule, at_least_one
 
-MEMORIES = ("sram", "param")
+MEMORIES = ("sram", "param", "param_next")
 FIELDS = (
-    Field("dram_addr", 2, 0, 64), Field("base", 4, 0, 8), Field("memory", 4, 8, 8, names=MEMORIES),
-    Field("local_addr", 5), Field("row_bytes", 6), Field("rows", 7), Field("planes", 8),
-    Field("dram_row", 9), Field("dram_plane", 10, 0, 64), Field("local_row", 12), Field("local_plane", 13),
-)  # fmt: skip
+    Field("dram_addr", 2, 0, 64, doc="first byte in DRAM, relative to the base register"),
+    Field("base", 4, 0, 8, doc="base register: 0 absolute, 1 the step's parameter set, 2 the step's noise"),
+    Field("memory", 4, 8, 8, names=MEMORIES, doc="the on-chip memory"),
+    Field("local_addr", 5, doc="first byte in the on-chip memory"),
+    Field("row_bytes", 6, doc="bytes of one run"),
+    Field("rows", 7, doc="runs in a plane"),
+    Field("planes", 8, doc="planes"),
+    Field("dram_row", 9, doc="byte distance of runs in DRAM"),
+    Field("dram_plane", 10, 0, 64, doc="byte distance of planes in DRAM"),
+    Field("local_row", 12, doc="byte distance of runs on chip"),
+    Field("local_plane", 13, doc="byte distance of planes on chip"),
+)
 
 
 def windows(state: Any, ins: Decoded) -> tuple[Any, Any]:
@@ -47,13 +56,18 @@ def dma_bytes(ins: Decoded) -> int:
     return int(ins.planes * ins.rows * ins.row_bytes)
 
 
-def check(ins: Decoded, machine: Any) -> list[str]:
-    broken = [f"{name} is 0" for name in ("row_bytes", "rows", "planes") if getattr(ins, name) == 0]
-    if ins.base >= BASES:
-        broken.append(f"base = {ins.base}: allowed 0..{BASES - 1}")
-    side = "local" if ins.op == "load" else "dram"
-    strides = getattr(ins, f"{side}_plane"), getattr(ins, f"{side}_row")
-    return broken + apart(ins.row_bytes, (ins.planes, strides[0]), (ins.rows, strides[1]))
+def _rules(written: str) -> tuple[Rule, ...]:
+    return (
+        *at_least_one("row_bytes", "rows", "planes"),
+        Rule(("base",), f"0..{BASES - 1}", lambda ins, machine: bool(ins.base < BASES)),
+        apart_rule(
+            (f"{written}_row", f"{written}_plane"),
+            lambda ins: (
+                ins.row_bytes,
+                ((ins.planes, getattr(ins, f"{written}_plane")), (ins.rows, getattr(ins, f"{written}_row"))),
+            ),
+        ),
+    )
 
 
 def _regions(ins: Decoded) -> tuple[Region, Region]:
@@ -73,9 +87,16 @@ def footprint_store(ins: Decoded) -> tuple[list[Region], list[Region]]:
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """Set-up of the descriptor; the transfer itself is timed by the memory model."""
+    """``dma.setup_cycles`` for the descriptor; the memory model times the transfer itself."""
     return int(machine.dma.setup_cycles)
 
 
-LOAD = Instruction("load", 0x01, FIELDS, ("load",), execute_load, check, footprint_load, cycles, doc=__doc__)
-STORE = Instruction("store", 0x02, FIELDS, ("store",), execute_store, check, footprint_store, cycles, doc=__doc__)
+_STOPS = ("a run that lies outside its memory",)
+LOAD = Instruction(
+    "load", 0x01, "copy runs of bytes from DRAM to an on-chip memory", FIELDS, ("load",),
+    execute_load, _rules("local"), footprint_load, cycles, __doc__, _STOPS,
+)  # fmt: skip
+STORE = Instruction(
+    "store", 0x02, "copy runs of bytes from an on-chip memory to DRAM", FIELDS, ("store",),
+    execute_store, _rules("dram"), footprint_store, cycles, __doc__, _STOPS,
+)  # fmt: skip

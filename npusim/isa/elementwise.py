@@ -17,39 +17,61 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.addressing import apart, span
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region, shift_rules
+from npusim.isa.addressing import apart_rule, vector, window
+from npusim.isa.encoding import (
+    DTYPE_NAMES,
+    DTYPES,
+    NO_ADDRESS,
+    SHIFT_RULE,
+    Decoded,
+    Field,
+    Instruction,
+    Region,
+    Rule,
+    at_least_one,
+    row_bytes,
+)
 
-_WINDOWS = (
-    Field("a_addr", 2), Field("a_row", 3), Field("a_batch", 4),
-    Field("b_addr", 5), Field("b_row", 6), Field("b_batch", 7),
-    Field("out_addr", 8), Field("out_row", 9), Field("out_batch", 10),
-    Field("rows", 11), Field("cols", 12), Field("batch", 13),
-    Field("a_dtype", 14, 0, 4, names=DTYPE_NAMES), Field("b_dtype", 14, 4, 4, names=DTYPE_NAMES),
-    Field("out_dtype", 14, 8, 4, names=DTYPE_NAMES), Field("shift", 14, 16, 6),
-    Field("out_zp", 15, signed=True),
-)  # fmt: skip
-_LINEAR = (
-    Field("a_mul", 16, signed=True, doc="immediate multiplier of a, used when a_mul_addr is absent"),
-    Field("b_mul", 17, signed=True),
-    Field("a_mul_addr", 18, doc="int16 (int32 for i32 operands) per channel in parameter memory, or absent"),
-    Field("b_mul_addr", 19),
-    Field("bias_addr", 20, doc="int32 per channel in parameter memory, or absent"),
+
+def _fields(b: str) -> tuple[Field, ...]:
+    return (
+        Field("a_addr", 2, doc="SRAM: operand a"),
+        Field("a_row", 3, doc="byte distance of a's rows; 0 repeats one"),
+        Field("a_batch", 4, doc="byte distance of a's planes; 0 repeats one"),
+        Field("b_addr", 5, doc=f"SRAM: operand b{b}"),
+        Field("b_row", 6, doc="byte distance of b's rows; 0 repeats one"),
+        Field("b_batch", 7, doc="byte distance of b's planes; 0 repeats one"),
+        Field("out_addr", 8, doc="SRAM: the result"),
+        Field("out_row", 9, doc="byte distance of the result's rows"),
+        Field("out_batch", 10, doc="byte distance of the result's planes"),
+        Field("rows", 11, doc="rows of a plane"),
+        Field("cols", 12, doc="elements of a row, one per channel"),
+        Field("batch", 13, doc="planes"),
+        Field("a_dtype", 14, 0, 4, names=DTYPE_NAMES, doc="element type of a"),
+        Field("b_dtype", 14, 4, 4, names=DTYPE_NAMES, doc="element type of b"),
+        Field("out_dtype", 14, 8, 4, names=DTYPE_NAMES, doc="element type of the result"),
+        Field("shift", 14, 16, 6, doc="right shift that ends in the rounding"),
+        Field("out_zp", 15, signed=True, doc="zero point of the result, added after the rounding"),
+    )
+
+
+_MULTIPLIERS = (
+    Field("a_mul", 16, signed=True, doc="multiplier of a where a_mul_addr is absent"),
+    Field("b_mul", 17, signed=True, doc="multiplier of b where b_mul_addr is absent"),
+    Field("a_mul_addr", 18, doc="parameter memory: int16 (int32 for i32 operands) per channel; or absent"),
+    Field("b_mul_addr", 19, doc="parameter memory: the same for b; or absent"),
+    Field("bias_addr", 20, doc="parameter memory: int32 per channel; or absent"),
 )
 
 MAX_MULTIPLIER = 1 << 30
 """Greatest magnitude of a 32-bit operand's multiplier: two such products, the bias and the rounding term fit int64."""
 
 
-def dtype_of(code: int) -> Any:
-    return np.dtype(DTYPES[DTYPE_NAMES[code]][0])
-
-
 def operand(state: Any, ins: Decoded, name: str) -> Any:
-    """Window of operand ``a``, ``b`` or ``out``, shape (batch, rows, cols)."""
-    kind = dtype_of(getattr(ins, f"{name}_dtype"))
-    strides = (getattr(ins, f"{name}_batch"), getattr(ins, f"{name}_row"), kind.itemsize)
-    return state.window("sram", getattr(ins, f"{name}_addr"), kind, (ins.batch, ins.rows, ins.cols), strides)
+    """Operand ``a``, ``b`` or ``out`` (batch, rows, cols), an `npusim.memory.Operand`."""
+    address, dtype = getattr(ins, f"{name}_addr"), getattr(ins, f"{name}_dtype")
+    strides = getattr(ins, f"{name}_batch"), getattr(ins, f"{name}_row")
+    return state.operand("sram", address, dtype, (ins.batch, ins.rows, ins.cols), strides)
 
 
 def multiplier(state: Any, ins: Decoded, name: str) -> Any:
@@ -74,41 +96,49 @@ def bias(state: Any, ins: Decoded) -> Any:
     return state.vector("param", ins.bias_addr, np.int32, ins.cols).astype(np.int64)
 
 
-def write(state: Any, ins: Decoded, total: Any) -> None:
+def _write(state: Any, ins: Decoded, total: Any) -> None:
+    exact = numerics.rescale(total, 1, ins.shift) + ins.out_zp
     _, low, high = DTYPES[DTYPE_NAMES[ins.out_dtype]]
-    operand(state, ins, "out")[...] = np.clip(numerics.rescale(total, 1, ins.shift) + ins.out_zp, low, high)
+    state.write(ins, operand(state, ins, "out"), np.clip(exact, low, high), exact)
 
 
 def execute_linear(state: Any, ins: Decoded) -> None:
-    total = operand(state, ins, "a").astype(np.int64) * multiplier(state, ins, "a") + bias(state, ins)
+    total = operand(state, ins, "a").values() * multiplier(state, ins, "a") + bias(state, ins)
     if ins.b_addr != NO_ADDRESS:
-        total = total + operand(state, ins, "b").astype(np.int64) * multiplier(state, ins, "b")
-    write(state, ins, total)
+        total = total + operand(state, ins, "b").values() * multiplier(state, ins, "b")
+    _write(state, ins, total)
 
 
 def execute_product(state: Any, ins: Decoded) -> None:
-    write(state, ins, operand(state, ins, "a").astype(np.int64) * operand(state, ins, "b").astype(np.int64))
+    _write(state, ins, operand(state, ins, "a").values() * operand(state, ins, "b").values())
 
 
-def check(ins: Decoded, machine: Any) -> list[str]:
-    broken = [f"{name} is 0" for name in ("rows", "cols", "batch") if getattr(ins, name) == 0] + shift_rules(ins)
-    if ins.op == "ewmul" and ins.b_addr == NO_ADDRESS:
-        broken.append("b_addr is absent: a product needs both operands")
-    for name in ("a", "b"):
+def _immediate_rule(name: str) -> Rule:
+    def holds(ins: Decoded, machine: Any) -> bool:
         wide = DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32"
-        if wide and abs(getattr(ins, f"{name}_mul", 0)) > MAX_MULTIPLIER:
-            broken.append(f"{name}_mul of a 32-bit operand is above 2^30, so that int64 could overflow")
-    size = dtype_of(ins.out_dtype).itemsize
-    return broken + apart(size, (ins.batch, ins.out_batch), (ins.rows, ins.out_row), (ins.cols, size))
+        return not wide or bool(abs(getattr(ins, f"{name}_mul")) <= MAX_MULTIPLIER)
+
+    return Rule((f"{name}_dtype", f"{name}_mul"), "at most 2^30 for a 32-bit operand, so that int64 suffices", holds)
+
+
+_RULES = (
+    *at_least_one("rows", "cols", "batch"),
+    SHIFT_RULE,
+    apart_rule(
+        ("out_row", "out_batch"),
+        lambda ins: (row_bytes(ins.out_dtype, ins.cols), ((ins.batch, ins.out_batch), (ins.rows, ins.out_row))),
+    ),
+)
+_BOTH = Rule(("b_addr",), "an address: a product has two operands", lambda ins, machine: bool(ins.b_addr != NO_ADDRESS))
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
-    def window(name: str) -> Region:
-        size = dtype_of(getattr(ins, f"{name}_dtype")).itemsize
-        loops = (ins.batch, getattr(ins, f"{name}_batch")), (ins.rows, getattr(ins, f"{name}_row")), (ins.cols, size)
-        return Region("sram", *span(getattr(ins, f"{name}_addr"), size, *loops))
+    def region(name: str) -> Region:
+        address, dtype = getattr(ins, f"{name}_addr"), getattr(ins, f"{name}_dtype")
+        strides = getattr(ins, f"{name}_batch"), getattr(ins, f"{name}_row")
+        return window("sram", address, dtype, (ins.batch, ins.rows, ins.cols), strides)
 
-    reads = [window("a")] + ([window("b")] if ins.b_addr != NO_ADDRESS else [])
+    reads = [region("a")] + ([region("b")] if ins.b_addr != NO_ADDRESS else [])
     sizes = {
         "a_mul_addr": multiplier_type(ins, "a").itemsize,
         "b_mul_addr": multiplier_type(ins, "b").itemsize,
@@ -117,19 +147,27 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
     for name, size in sizes.items():
         address = getattr(ins, name, NO_ADDRESS)
         if address != NO_ADDRESS:
-            reads.append(Region("param", address, address + ins.cols * size))
-    return reads, [window("out")]
+            reads.append(vector("param", address, ins.cols * size))
+    return reads, [region("out")]
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """One pass over the elements, two where an operand has 32 bits: each lane multiplies 16 by 32 bits in a cycle."""
-    vector = machine.vector_unit
+    """One pass over the elements, ceil(batch rows cols / lanes), two where an operand has 32 bits, and the pipeline.
+
+    Each lane multiplies 16 by 32 bits in a cycle.
+    """
+    vector_unit = machine.vector_unit
     wide = "i32" in {DTYPE_NAMES[d] for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype)}
-    passes = -(-ins.batch * ins.rows * ins.cols // vector.lanes) * (2 if wide else 1)
-    return int(passes + vector.op_latency_cycles)
+    passes = -(-ins.batch * ins.rows * ins.cols // vector_unit.lanes) * (2 if wide else 1)
+    return int(passes + vector_unit.op_latency_cycles)
 
 
 EWLIN = Instruction(
-    "ewlin", 0x20, _WINDOWS + _LINEAR, ("vector",), execute_linear, check, footprint, cycles, doc=__doc__
-)
-EWMUL = Instruction("ewmul", 0x21, _WINDOWS, ("vector",), execute_product, check, footprint, cycles, doc=__doc__)
+    "ewlin", 0x20, "add two scaled operands and a bias, round, clamp", _fields("; or absent") + _MULTIPLIERS,
+    ("vector",), execute_linear, (*_RULES, _immediate_rule("a"), _immediate_rule("b")), footprint, cycles, __doc__,
+    ("a per-channel multiplier of a 32-bit operand beyond 2^30",),
+)  # fmt: skip
+EWMUL = Instruction(
+    "ewmul", 0x21, "multiply two operands, round, clamp", _fields(""), ("vector",),
+    execute_product, (*_RULES, _BOTH), footprint, cycles, __doc__,
+)  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import index
 from types import SimpleNamespace
 from typing import Any
@@ -83,7 +84,7 @@ class Field:
 
 
 HEADER = (
-    Field("opcode", 0, 0, 8),
+    Field("opcode", 0, 0, 8, doc="which instruction"),
     Field("unit", 0, 8, 8, names=UNITS, doc="queue that executes the instruction"),
     Field("layer", 0, 16, 16, doc="index into the program's layer names"),
     Field("wait_raw", 1, 0, 4, doc="one bit per unit: take a read-after-write token sent by that unit"),
@@ -98,7 +99,7 @@ Decoded = SimpleNamespace
 
 @dataclass(frozen=True)
 class Region:
-    """A byte range [start, end) of one memory: ``dram``, ``sram`` or ``param``; ``base``: a DRAM range's register."""
+    """A byte range [start, end) of ``dram`` (``base``: its register), ``sram``, ``param`` or ``param_next``."""
 
     memory: str
     start: int
@@ -107,23 +108,55 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """A condition outside which an instruction is undefined (TOSA's REQUIRE).
+
+    ``holds(ins, machine)`` decides; ``allowed`` says it for the manual and for messages, which show the values of
+    ``fields``.
+    """
+
+    fields: tuple[str, ...]
+    allowed: str
+    holds: Callable[[Decoded, Any], bool]
+
+    def message(self, ins: Decoded) -> str:
+        """What is wrong with an instruction that breaks the rule."""
+        given = ", ".join(f"{name} = {shown(FIELD_OF[ins.op, name], getattr(ins, name))}" for name in self.fields)
+        return f"{given}: allowed {self.allowed}"
+
+
+FIELD_OF: dict[tuple[str, str], Field] = {}
+"""Every field by mnemonic and name."""
+
+
+def shown(f: Field, value: int) -> str:
+    """A field's value as assembler text."""
+    if f.names:
+        return f.names[value]
+    return hex(value) if f.name.endswith("addr") else str(value)
+
+
+@dataclass(frozen=True)
 class Instruction:
     """One row of the instruction table.
 
-    ``execute(state, ins)`` is the integer semantics as the reference runs them; ``check(ins, machine)`` lists the
-    broken rules under which the instruction is undefined; ``footprint(ins)`` gives the (reads, writes); ``cycles(ins,
-    machine)`` the busy cycles of the unit.
+    ``summary``: what it does, in one sentence. ``execute(state, ins)`` is the integer semantics as the reference runs
+    them; ``rules`` outside which it is undefined, and ``stops``: what in memory stops an executor with ValueError;
+    ``footprint(ins)`` gives the (reads, writes); ``cycles(ins, machine)`` the busy cycles of the unit. ``doc`` is the
+    family's text.
     """
 
     mnemonic: str
     opcode: int
+    summary: str
     fields: tuple[Field, ...]
     units: tuple[str, ...]
     execute: Callable[[Any, Decoded], None]
-    check: Callable[[Decoded, Any], list[str]]
+    rules: tuple[Rule, ...]
     footprint: Callable[[Decoded], tuple[list[Region], list[Region]]]
     cycles: Callable[[Decoded, Any], int]
-    doc: str = ""
+    doc: str
+    stops: tuple[str, ...] = ()
     by_name: dict[str, Field] = field(default_factory=dict, compare=False, hash=False)
     reserved: list[int] = field(default_factory=list, compare=False, hash=False)
 
@@ -135,13 +168,31 @@ class Instruction:
                 raise AssertionError(f"{self.mnemonic}.{f.name} overlaps another field or crosses a word")
             used[span] = True
             self.by_name[f.name] = f
+            FIELD_OF[self.mnemonic, f.name] = f
         bits = np.packbits(~used, bitorder="little").view("<u4")
         self.reserved.extend(bits.tolist())
 
+    def check(self, ins: Decoded, machine: Any) -> list[str]:
+        """Messages of the broken rules; empty for an instruction that is defined on ``machine``."""
+        return [rule.message(ins) for rule in self.rules if not rule.holds(ins, machine)]
 
-def shift_rules(ins: Decoded) -> list[str]:
-    """Rule for the ``shift`` field of an instruction that rescales."""
-    return [] if 1 <= ins.shift <= MAX_SHIFT else [f"shift = {ins.shift}: allowed 1..{MAX_SHIFT}"]
+
+def at_least_one(*names: str) -> tuple[Rule, ...]:
+    """A rule for each of the counts ``names``: it is not 0."""
+    return tuple(Rule((name,), "at least 1", partial(_is_positive, name)) for name in names)
+
+
+def _is_positive(name: str, ins: Decoded, machine: Any) -> bool:
+    return bool(getattr(ins, name) > 0)
+
+
+SHIFT_RULE = Rule(("shift",), f"1..{MAX_SHIFT}", lambda ins, machine: bool(1 <= ins.shift <= MAX_SHIFT))
+"""Of every instruction that rescales."""
+
+
+def one_of(name: str, *types: str) -> Rule:
+    """The element type ``name`` is one of ``types``."""
+    return Rule((name,), ", ".join(types), lambda ins, machine: DTYPE_NAMES[getattr(ins, name)] in types)
 
 
 def encode(spec: Instruction, values: Mapping[str, int]) -> NDArray[np.uint32]:

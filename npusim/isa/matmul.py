@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.addressing import apart, span
+from npusim.isa.addressing import apart_rule, vector, window
 from npusim.isa.encoding import (
     DTYPE_NAMES,
     DTYPES,
@@ -35,6 +35,8 @@ from npusim.isa.encoding import (
     Field,
     Instruction,
     Region,
+    Rule,
+    at_least_one,
     is_packed,
     row_bytes,
 )
@@ -58,22 +60,42 @@ A_TYPES = {"u4": 4, "u6": 6, "u8": 8, "i8": 8, "u16": 16, "i16": 16}
 B_TYPES = {"i4": 4, "i6": 6, "i8": 8, "i16": 16}
 
 FIELDS = (
-    Field("a_addr", 2), Field("a_row", 3), Field("a_b0", 4), Field("a_b1", 5),
-    Field("b_addr", 6), Field("b_k", 7, doc="0 for packed types, which are contiguous along k"), Field("b_n", 8),
-    Field("b_b0", 9), Field("b_b1", 10),
-    Field("out_addr", 11), Field("out_row", 12), Field("out_b0", 13), Field("out_b1", 14),
-    Field("m", 15), Field("k", 16), Field("n", 17), Field("batch0", 18, 0, 16), Field("batch1", 18, 16, 16),
-    Field("rq_addr", 19, doc="records in parameter memory; in mode row: SRAM, one ROW_RECORD per (i0, i1, m)"),
-    Field("a_dtype", 20, 0, 4, names=DTYPE_NAMES), Field("b_dtype", 20, 4, 4, names=DTYPE_NAMES),
-    Field("out_dtype", 20, 8, 4, names=DTYPE_NAMES), Field("rq_mode", 20, 12, 4, names=RQ_MODES),
+    Field("a_addr", 2, doc="SRAM: operand a, k contiguous"),
+    Field("a_row", 3, doc="byte distance of a's rows m; 0 repeats one"),
+    Field("a_b0", 4, doc="byte distance of a's matrices along batch0; 0 repeats one"),
+    Field("a_b1", 5, doc="byte distance of a's matrices along batch1; 0 repeats one"),
+    Field("b_addr", 6, doc="SRAM: operand b"),
+    Field("b_k", 7, doc="byte distance of b's elements along k; 0 for packed types, which are contiguous along k"),
+    Field("b_n", 8, doc="byte distance of b's elements (rows of packed ones) along n"),
+    Field("b_b0", 9, doc="byte distance of b's matrices along batch0; 0 repeats one"),
+    Field("b_b1", 10, doc="byte distance of b's matrices along batch1; 0 repeats one"),
+    Field("out_addr", 11, doc="SRAM: the result, n contiguous"),
+    Field("out_row", 12, doc="byte distance of the result's rows m"),
+    Field("out_b0", 13, doc="byte distance of the result's matrices along batch0"),
+    Field("out_b1", 14, doc="byte distance of the result's matrices along batch1"),
+    Field("m", 15, doc="rows of a and of the result"),
+    Field("k", 16, doc="reduction dimension"),
+    Field("n", 17, doc="output channels: columns of b and of the result"),
+    Field("batch0", 18, 0, 16, doc="outer batches"),
+    Field("batch1", 18, 16, 16, doc="inner batches"),
+    Field("rq_addr", 19, doc="parameter memory: records (tensor: one); row: SRAM, one ROW_RECORD per (i0, i1, m)"),
+    Field("a_dtype", 20, 0, 4, names=DTYPE_NAMES, doc="element type of a"),
+    Field("b_dtype", 20, 4, 4, names=DTYPE_NAMES, doc="element type of b"),
+    Field("out_dtype", 20, 8, 4, names=DTYPE_NAMES, doc="element type of the result"),
+    Field("rq_mode", 20, 12, 4, names=RQ_MODES, doc="which records the requantizers take"),
     Field("acc_continue", 20, 16, 1, doc="1: start from the sums that the MATMUL before this one held"),
     Field("acc_hold", 20, 17, 1, doc="1: leave the sums in the accumulators; nothing is written"),
     Field("shifted", 20, 18, 1, doc="1: shift the input channels left by the table at shift_addr"),
-    Field("fraction_bits", 20, 20, 4, doc="factored modes: 1 to 15"),
-    Field("out_zp", 21, signed=True),
+    Field("fraction_bits", 20, 20, 4, doc="factored modes: fractional bits of the biases"),
+    Field("out_zp", 21, signed=True, doc="zero point of the result"),
     Field("shift_addr", 22, doc="parameter memory: two bits per k, four to a byte, lowest bits first"),
     Field("scalars_addr", 23, doc="factored: parameter memory, one SCALARS; factored_row: SRAM, one per (i0, i1, m)"),
-)  # fmt: skip
+)
+
+
+def is_factored(ins: Decoded) -> bool:
+    """Whether the requantization is one of the two factored modes."""
+    return RQ_MODES[ins.rq_mode].startswith("factored")
 
 
 class Requantization(NamedTuple):
@@ -128,7 +150,7 @@ def input_zero_point(state: Any, ins: Decoded) -> Any:
 
     Raises ValueError where it lies outside the type of a.
     """
-    if not RQ_MODES[ins.rq_mode].startswith("factored"):
+    if not is_factored(ins):
         return np.zeros(1, np.int64)
     zero_point = _scalars(state, ins)["zero_point"].astype(np.int64)
     _, low, high = DTYPES[DTYPE_NAMES[ins.a_dtype]]
@@ -224,8 +246,7 @@ def execute(state: Any, ins: Decoded) -> None:
     _, low, high = DTYPES[DTYPE_NAMES[ins.out_dtype]]
     values = np.clip(numerics.saturate_32(scaled) + ins.out_zp, low, high)
     state.held = None
-    state.count(ins, np.count_nonzero(values != scaled + ins.out_zp), values.size, overflows)
-    out.assign(values)
+    state.write(ins, out, values, scaled + ins.out_zp, overflows)
 
 
 def _scaled(acc: Any, rq: Requantization, ins: Decoded, double: bool) -> Any:
@@ -270,73 +291,102 @@ def cycles(ins: Decoded, machine: Any) -> int:
     return int(total + array.rows + array.cols - 2 + array.requant_latency_cycles)
 
 
-def check(ins: Decoded, machine: Any) -> list[str]:
-    array = machine.mac_array
-    broken = [f"{name} is 0" for name in ("m", "k", "n", "batch0", "batch1") if getattr(ins, name) == 0]
-    a, b = DTYPE_NAMES[ins.a_dtype], DTYPE_NAMES[ins.b_dtype]
+def _mode_exists(ins: Decoded, machine: Any) -> bool:
+    a, b, array = DTYPE_NAMES[ins.a_dtype], DTYPE_NAMES[ins.b_dtype], machine.mac_array
     if a not in A_TYPES or b not in B_TYPES or (B_TYPES[b] == 16 and A_TYPES[a] < 16):
-        broken.append(f"operand types {a} x {b} are not a mode of the array")
-    elif A_TYPES[a] < array.narrowest_activation_bits or B_TYPES[b] < array.narrowest_weight_bits:
-        least = f"{array.narrowest_activation_bits} x {array.narrowest_weight_bits}"
-        broken.append(f"operand types {a} x {b}: the machine takes {least} bits and wider")
-    if is_packed(ins.b_dtype) and ins.b_k:
-        broken.append(f"b_k = {ins.b_k}: allowed 0 for {b}, which is contiguous along k")
-    if ins.shifted and (not array.input_shift or A_TYPES.get(a, 16) > 8):
-        broken.append(
-            f"shifted with {a}: allowed for activations of at most 8 bits, where mac_array.input_shift is true"
-        )
-    if ins.acc_continue or ins.acc_hold:
-        most = array.acc_rows if array.dataflow == "weight_stationary" else array.rows
-        if ins.batch0 * ins.batch1 != 1 or ins.m > most or ins.n > array.cols:
-            shape = f"m, n, batches = {ins.m}, {ins.n}, {ins.batch0 * ins.batch1}"
-            broken.append(f"accumulators held for {shape}: allowed at most {most}, {array.cols}, 1")
-    if RQ_MODES[ins.rq_mode].startswith("factored"):
-        if not array.factored_requant or array.requant_rounding != "single":
-            broken.append("a factored mode: allowed with mac_array.factored_requant and single rounding")
-        if not 1 <= ins.fraction_bits <= 15:
-            broken.append(f"fraction_bits = {ins.fraction_bits}: allowed 1..15")
-    if ins.acc_hold:
-        return broken
-    batches = (ins.batch0, ins.out_b0), (ins.batch1, ins.out_b1)
-    return broken + apart(row_bytes(ins.out_dtype, ins.n), *batches, (ins.m, ins.out_row))
+        return False
+    return bool(A_TYPES[a] >= array.narrowest_activation_bits and B_TYPES[b] >= array.narrowest_weight_bits)
+
+
+def _shifts_exist(ins: Decoded, machine: Any) -> bool:
+    return not ins.shifted or bool(machine.mac_array.input_shift and A_TYPES.get(DTYPE_NAMES[ins.a_dtype], 16) <= 8)
+
+
+def _fits_accumulators(ins: Decoded, machine: Any) -> bool:
+    array = machine.mac_array
+    most = array.acc_rows if array.dataflow == "weight_stationary" else array.rows
+    one_tile = ins.batch0 * ins.batch1 == 1 and ins.m <= most and ins.n <= array.cols
+    return one_tile or not (ins.acc_continue or ins.acc_hold)
+
+
+def _factored_exists(ins: Decoded, machine: Any) -> bool:
+    array = machine.mac_array
+    return not is_factored(ins) or bool(array.factored_requant and array.requant_rounding == "single")
+
+
+RULES = (
+    *at_least_one("m", "k", "n", "batch0", "batch1"),
+    Rule(
+        ("a_dtype", "b_dtype"),
+        "a: u4 to u16, i8, i16; b: i4 to i8, i16 with a 16-bit a; not narrower than mac_array.narrowest_*_bits",
+        _mode_exists,
+    ),
+    Rule(("b_dtype", "b_k"), "b_k 0 for packed types", lambda ins, machine: not (is_packed(ins.b_dtype) and ins.b_k)),
+    Rule(("shifted", "a_dtype"), "1 with mac_array.input_shift and an a of at most 8 bits", _shifts_exist),
+    Rule(
+        ("m", "n", "batch0", "batch1"),
+        "acc_hold, acc_continue: what the accumulators hold: one batch, n up to cols, m up to acc_rows "
+        "(output-stationary: rows)",
+        _fits_accumulators,
+    ),
+    Rule(
+        ("rq_mode",),
+        "factored modes with mac_array.factored_requant and single rounding",
+        _factored_exists,
+    ),
+    Rule(
+        ("rq_mode", "fraction_bits"),
+        "fraction_bits 1..15 in factored modes",
+        lambda ins, machine: not is_factored(ins) or bool(1 <= ins.fraction_bits <= 15),
+    ),
+    apart_rule(
+        ("out_row", "out_b0", "out_b1"),
+        lambda ins: (
+            row_bytes(ins.out_dtype, ins.n),
+            () if ins.acc_hold else ((ins.batch0, ins.out_b0), (ins.batch1, ins.out_b1), (ins.m, ins.out_row)),
+        ),
+    ),
+)
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
     batch = ins.batch0, ins.batch1
-    a_span = span(
-        ins.a_addr, row_bytes(ins.a_dtype, ins.k), (batch[0], ins.a_b0), (batch[1], ins.a_b1), (ins.m, ins.a_row)
-    )
-    b_loops = [(batch[0], ins.b_b0), (batch[1], ins.b_b1), (ins.n, ins.b_n)]
+    reads = [window("sram", ins.a_addr, ins.a_dtype, (*batch, ins.m, ins.k), (ins.a_b0, ins.a_b1, ins.a_row))]
+    b_strides = ins.b_b0, ins.b_b1, ins.b_n
     if is_packed(ins.b_dtype):
-        b_span = span(ins.b_addr, row_bytes(ins.b_dtype, ins.k), *b_loops)
+        reads.append(window("sram", ins.b_addr, ins.b_dtype, (*batch, ins.n, ins.k), b_strides))
     else:
-        b_span = span(ins.b_addr, row_bytes(ins.b_dtype, 1), *b_loops, (ins.k, ins.b_k))
-    reads = [Region("sram", *a_span), Region("sram", *b_span)]
+        reads.append(window("sram", ins.b_addr, ins.b_dtype, (*batch, ins.n, ins.k, 1), (*b_strides, ins.b_k)))
     if ins.shifted:
-        reads.append(Region("param", ins.shift_addr, ins.shift_addr + -(-ins.k // 4)))
+        reads.append(vector("param", ins.shift_addr, -(-ins.k // 4)))
     reads += record_regions(ins)
     if ins.acc_hold:
         return reads, []
-    loops = (batch[0], ins.out_b0), (batch[1], ins.out_b1), (ins.m, ins.out_row)
-    return reads, [Region("sram", *span(ins.out_addr, row_bytes(ins.out_dtype, ins.n), *loops))]
+    strides = ins.out_b0, ins.out_b1, ins.out_row
+    return reads, [window("sram", ins.out_addr, ins.out_dtype, (*batch, ins.m, ins.n), strides)]
 
 
 def record_regions(ins: Decoded) -> list[Region]:
     """Where the records lie that an instruction reads; one that holds needs the input zero point only."""
     mode, rows = RQ_MODES[ins.rq_mode], ins.batch0 * ins.batch1 * ins.m
-    if mode.startswith("factored"):
+    if is_factored(ins):
         memory, count = ("param", 1) if mode == "factored" else ("sram", rows)
-        found = [_table(memory, ins.scalars_addr, count * SCALARS.itemsize)]
-        return found if ins.acc_hold else [*found, _table("param", ins.rq_addr, ins.n * FACTORED.itemsize)]
+        found = [vector(memory, ins.scalars_addr, count * SCALARS.itemsize)]
+        return found if ins.acc_hold else [*found, vector("param", ins.rq_addr, ins.n * FACTORED.itemsize)]
     if ins.acc_hold:
         return []
     if mode == "row":
-        return [_table("sram", ins.rq_addr, rows * ROW_RECORD.itemsize)]
-    return [_table("param", ins.rq_addr, (ins.n if mode == "channel" else 1) * RECORD.itemsize)]
+        return [vector("sram", ins.rq_addr, rows * ROW_RECORD.itemsize)]
+    return [vector("param", ins.rq_addr, (ins.n if mode == "channel" else 1) * RECORD.itemsize)]
 
 
-def _table(memory: str, address: int, size: int) -> Region:
-    return Region(memory, address, address + size)
-
-
-MATMUL = Instruction("matmul", 0x10, FIELDS, ("mac",), execute, check, footprint, cycles, doc=__doc__)
+MATMUL = Instruction(
+    "matmul", 0x10, "multiply matrices on the MAC array and requantize", FIELDS, ("mac",),
+    execute, RULES, footprint, cycles, __doc__,
+    (
+        "a requantization record with a multiplier or shift that the hardware does not have",
+        "an input zero point outside the type of a",
+        "acc_continue where the MATMUL before held no sums of this shape",
+        "an accumulator that overflows on a machine that traps",
+    ),
+)  # fmt: skip

@@ -1,10 +1,10 @@
 """SMEXP and RECIP: softmax without the division, which the requantization after P V makes up for.
 
 SMEXP: per row of base-2 logits with ``fraction_bits`` fractional bits, over the first ``valid`` columns:
-``d = max - logit``, ``p = (2^p_bits - 1) 2^(-d / 2^fraction_bits)`` (unnormalised), 0 in the other columns; and the
-integer row sum of p.
-RECIP: per row, the multiplier and shift that divide by the row sum and apply one static factor
-``multiplier * 2^-shift``.
+``d = max - logit``, ``p = (2^p_bits - 1) 2^(-d / 2^fraction_bits)`` (unnormalised, `numerics.exp2_negative`), 0 in the
+other columns; and the integer row sum of p. ``valid`` below 1 counts as 1, above ``cols`` as ``cols``.
+RECIP: per row, the 16-bit multiplier and the shift that divide by the row sum and apply one static factor
+``multiplier * 2^-shift``: a reciprocal from 128 seeds and two Newton steps (`numerics.reciprocal`).
 """
 
 from __future__ import annotations
@@ -14,32 +14,58 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.addressing import apart, span
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, Decoded, Field, Instruction, Region
+from npusim.isa.addressing import apart_rule, vector, window
+from npusim.isa.encoding import (
+    DTYPE_NAMES,
+    NO_ADDRESS,
+    Decoded,
+    Field,
+    Instruction,
+    Region,
+    Rule,
+    at_least_one,
+    row_bytes,
+)
 from npusim.isa.matmul import ROW_RECORD
 
+I16 = DTYPE_NAMES.index("i16")
+MAX_P_BITS = {"u8": 8, "i16": 15, "u16": 16}
+"""Types of p, and how many bits each holds."""
 _EXP = (
-    Field("a_addr", 2), Field("out_addr", 3), Field("sum_addr", 4), Field("rows", 5), Field("cols", 6),
-    Field("a_row", 7), Field("out_row", 8), Field("valid_addr", 9, doc="SRAM int32: columns that count; absent: all"),
-    Field("fraction_bits", 10, 0, 5), Field("p_bits", 10, 8, 5), Field("out_dtype", 10, 16, 4, names=DTYPE_NAMES),
-)  # fmt: skip
-_RECIP = (Field("sum_addr", 2), Field("out_addr", 3), Field("rows", 4), Field("multiplier", 5), Field("shift", 6, 0, 6))
+    Field("a_addr", 2, doc="SRAM: logits, int16"),
+    Field("out_addr", 3, doc="SRAM: p"),
+    Field("sum_addr", 4, doc="SRAM: int32, the sum of each row of p"),
+    Field("rows", 5, doc="rows, one softmax each"),
+    Field("cols", 6, doc="elements of a row"),
+    Field("a_row", 7, doc="byte distance of the logits' rows"),
+    Field("out_row", 8, doc="byte distance of p's rows"),
+    Field("valid_addr", 9, doc="SRAM: int32, how many columns count; absent: all"),
+    Field("fraction_bits", 10, 0, 5, doc="fractional bits of a logit, which is a base-2 logarithm"),
+    Field("p_bits", 10, 8, 5, doc="p of the row's maximum is 2^p_bits - 1"),
+    Field("out_dtype", 10, 16, 4, names=DTYPE_NAMES, doc="element type of p"),
+)
+_RECIP = (
+    Field("sum_addr", 2, doc="SRAM: int32 row sums"),
+    Field("out_addr", 3, doc="SRAM: a ROW_RECORD per row, int16 multiplier and int16 shift"),
+    Field("rows", 4, doc="rows"),
+    Field("multiplier", 5, doc="of the static factor"),
+    Field("shift", 6, 0, 6, doc="of the static factor"),
+)
 
 
 def exp_operands(state: Any, ins: Decoded) -> tuple[Any, Any, Any, int]:
-    """Windows of logits (rows, cols) int16, p (rows, cols) and row sums (rows,) int32; the number of valid columns."""
-    kind = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0])
-    a = state.window("sram", ins.a_addr, np.int16, (ins.rows, ins.cols), (ins.a_row, 2))
-    out = state.window("sram", ins.out_addr, kind, (ins.rows, ins.cols), (ins.out_row, kind.itemsize))
+    """Operands logits and p (rows, cols); row sums (rows,) int32; the number of valid columns."""
+    a = state.operand("sram", ins.a_addr, I16, (ins.rows, ins.cols), (ins.a_row,))
+    out = state.operand("sram", ins.out_addr, ins.out_dtype, (ins.rows, ins.cols), (ins.out_row,))
     valid = ins.cols if ins.valid_addr == NO_ADDRESS else int(state.vector("sram", ins.valid_addr, np.int32, 1)[0])
     return a, out, state.vector("sram", ins.sum_addr, np.int32, ins.rows), max(1, min(valid, ins.cols))
 
 
 def execute_exp(state: Any, ins: Decoded) -> None:
     a, out, sums, valid = exp_operands(state, ins)
-    logits = a[:, :valid].astype(np.int64)
-    p = numerics.exp2_negative(logits.max(axis=1, keepdims=True) - logits, ins.fraction_bits, ins.p_bits)
-    out[:, :valid], out[:, valid:] = p, 0
+    logits, p = a.values()[:, :valid], np.zeros(a.shape, np.int64)
+    p[:, :valid] = numerics.exp2_negative(logits.max(axis=1, keepdims=True) - logits, ins.fraction_bits, ins.p_bits)
+    out.assign(p)
     sums[...] = p.sum(axis=1)
 
 
@@ -60,52 +86,56 @@ def execute_recip(state: Any, ins: Decoded) -> None:
     records["multiplier"], records["shift"] = m, s
 
 
-def check_exp(ins: Decoded, machine: Any) -> list[str]:
-    broken = [f"{name} is 0" for name in ("rows", "cols") if getattr(ins, name) == 0]
-    p_bits = {"u8": 8, "i16": 15}.get(DTYPE_NAMES[ins.out_dtype])
-    if p_bits is None or not 8 <= ins.p_bits <= p_bits:
-        broken.append(f"p_bits = {ins.p_bits} in {DTYPE_NAMES[ins.out_dtype]}: allowed 8 in u8, 8 to 15 in i16")
-    if ins.fraction_bits > 16:
-        broken.append(f"fraction_bits = {ins.fraction_bits}: allowed 0 to 16")
-    if ins.cols > 65536:
-        broken.append(f"cols = {ins.cols}: at most 65536, so that the row sum stays below 2^31")
-    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
-    return broken + apart(size, (ins.rows, ins.out_row), (ins.cols, size))
+def _p_bits_fit(ins: Decoded, machine: Any) -> bool:
+    return bool(8 <= ins.p_bits <= MAX_P_BITS.get(DTYPE_NAMES[ins.out_dtype], 0))
 
 
-def check_recip(ins: Decoded, machine: Any) -> list[str]:
-    broken = ["rows is 0"] if ins.rows == 0 else []
-    if not 1 << 30 <= ins.multiplier < 1 << 31:
-        broken.append(f"multiplier = {ins.multiplier}: allowed 2^30 to 2^31 - 1")
-    return broken
+_EXP_RULES = (
+    *at_least_one("rows", "cols"),
+    Rule(("p_bits", "out_dtype"), "8 bits in u8, 8 to 15 in i16, 8 to 16 in u16", _p_bits_fit),
+    Rule(("fraction_bits",), "0..16", lambda ins, machine: bool(ins.fraction_bits <= 16)),
+    Rule(
+        ("cols", "p_bits"),
+        "cols << p_bits at most 2^31, so that a row sum fits int32",
+        lambda ins, machine: bool(ins.cols << ins.p_bits <= 1 << 31),
+    ),
+    apart_rule(("out_row",), lambda ins: (row_bytes(ins.out_dtype, ins.cols), ((ins.rows, ins.out_row),))),
+)
+_RECIP_RULES = (
+    *at_least_one("rows"),
+    Rule(("multiplier",), "2^30..2^31 - 1", lambda ins, machine: bool(1 << 30 <= ins.multiplier < 1 << 31)),
+)
 
 
 def footprint_exp(ins: Decoded) -> tuple[list[Region], list[Region]]:
-    size = np.dtype(DTYPES[DTYPE_NAMES[ins.out_dtype]][0]).itemsize
-    reads = [Region("sram", *span(ins.a_addr, 2, (ins.rows, ins.a_row), (ins.cols, 2)))]
+    reads = [window("sram", ins.a_addr, I16, (ins.rows, ins.cols), (ins.a_row,))]
     if ins.valid_addr != NO_ADDRESS:
-        reads.append(Region("sram", ins.valid_addr, ins.valid_addr + 4))
-    p = Region("sram", *span(ins.out_addr, size, (ins.rows, ins.out_row), (ins.cols, size)))
-    return reads, [p, Region("sram", ins.sum_addr, ins.sum_addr + 4 * ins.rows)]
+        reads.append(vector("sram", ins.valid_addr, 4))
+    p = window("sram", ins.out_addr, ins.out_dtype, (ins.rows, ins.cols), (ins.out_row,))
+    return reads, [p, vector("sram", ins.sum_addr, 4 * ins.rows)]
 
 
 def footprint_recip(ins: Decoded) -> tuple[list[Region], list[Region]]:
-    records = Region("sram", ins.out_addr, ins.out_addr + ROW_RECORD.itemsize * ins.rows)
-    return [Region("sram", ins.sum_addr, ins.sum_addr + 4 * ins.rows)], [records]
+    records = vector("sram", ins.out_addr, ROW_RECORD.itemsize * ins.rows)
+    return [vector("sram", ins.sum_addr, 4 * ins.rows)], [records]
 
 
 def cycles_exp(ins: Decoded, machine: Any) -> int:
-    """Two passes: row maximum, then exponential with the sum."""
+    """Two passes, the row maximum, then the exponentials with their sum; and the pipeline."""
     passes = 2 * -(-ins.rows * ins.cols // machine.vector_unit.lanes)
     return int(passes + machine.vector_unit.op_latency_cycles)
 
 
 def cycles_recip(ins: Decoded, machine: Any) -> int:
-    """One reciprocal unit, one row per cycle."""
+    """One row a cycle through one reciprocal unit, and the pipeline."""
     return int(ins.rows) + int(machine.vector_unit.op_latency_cycles)
 
 
-SMEXP = Instruction("smexp", 0x50, _EXP, ("vector",), execute_exp, check_exp, footprint_exp, cycles_exp, doc=__doc__)
+SMEXP = Instruction(
+    "smexp", 0x50, "unnormalised powers of two against each row's maximum, and their sum", _EXP, ("vector",),
+    execute_exp, _EXP_RULES, footprint_exp, cycles_exp, __doc__,
+)  # fmt: skip
 RECIP = Instruction(
-    "recip", 0x51, _RECIP, ("vector",), execute_recip, check_recip, footprint_recip, cycles_recip, doc=__doc__
-)
+    "recip", 0x51, "the requantization records that divide by each row sum", _RECIP, ("vector",),
+    execute_recip, _RECIP_RULES, footprint_recip, cycles_recip, __doc__, ("a row sum below 1",),
+)  # fmt: skip

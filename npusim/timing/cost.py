@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, BY_OPCODE
+from npusim.isa.control import JOINS
 from npusim.isa.dma import MEMORIES, dma_bytes
 from npusim.isa.encoding import (
-    DTYPE_NAMES,
-    DTYPES,
     HEADER,
     INSTRUCTION_BYTES,
     NO_ADDRESS,
@@ -28,9 +27,10 @@ from npusim.isa.encoding import (
     Decoded,
     Field,
     decode_row,
+    row_bytes,
 )
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import ROW_RECORD, RQ_MODES
+from npusim.isa.matmul import ROW_RECORD, SCALARS, record_regions
 
 Int64 = NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class Costs:
 
     ``unit``, ``layer`` and ``busy`` (cycles of execution or DMA set-up), ``transfer`` (cycles on the DRAM channel, 0
     for everything but DMA): (count,). ``wait`` and ``signal``: (count, 2) unit masks [raw, war]. ``traffic``: (count,
-    len(TRAFFIC)). ``barrier``: (count,) bool.
+    len(TRAFFIC)). ``barrier``: (count,) bool, of BARRIER and HALT.
     """
 
     unit: Int64
@@ -77,55 +77,44 @@ def bus_bytes(ins: Decoded, burst_bytes: int) -> int:
     return int(runs * -(-run // burst_bytes) * burst_bytes)
 
 
-def _bytes(dtype: int) -> int:
-    return np.dtype(DTYPES[DTYPE_NAMES[dtype]][0]).itemsize
-
-
 def _dma(ins: Decoded) -> dict[str, int]:
     """What a LOAD writes on chip and a STORE reads there."""
     moved, memory = dma_bytes(ins), MEMORIES[ins.memory]
     if ins.op == "load":
         return {"load_bytes": moved, "sram_write_bytes" if memory == "sram" else "param_load_bytes": moved}
-    return {"store_bytes": moved, f"{memory}_read_bytes": moved}
+    return {"store_bytes": moved, f"{memory.removesuffix('_next')}_read_bytes": moved}
 
 
 def _matmul(ins: Decoded) -> dict[str, int]:
     batch = ins.batch0 * ins.batch1
-    read = ins.m * ins.k * _bytes(ins.a_dtype) + ins.k * ins.n * _bytes(ins.b_dtype)
-    if RQ_MODES[ins.rq_mode] == "row":
-        read += ins.m * ROW_RECORD.itemsize
+    stationary = ins.n * row_bytes(ins.b_dtype, ins.k)
+    # Records that lie in SRAM are read once for each row; the others are counted with parameter memory.
+    records = sum(r.end - r.start for r in record_regions(ins) if r.memory == "sram")
+    written = 0 if ins.acc_hold else ins.m * row_bytes(ins.out_dtype, ins.n)
     return {
-        "sram_read_bytes": batch * read,
-        "sram_write_bytes": batch * ins.m * ins.n * _bytes(ins.out_dtype),
+        "sram_read_bytes": batch * (ins.m * row_bytes(ins.a_dtype, ins.k) + stationary) + records,
+        "sram_write_bytes": batch * written,
         "mac_operations": batch * ins.m * ins.k * ins.n,
     }
 
 
 def _elementwise(ins: Decoded) -> dict[str, int]:
-    elements = ins.batch * ins.rows * ins.cols
-    read = _bytes(ins.a_dtype) + (_bytes(ins.b_dtype) if ins.b_addr != NO_ADDRESS else 0)
-    return {"sram_read_bytes": elements * read, "sram_write_bytes": elements * _bytes(ins.out_dtype)}
+    read = row_bytes(ins.a_dtype, ins.cols)
+    read += row_bytes(ins.b_dtype, ins.cols) if ins.b_addr != NO_ADDRESS else 0
+    rows = ins.batch * ins.rows
+    return {"sram_read_bytes": rows * read, "sram_write_bytes": rows * row_bytes(ins.out_dtype, ins.cols)}
 
 
-def _table(ins: Decoded) -> dict[str, int]:
-    elements = ins.rows * ins.cols
-    return {"sram_read_bytes": 2 * elements, "sram_write_bytes": elements * _bytes(ins.out_dtype)}
+def _transpose(ins: Decoded) -> dict[str, int]:
+    moved = ins.batch * ins.rows * row_bytes(ins.out_dtype, ins.cols)
+    return {"sram_read_bytes": moved, "sram_write_bytes": moved}
 
 
-def _statistics(ins: Decoded) -> dict[str, int]:
-    return {"sram_read_bytes": 2 * ins.rows * ins.cols, "sram_write_bytes": ins.rows * STATISTICS.itemsize}
-
-
-def _apply(ins: Decoded) -> dict[str, int]:
-    elements = ins.rows * ins.cols
-    read = 2 * elements + ins.rows * STATISTICS.itemsize
-    return {"sram_read_bytes": read, "sram_write_bytes": elements * _bytes(ins.out_dtype)}
-
-
-def _exp(ins: Decoded) -> dict[str, int]:
-    elements = ins.rows * ins.cols
-    read = 2 * elements + (4 if ins.valid_addr != NO_ADDRESS else 0)
-    return {"sram_read_bytes": read, "sram_write_bytes": elements * _bytes(ins.out_dtype) + 4 * ins.rows}
+def _rows(ins: Decoded, read: int, written: int) -> dict[str, int]:
+    """``read`` and ``written`` bytes beside the rows themselves, which are 16-bit unless ``a_dtype`` says otherwise."""
+    source = row_bytes(ins.a_dtype, ins.cols) if hasattr(ins, "a_dtype") else 2 * ins.cols
+    result = ins.rows * row_bytes(ins.out_dtype, ins.cols) if hasattr(ins, "out_dtype") else 0
+    return {"sram_read_bytes": ins.rows * source + read, "sram_write_bytes": result + written}
 
 
 def _recip(ins: Decoded) -> dict[str, int]:
@@ -137,9 +126,24 @@ def _nothing(ins: Decoded) -> dict[str, int]:
 
 
 _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
-    "load": _dma, "store": _dma, "matmul": _matmul, "ewlin": _elementwise, "ewmul": _elementwise, "table": _table,
-    "lnstat": _statistics, "lnapply": _apply, "smexp": _exp, "recip": _recip, "barrier": _nothing,
-}  # fmt: skip
+    "load": _dma,
+    "store": _dma,
+    "pswitch": _nothing,
+    "matmul": _matmul,
+    "ewlin": _elementwise,
+    "ewmul": _elementwise,
+    "transpose": _transpose,
+    "table": lambda ins: _rows(ins, 0, 0),
+    "table8": lambda ins: _rows(ins, 0, 0),
+    "lnstat": lambda ins: _rows(ins, 0, ins.rows * STATISTICS.itemsize),
+    "lnapply": lambda ins: _rows(ins, ins.rows * STATISTICS.itemsize, 0),
+    "smexp": lambda ins: _rows(ins, 4 if ins.valid_addr != NO_ADDRESS else 0, 4 * ins.rows),
+    "recip": _recip,
+    "rtquant": lambda ins: _rows(ins, 0, ins.rows * SCALARS.itemsize),
+    "token": _nothing,
+    "barrier": _nothing,
+    "halt": _nothing,
+}
 
 
 def cost_of(ins: Decoded, machine: Machine) -> tuple[int, int, list[int]]:
@@ -157,7 +161,7 @@ def cost_of(ins: Decoded, machine: Machine) -> tuple[int, int, list[int]]:
     transfer = 0
     if ins.op not in ("load", "store"):
         # Vectors, records and tables lie in parameter memory without gaps, so the regions are the bytes.
-        regions = spec.footprint(ins)[0]
+        regions = spec.footprint(ins)[0] if ins.op != "pswitch" else []
         counts["param_read_bytes"] = sum(r.end - r.start for r in regions if r.memory == "param")
     else:
         moved = bus_bytes(ins, machine.dram.burst_bytes)
@@ -188,7 +192,7 @@ def costs(code: NDArray[np.uint32], machine: Machine) -> Costs:
     """Cost every instruction of ``code`` (count, 32).
 
     Raises UserError, naming the index of the first bad instruction, for words that do not decode, an instruction on the
-    wrong unit or outside its family's rules, and a barrier with tokens.
+    wrong unit or outside its family's rules, and a barrier or halt with tokens.
     """
     if code.ndim != 2 or code.shape[1] != WORDS:
         raise UserError(f"code has shape {code.shape}; allowed: (count, {WORDS})")
@@ -205,7 +209,7 @@ def costs(code: NDArray[np.uint32], machine: Machine) -> Costs:
             except UserError as error:
                 raise UserError(f"instruction {index}: {error}") from None
             table[key] = len(rows)
-            rows.append([busy, transfer, int(ins.op == "barrier"), *counts])
+            rows.append([busy, transfer, int(ins.op in JOINS), *counts])
         which[index] = table[key]
     each = np.array(rows, np.int64).reshape(-1, 3 + len(TRAFFIC))[which]
 
@@ -217,8 +221,8 @@ def costs(code: NDArray[np.uint32], machine: Machine) -> Costs:
 
     barrier, wait, signal = each[:, 2] == 1, masks("wait"), masks("signal")
     bad = np.flatnonzero(barrier & (wait | signal).any(axis=1))
-    if bad.size:
-        raise UserError(f"instruction {bad[0]}: barrier takes and sends no tokens; all its token fields must be 0")
+    if bad.size:  # the token fields are no part of a shape, so the rule about them is checked here
+        raise UserError(f"instruction {bad[0]}: barrier and halt take and send no tokens; all token fields must be 0")
     return Costs(
         field(_UNIT_BITS), field(_LAYER_BITS), barrier, each[:, 0], each[:, 1], wait, signal, each[:, 3:].copy()
     )

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_OPCODE
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS
 from npusim.program import Program
 from npusim.timing import core
@@ -15,7 +16,7 @@ from npusim.timing.cost import Costs, Int64, costs
 from npusim.timing.results import CodeTiming, LayerTiming, Ledger, ProgramTiming, Traffic, summed
 
 _KINDS = ("raw", "war")
-_BARRIERS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic == "barrier"}
+_JOINS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic in JOINS}
 
 
 def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
@@ -35,7 +36,9 @@ def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
     if outcome == core.DEADLOCK:
         raise UserError(_deadlock(code, cost, queue, stops[segment + 1], head, tokens, total))
     if outcome == core.LEFTOVER:
-        place = f"at instruction {barriers[segment]} (barrier)" if segment < len(barriers) else "at the end of the code"
+        place = "at the end of the code"
+        if segment < len(barriers):
+            place = f"at instruction {barriers[segment]} (barrier or halt)"
         raise UserError(f"tokens left over {place}: {_tokens(tokens)}")
     if (ledger.sum(axis=1) != total).any():
         raise AssertionError(
@@ -54,17 +57,17 @@ def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
 def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
     """Time the prologue and all denoising steps.
 
-    Both pieces of code end in a barrier, so each starts from the same state; hence the step is timed once and counted
-    ``program.steps`` times. ``reuse=False`` times prologue and all steps as one long piece of code instead; the totals
-    are equal.
+    Both pieces of code end in a barrier or halt, so each starts from the same state; hence the step is timed once and
+    counted ``program.steps`` times. ``reuse=False`` times prologue and all steps as one long piece of code instead; the
+    totals are equal.
 
     Raises:
-        UserError: a piece of code does not end in a barrier (an empty prologue need not), or as `simulate`.
+        UserError: a piece of code does not end in a barrier or halt (an empty prologue need not), or as `simulate`.
     """
     for name, code in program.code():
         empty = name == "prologue" and len(code) == 0
-        if not empty and (len(code) == 0 or int(code[-1, 0]) & 0xFF not in _BARRIERS):
-            raise UserError(f"{name}: does not end in a barrier, so that timings of its repetitions cannot be added")
+        if not empty and (len(code) == 0 or int(code[-1, 0]) & 0xFF not in _JOINS):
+            raise UserError(f"{name}: does not end in a barrier or halt, so that repetitions cannot be added up")
     prologue, step = (_named(name, code, program.machine) for name, code in program.code())
     if reuse:
         cycles = prologue.total_cycles + program.steps * step.total_cycles

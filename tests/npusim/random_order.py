@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from npusim import reference
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 
 KINDS = ("raw", "war")
@@ -48,9 +49,9 @@ def token_legal_order(instructions: Sequence[Decoded], rng: np.random.Generator,
     at the end.
     """
     queues: list[list[int]] = [[] for _ in UNITS]
-    barriers = [index for index, ins in enumerate(instructions) if ins.op == "barrier"]
+    barriers = [index for index, ins in enumerate(instructions) if ins.op in JOINS]
     for index in reversed(range(len(instructions))):
-        if instructions[index].op != "barrier":
+        if instructions[index].op not in JOINS:
             queues[instructions[index].unit].append(index)
     tokens, order, unit = Tokens(), [], 0
     for limit in [*barriers, len(instructions)]:

@@ -1,11 +1,11 @@
-"""A third implementation of the instructions, for the tests: one element at a time, Python integers, bytes by hand.
+"""A third implementation of the instructions, for the tests: one element at a time, Python integers, bits by hand.
 
 It shares no code with ``npusim``: it is written from the text at the head of each file in ``npusim/isa``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import product
 from math import floor
@@ -14,22 +14,44 @@ from typing import Any
 from npusim.isa.encoding import NO_ADDRESS, Decoded
 from npusim.memory import MachineState
 
-TYPES = [(1, False), (1, True), (2, True), (4, True)]
-"""Bytes and sign of u8, i8, i16, i32."""
+TYPES = [(8, False), (8, True), (16, True), (32, True), (4, False), (4, True), (6, False), (6, True), (16, False)]
+"""Bits and sign of u8, i8, i16, i32, u4, i4, u6, i6, u16."""
+U8, I8, I16, I32 = range(4)
 
 Write = tuple[str, int, int, int]
-"""Memory, address, number of bytes, value."""
+"""Memory, address in bits, number of bits, value."""
 
 
-def number(memory: Any, address: int, dtype: int) -> int:
-    size, signed = TYPES[dtype]
-    return int.from_bytes(memory[address : address + size].tobytes(), "little", signed=signed)
+def bits_at(memory: Any, bit: int, count: int, signed: bool) -> int:
+    """The number in ``count`` bits from ``bit``, lowest first."""
+    last = (bit + count + 7) // 8
+    value = int.from_bytes(memory[bit // 8 : last].tobytes(), "little") >> bit % 8 & (1 << count) - 1
+    return value - (1 << count) if signed and value >> count - 1 else value
+
+
+def number(memory: Any, address: int, dtype: int, index: int = 0) -> int:
+    """Element ``index`` of a row of consecutive elements that begins at byte ``address``."""
+    bits, signed = TYPES[dtype]
+    return bits_at(memory, 8 * address + index * bits, bits, signed)
+
+
+def element(address: int, dtype: int, index: int, count: int, value: int) -> Iterator[Write]:
+    """Writes of element ``index`` of ``count`` in the row at byte ``address``; the last one fills its byte with 0."""
+    bits, _ = TYPES[dtype]
+    yield "sram", 8 * address + index * bits, bits, value
+    if index == count - 1 and count * bits % 8:
+        yield "sram", 8 * address + count * bits, 8 - count * bits % 8, 0
+
+
+def bounds(dtype: int) -> tuple[int, int]:
+    bits, signed = TYPES[dtype]
+    low = -(1 << bits - 1) if signed else 0
+    return low, low + (1 << bits) - 1
 
 
 def saturated(value: int, dtype: int) -> int:
-    size, signed = TYPES[dtype]
-    low = -(1 << 8 * size - 1) if signed else 0
-    return min(max(value, low), low + (1 << 8 * size) - 1)
+    low, high = bounds(dtype)
+    return min(max(value, low), high)
 
 
 def half_up(numerator: int, shift: int) -> int:
@@ -37,120 +59,204 @@ def half_up(numerator: int, shift: int) -> int:
 
 
 def requantized(value: int, multiplier: int, shift: int, zero_point: int, dtype: int) -> int:
-    return saturated(saturated(half_up(value * multiplier, shift), 3) + zero_point, dtype)
+    return saturated(saturated(half_up(value * multiplier, shift), I32) + zero_point, dtype)
 
 
 def after(state: MachineState, writes: Iterator[Write]) -> MachineState:
     """The state after ``writes``, all of which are computed first."""
     twin = state.copy()
-    for memory, address, size, value in list(writes):
-        getattr(twin, memory)[address : address + size] = list((value % (1 << 8 * size)).to_bytes(size, "little"))
+    for memory, bit, count, value in list(writes):
+        contents, first, last = getattr(twin, memory), bit // 8, (bit + count + 7) // 8
+        mask = (1 << count) - 1 << bit % 8
+        old = int.from_bytes(contents[first:last].tobytes(), "little")
+        new = old & ~mask | (value << bit % 8) & mask
+        contents[first:last] = list(new.to_bytes(last - first, "little"))
     return twin
 
 
 def elementwise(state: MachineState, ins: Decoded) -> Iterator[Write]:
-    def at(name: str, batch: int, row: int, col: int) -> int:
-        size = TYPES[getattr(ins, f"{name}_dtype")][0]
+    def row_at(name: str, batch: int, row: int) -> int:
         start, rows, batches = (getattr(ins, f"{name}_{part}") for part in ("addr", "row", "batch"))
-        return int(start + batch * batches + row * rows + col * size)
+        return int(start + batch * batches + row * rows)
 
     def multiplier(name: str, col: int) -> int:
         address = getattr(ins, f"{name}_mul_addr")
-        dtype = 3 if getattr(ins, f"{name}_dtype") == 3 else 2
-        return (
-            getattr(ins, f"{name}_mul")
-            if address == NO_ADDRESS
-            else number(state.param, address + col * TYPES[dtype][0], dtype)
-        )
+        if address == NO_ADDRESS:
+            return int(getattr(ins, f"{name}_mul"))
+        return number(state.param, address, I32 if getattr(ins, f"{name}_dtype") == I32 else I16, col)
 
-    for index in product(range(ins.batch), range(ins.rows), range(ins.cols)):
-        a, b = number(state.sram, at("a", *index), ins.a_dtype), 0
+    for batch, row, col in product(range(ins.batch), range(ins.rows), range(ins.cols)):
+        a, b = number(state.sram, row_at("a", batch, row), ins.a_dtype, col), 0
         if ins.b_addr != NO_ADDRESS:
-            b = number(state.sram, at("b", *index), ins.b_dtype)
+            b = number(state.sram, row_at("b", batch, row), ins.b_dtype, col)
         if ins.op == "ewmul":
             total = a * b
         else:
-            total = a * multiplier("a", index[2]) + b * multiplier("b", index[2])
-            total += 0 if ins.bias_addr == NO_ADDRESS else number(state.param, ins.bias_addr + 4 * index[2], 3)
+            total = a * multiplier("a", col) + b * multiplier("b", col)
+            total += 0 if ins.bias_addr == NO_ADDRESS else number(state.param, ins.bias_addr, I32, col)
         value = saturated(half_up(total, ins.shift) + ins.out_zp, ins.out_dtype)
-        yield "sram", at("out", *index), TYPES[ins.out_dtype][0], value
+        yield from element(row_at("out", batch, row), ins.out_dtype, col, ins.cols, value)
+
+
+class Array:
+    """The MAC array's accumulators and requantizers for one instruction."""
+
+    def __init__(self, state: MachineState, ins: Decoded) -> None:
+        self.state, self.ins, self.array = state, ins, state.machine.mac_array
+        self.factored = ins.rq_mode >= 3
+
+    def fitted(self, value: int) -> int:
+        low, high = -(1 << self.array.acc_bits - 1), (1 << self.array.acc_bits - 1) - 1
+        if low <= value <= high:
+            return value
+        if self.array.overflow == "trap":
+            raise OverflowError
+        return (
+            min(max(value, low), high)
+            if self.array.overflow == "saturate"
+            else (value - low) % (1 << high.bit_length() + 1) + low
+        )
+
+    def scalars(self, row: int) -> tuple[int, int, int]:
+        """Input zero point, second multiplier and shift of a factored mode; ``row`` counts over batches and m."""
+        memory, at = self.state.param, self.ins.scalars_addr
+        if self.ins.rq_mode == 4:
+            memory, at = self.state.sram, at + 8 * row
+        return number(memory, at, I32), number(memory, at + 4, I16), number(memory, at + 6, I16)
+
+    def streamed(self, address: int, row: int) -> list[int]:
+        """A row of a as it is multiplied."""
+        ins, zero = self.ins, self.scalars(row)[0] if self.factored else 0
+        values = [number(self.state.sram, address, ins.a_dtype, k) - zero for k in range(ins.k)]
+        if ins.shifted:
+            values = [
+                v << bits_at(self.state.param, 8 * ins.shift_addr + 2 * k, 2, False) for k, v in enumerate(values)
+            ]
+        return values
+
+    def summed(self, a: list[int], b: list[int], acc: int) -> int:
+        height = self.array.rows if self.array.dataflow == "weight_stationary" else 1
+        if TYPES[self.ins.a_dtype][0] == TYPES[self.ins.b_dtype][0] == 4:
+            height *= self.array.a4w4_per_cell
+        for k in range(0, len(a), height):
+            acc = self.fitted(acc + sum(x * y for x, y in zip(a[k : k + height], b[k : k + height], strict=True)))
+        return acc
+
+    def drained(self, acc: int, row_sum: int, row: int, n: int) -> int:
+        ins, param = self.ins, self.state.param
+        if self.factored:
+            at = ins.rq_addr + 8 * n
+            bias, multiplier, shift, zero = (
+                number(param, at, I32),
+                number(param, at + 4, I16),
+                param[at + 6],
+                number(param, at + 7, I8),
+            )
+            _, second, second_shift = self.scalars(row)
+            value = saturated(half_up(self.fitted(acc - zero * row_sum) * multiplier, int(shift)), I32)
+            value = saturated(half_up(value * second, second_shift), I32)
+            return requantized(saturated(value + bias, I32), 1, ins.fraction_bits, ins.out_zp, ins.out_dtype)
+        if ins.rq_mode == 2:
+            acc, at = self.fitted(acc), ins.rq_addr + 4 * row
+            multiplier, shift = number(self.state.sram, at, I16), number(self.state.sram, at + 2, I16)
+        else:
+            at = ins.rq_addr + 12 * n * ins.rq_mode
+            bias, zero = bits_at(param, 8 * at, 48, True), number(param, at + 6, I8)
+            shift, multiplier = int(param[at + 7]), number(param, at + 8, I32)
+            acc = self.fitted(acc + bias - zero * row_sum)
+        if self.array.requant_rounding == "double" and shift > 31:
+            first = half_up(acc * multiplier, 31)  # then to nearest, ties away from zero
+            away = floor(Fraction(abs(first), 1 << shift - 31) + Fraction(1, 2)) * (1 if first >= 0 else -1)
+            return saturated(saturated(away, I32) + ins.out_zp, ins.out_dtype)
+        return requantized(acc, multiplier, shift, ins.out_zp, ins.out_dtype)
+
+
+def sums(state: MachineState, ins: Decoded, row: int, a_at: int, b_at: int, n: int) -> tuple[int, int]:
+    """Accumulator and row sum of one output before its correction."""
+    array, packed = Array(state, ins), TYPES[ins.b_dtype][0] < 8
+    a = array.streamed(a_at, row)
+    b_at += n * ins.b_n
+    b = [
+        number(state.sram, b_at if packed else b_at + k * ins.b_k, ins.b_dtype, k if packed else 0)
+        for k in range(ins.k)
+    ]
+    acc, row_sum = (int(state.held.products[row, n]), int(state.held.rows[row, 0])) if ins.acc_continue else (0, 0)
+    return array.summed(a, b, acc), row_sum + sum(a)
 
 
 def matmul(state: MachineState, ins: Decoded) -> Iterator[Write]:
-    array = state.machine.mac_array
-    low, high = -(1 << array.acc_bits - 1), (1 << array.acc_bits - 1) - 1
-
-    def fitted(value: int) -> int:
-        if low <= value <= high:
-            return value
-        if array.overflow == "trap":
-            raise OverflowError
-        return min(max(value, low), high) if array.overflow == "saturate" else (value - low) % (high - low + 1) + low
-
-    a_size, out_size = TYPES[ins.a_dtype][0], TYPES[ins.out_dtype][0]
     for i0, i1, m, n in product(range(ins.batch0), range(ins.batch1), range(ins.m), range(ins.n)):
+        row = (i0 * ins.batch1 + i1) * ins.m + m
         a_at = ins.a_addr + i0 * ins.a_b0 + i1 * ins.a_b1 + m * ins.a_row
-        b_at = ins.b_addr + i0 * ins.b_b0 + i1 * ins.b_b1 + n * ins.b_n
-        a = [number(state.sram, a_at + k * a_size, ins.a_dtype) for k in range(ins.k)]
-        b = [number(state.sram, b_at + k * ins.b_k, ins.b_dtype) for k in range(ins.k)]
-        acc = 0
-        for k in range(0, ins.k, array.rows):
-            acc = fitted(acc + sum(x * y for x, y in zip(a[k : k + array.rows], b[k : k + array.rows], strict=True)))
-        if ins.rq_mode == 2:
-            record = ins.rq_addr + 4 * ((i0 * ins.batch1 + i1) * ins.m + m)
-            multiplier, shift = number(state.sram, record, 2), number(state.sram, record + 2, 2)
-        else:
-            raw = state.param[ins.rq_addr + 12 * n * ins.rq_mode :][:12].tobytes()
-            bias, zero = int.from_bytes(raw[:6], "little", signed=True), int.from_bytes(raw[6:7], "little", signed=True)
-            shift, multiplier = raw[7], int.from_bytes(raw[8:], "little")
-            acc = fitted(acc + bias - zero * sum(a))
-        value = requantized(acc, multiplier, shift, ins.out_zp, ins.out_dtype)
-        if array.requant_rounding == "double" and shift > 31:
-            first = half_up(acc * multiplier, 31)  # then to nearest, ties away from zero
-            away = floor(Fraction(abs(first), 1 << shift - 31) + Fraction(1, 2)) * (1 if first >= 0 else -1)
-            value = saturated(saturated(away, 3) + ins.out_zp, ins.out_dtype)
-        yield "sram", ins.out_addr + i0 * ins.out_b0 + i1 * ins.out_b1 + m * ins.out_row + n * out_size, out_size, value
+        acc, row_sum = sums(state, ins, row, a_at, ins.b_addr + i0 * ins.b_b0 + i1 * ins.b_b1, n)
+        if not ins.acc_hold:
+            value = Array(state, ins).drained(acc, row_sum, row, n)
+            out_at = ins.out_addr + i0 * ins.out_b0 + i1 * ins.out_b1 + m * ins.out_row
+            yield from element(out_at, ins.out_dtype, n, ins.n, value)
 
 
 def table(state: MachineState, ins: Decoded) -> Iterator[Write]:
-    size = TYPES[ins.out_dtype][0]
     for row, col in product(range(ins.rows), range(ins.cols)):
-        index, fraction = divmod(number(state.sram, ins.a_addr + row * ins.a_row + 2 * col, 2) + 32768, 128)
-        left, right = (number(state.param, ins.table_addr + 2 * (index + i), 2) for i in (0, 1))
+        index, fraction = divmod(number(state.sram, ins.a_addr + row * ins.a_row, I16, col) + 32768, 128)
+        left, right = (number(state.param, ins.table_addr, I16, index + i) for i in (0, 1))
         value = requantized(
             left * (128 - fraction) + right * fraction, ins.multiplier, ins.shift, ins.out_zp, ins.out_dtype
         )
-        yield "sram", ins.out_addr + row * ins.out_row + size * col, size, value
+        yield from element(ins.out_addr + row * ins.out_row, ins.out_dtype, col, ins.cols, value)
+
+
+def small_table(state: MachineState, ins: Decoded) -> Iterator[Write]:
+    bits, signed = TYPES[ins.out_dtype]
+    entry = {4: U8, 6: U8, 8: U8, 16: 8}[bits] if not signed else {4: I8, 6: I8, 8: I8, 16: I16}[bits]
+    for row, col in product(range(ins.rows), range(ins.cols)):
+        index = number(state.sram, ins.a_addr + row * ins.a_row, ins.a_dtype, col) - bounds(ins.a_dtype)[0]
+        value = number(state.param, ins.table_addr, entry, index)
+        yield from element(ins.out_addr + row * ins.out_row, ins.out_dtype, col, ins.cols, value)
+
+
+def transpose(state: MachineState, ins: Decoded) -> Iterator[Write]:
+    for batch, row, col in product(range(ins.batch), range(ins.rows), range(ins.cols)):
+        value = number(state.sram, ins.a_addr + batch * ins.a_batch + row * ins.a_row, ins.out_dtype, col)
+        out_at = ins.out_addr + batch * ins.out_batch + col * ins.out_row
+        yield from element(out_at, ins.out_dtype, row, ins.rows, value)
 
 
 def layernorm_apply(state: MachineState, ins: Decoded) -> Iterator[Write]:
-    size = TYPES[ins.out_dtype][0]
     for row, col in product(range(ins.rows), range(ins.cols)):
-        total, mantissa, shift = (number(state.sram, ins.stat_addr + 12 * row + 4 * i, 3) for i in range(3))
-        centred = ins.cols * number(state.sram, ins.a_addr + row * ins.a_row + 2 * col, 2) - total
-        n = saturated(half_up(centred * mantissa, max(shift - ins.fraction_bits, 1)), 2)
-        g, b = number(state.param, ins.g_addr + 2 * col, 2), number(state.param, ins.b_addr + 4 * col, 3)
+        total, mantissa, shift = (number(state.sram, ins.stat_addr + 12 * row, I32, i) for i in range(3))
+        centred = ins.cols * number(state.sram, ins.a_addr + row * ins.a_row, I16, col) - total
+        n = saturated(half_up(centred * mantissa, max(shift - ins.fraction_bits, 1)), I16)
+        g, b = number(state.param, ins.g_addr, I16, col), number(state.param, ins.b_addr, I32, col)
         value = saturated(half_up(n * g + b, ins.shift) + ins.out_zp, ins.out_dtype)
-        yield "sram", ins.out_addr + row * ins.out_row + size * col, size, value
+        yield from element(ins.out_addr + row * ins.out_row, ins.out_dtype, col, ins.cols, value)
 
 
 def dma(state: MachineState, ins: Decoded) -> Iterator[Write]:
-    local_name = ("sram", "param")[ins.memory]
+    local_name = ("sram", "param", "param_next")[ins.memory]
     for plane, row, byte in product(range(ins.planes), range(ins.rows), range(ins.row_bytes)):
         dram = state.bases[ins.base] + ins.dram_addr + plane * ins.dram_plane + row * ins.dram_row + byte
         local = ins.local_addr + plane * ins.local_plane + row * ins.local_row + byte
         if ins.op == "load":
-            yield local_name, local, 1, int(state.dram[dram])
+            yield local_name, 8 * local, 8, int(state.dram[dram])
         else:
-            yield "dram", dram, 1, int(getattr(state, local_name)[local])
+            yield "dram", 8 * dram, 8, int(getattr(state, local_name)[local])
 
 
-MODELS = {
+def bank_switch(state: MachineState, ins: Decoded) -> Iterator[Write]:
+    for byte in range(ins.bank_bytes):
+        yield "param", 8 * (ins.bank_start + byte), 8, int(state.param_next[byte])
+        yield "param_next", 8 * byte, 8, int(state.param[ins.bank_start + byte])
+
+
+MODELS: dict[str, Callable[[MachineState, Decoded], Iterator[Write]]] = {
     "dma": dma,
     "matmul": matmul,
     "ewlin": elementwise,
     "ewmul": elementwise,
     "table": table,
+    "table8": small_table,
+    "transpose": transpose,
     "lnapply": layernorm_apply,
+    "pswitch": bank_switch,
 }
 """By name of the strategy in ``strategies.FAMILIES``. The rest is approximate by nature and is held against float64."""

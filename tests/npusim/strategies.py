@@ -13,21 +13,35 @@ from hypothesis import strategies as st
 from npusim.config import Machine, load_machine
 from npusim.isa import BY_MNEMONIC, BY_OPCODE, violations
 from npusim.isa.assembly import assemble
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS, UNITS, Decoded, Instruction, decode_row, encode
+from npusim.isa.encoding import (
+    DTYPE_NAMES,
+    DTYPES,
+    NO_ADDRESS,
+    UNITS,
+    Decoded,
+    Instruction,
+    decode_row,
+    encode,
+    row_bytes,
+)
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import RECORD, ROW_RECORD, RQ_MODES
-from npusim.memory import MachineState
+from npusim.isa.matmul import A_TYPES, B_TYPES, FACTORED, RECORD, ROW_RECORD, RQ_MODES, SCALARS
+from npusim.isa.softmax import MAX_P_BITS
+from npusim.memory import MEMORIES, MachineState, Sums
 from npusim.program import Buffer, Program
 
 TINY: dict[str, Any] = load_machine(Path(__file__).resolve().parents[2] / "hwconfigs" / "tiny_8x8.yaml").model_dump()
-SRAM, PARAM = TINY["sram"]["capacity_bytes"], TINY["param_memory"]["capacity_bytes"]
+BANK = 1024
+TINY["param_memory"]["bank_bytes"] = BANK
+TINY["vector_unit"]["runtime_quantization"] = True
+SRAM, PARAM = TINY["sram"]["capacity_bytes"], TINY["param_memory"]["capacity_bytes"] - BANK
 DRAM = 8192
-MODES = [("u8", "i8"), ("i8", "i8"), ("i16", "i8"), ("i16", "i16")]
+MODES = [(a, b) for a in A_TYPES for b in B_TYPES if B_TYPES[b] < 16 or A_TYPES[a] == 16]
 FILLS = ("random", "extremes", "small", "ones")
 
 
 def machine(**array: Any) -> Machine:
-    """The tiny machine with other ``mac_array`` fields."""
+    """The tiny machine with parameter banks, run-time quantization and other ``mac_array`` fields."""
     return Machine.model_validate({**TINY, "mac_array": {**TINY["mac_array"], **array}})
 
 
@@ -53,7 +67,7 @@ class Case:
 def fill(state: MachineState, style: str, seed: int) -> None:
     """Fill every memory: any bytes, least and greatest values of each width, values near 0, or odd values near 0."""
     rng = np.random.default_rng(seed)
-    for memory in (state.dram, state.sram, state.param):
+    for memory in (getattr(state, name) for name in MEMORIES):
         if style == "random":
             memory[:] = rng.integers(0, 256, memory.size)
         elif style == "extremes":
@@ -63,8 +77,9 @@ def fill(state: MachineState, style: str, seed: int) -> None:
             memory.view(np.int16)[:] = values * 2 + 1 if style == "ones" else values
 
 
-def size_of(dtype: str) -> int:
-    return int(np.dtype(DTYPES[dtype][0]).itemsize)
+def size_of(dtype: str, count: int = 1) -> int:
+    """Bytes of ``count`` elements in a row."""
+    return row_bytes(DTYPE_NAMES.index(dtype), count)
 
 
 @st.composite
@@ -94,10 +109,10 @@ def _address(draw: st.DrawFn, size: int, capacity: int) -> int:
 def _window(
     draw: st.DrawFn, name: str, dtype: str, batch: int, rows: int, cols: int, capacity: int = SRAM
 ) -> dict[str, int]:
-    size, repeat = size_of(dtype), name != "out"
-    row = _stride(draw, cols * size, repeat)
-    plane = _stride(draw, rows * max(row, cols * size), repeat)
-    extent = (batch - 1) * plane + (rows - 1) * row + cols * size
+    size, repeat = size_of(dtype, cols), name != "out"
+    row = _stride(draw, size, repeat)
+    plane = _stride(draw, rows * max(row, size), repeat)
+    extent = (batch - 1) * plane + (rows - 1) * row + size
     return {f"{name}_addr": _address(draw, extent, capacity), f"{name}_row": row, f"{name}_batch": plane}
 
 
@@ -111,7 +126,7 @@ powers = st.integers(0, 14).map(lambda n: 1 << n)
 @st.composite
 def dma(draw: st.DrawFn) -> Case:
     state = draw(states(machine()))
-    op, memory = draw(st.sampled_from(["load", "store"])), draw(st.sampled_from(["sram", "param"]))
+    op, memory = draw(st.sampled_from(["load", "store"])), draw(st.sampled_from(["sram", "param", "param_next"]))
     planes, rows, row_bytes = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
     base = draw(st.integers(0, 2))
     state.bases = [0, 100, 301]
@@ -122,7 +137,7 @@ def dma(draw: st.DrawFn) -> Case:
     local_plane = _stride(draw, rows * max(local_row, row_bytes), repeat=not load)
     dram_extent = (planes - 1) * dram_plane + (rows - 1) * dram_row + row_bytes
     local_extent = (planes - 1) * local_plane + (rows - 1) * local_row + row_bytes
-    capacity = SRAM if memory == "sram" else PARAM
+    capacity = {"sram": SRAM, "param": PARAM, "param_next": BANK}[memory]
     return _case(
         state,
         make(
@@ -231,9 +246,48 @@ def layernorm_apply(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def small_tables(draw: st.DrawFn) -> Case:
+    state = draw(states(machine()))
+    a_kind = draw(st.sampled_from(["u4", "i4", "u6", "i6", "u8", "i8"]))
+    kind = draw(st.sampled_from([name for name in DTYPE_NAMES if name != "i32"]))
+    rows, cols = draw(st.integers(1, 5)), draw(st.integers(1, 60))
+    a, out = _window(draw, "a", a_kind, 1, rows, cols), _window(draw, "out", kind, 1, rows, cols)
+    at = draw(st.integers(0, PARAM - 512))
+    stored, low, high = DTYPES[kind]
+    _put(state.param, at, np.dtype(stored), _random(draw, low, high + 1, 1 << int(a_kind[1:])))
+    values = {"a_addr": a["a_addr"], "a_row": a["a_row"], "out_addr": out["out_addr"], "out_row": out["out_row"]}
+    shape = {"rows": rows, "cols": cols, "table_addr": at}
+    return _case(state, make("table8", a_dtype=a_kind, out_dtype=kind, **shape, **values))
+
+
+@st.composite
+def transposes(draw: st.DrawFn) -> Case:
+    state, kind = draw(states(machine())), draw(st.sampled_from(["u8", "i8", "u16", "i16", "i32"]))
+    batch, rows, cols = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    values = _window(draw, "a", kind, batch, rows, cols) | _window(draw, "out", kind, batch, cols, rows)
+    return _case(state, make("transpose", batch=batch, rows=rows, cols=cols, out_dtype=kind, **values))
+
+
+@st.composite
+def bank_switches(draw: st.DrawFn) -> Case:
+    return _case(draw(states(machine())), make("pswitch", bank_start=PARAM - BANK, bank_bytes=BANK))
+
+
+@st.composite
+def runtime_quantizations(draw: st.DrawFn) -> Case:
+    state, kind = draw(states(machine())), draw(st.sampled_from(["u4", "u6", "u8"]))
+    rows, cols = draw(st.integers(1, 6)), draw(st.integers(1, 70))
+    a, out = _window(draw, "a", "i16", 1, rows, cols), _window(draw, "out", kind, 1, rows, cols)
+    values = {"a_addr": a["a_addr"], "a_row": a["a_row"], "out_addr": out["out_addr"], "out_row": out["out_row"]}
+    values |= {"multiplier": draw(st.integers(2**30, 2**31 - 1)), "shift": draw(st.integers(34, 62))}
+    at = draw(st.integers(0, SRAM - SCALARS.itemsize * rows))
+    return _case(state, make("rtquant", rows=rows, cols=cols, scalars_addr=at, out_dtype=kind, **values))
+
+
+@st.composite
 def exponentials(draw: st.DrawFn) -> Case:
     state = draw(states(machine()))
-    rows, cols, kind = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(st.sampled_from(["u8", "i16"]))
+    rows, cols, kind = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(st.sampled_from(["u8", "i16", "u16"]))
     a, out = _window(draw, "a", "i16", 1, rows, cols), _window(draw, "out", kind, 1, rows, cols)
     at = NO_ADDRESS
     if draw(st.booleans()):
@@ -244,7 +298,7 @@ def exponentials(draw: st.DrawFn) -> Case:
         make(
             "smexp", a_addr=a["a_addr"], a_row=a["a_row"], out_addr=out["out_addr"], out_row=out["out_row"], rows=rows,
             cols=cols, sum_addr=draw(st.integers(0, SRAM - 4 * rows)), valid_addr=at, out_dtype=kind,
-            fraction_bits=draw(st.integers(0, 16)), p_bits=8 if kind == "u8" else draw(st.integers(8, 15)),
+            fraction_bits=draw(st.integers(0, 16)), p_bits=draw(st.integers(8, MAX_P_BITS[kind])),
         ),
     )  # fmt: skip
 
@@ -270,7 +324,9 @@ def arrays(draw: st.DrawFn) -> Machine:
     overflow = draw(st.sampled_from(["saturate", "wrap", "trap"]))
     return machine(
         rows=draw(st.sampled_from([1, 3, 8, 64])), acc_bits=bits, overflow=overflow,
-        requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding,
+        requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding, acc_rows=64, cols=32,
+        dataflow=draw(st.sampled_from(["weight_stationary", "output_stationary"])),
+        a4w4_per_cell=draw(st.sampled_from([1, 2])),
     )  # fmt: skip
 
 
@@ -297,33 +353,78 @@ def _scales(draw: st.DrawFn, count: int, bits: int) -> tuple[Any, Any]:
 def matmuls(draw: st.DrawFn) -> Case:
     state = draw(states(draw(arrays())))
     a_kind, b_kind = draw(st.sampled_from(MODES))
-    out_kind, mode = draw(dtypes), draw(st.sampled_from(RQ_MODES))
+    out_kind, mode = draw(dtypes), draw(st.sampled_from(_rq_modes(state)))
     m, k, n = draw(st.integers(1, 9)), draw(st.integers(1, 33)), draw(st.integers(1, 20))
-    batch0, batch1 = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    held = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    m = min(m, state.machine.mac_array.rows) if held else m
+    batch0, batch1 = (1, 1) if held else (draw(st.integers(1, 3)), draw(st.integers(1, 2)))
     values: dict[str, Any] = {"a_dtype": a_kind, "b_dtype": b_kind, "out_dtype": out_kind, "rq_mode": mode}
-    for name, rows, cols, size in (("a", m, k, size_of(a_kind)), ("out", m, n, size_of(out_kind))):
-        row = _stride(draw, cols * size, repeat=name == "a")
-        b1 = _stride(draw, rows * max(row, cols * size), repeat=name == "a")
-        b0 = _stride(draw, batch1 * max(b1, rows * max(row, cols * size)), repeat=name == "a")
-        extent = (batch0 - 1) * b0 + (batch1 - 1) * b1 + (rows - 1) * row + cols * size
+    values |= {"acc_continue": held & 1, "acc_hold": held >> 1}
+    for name, rows, size in (("a", m, size_of(a_kind, k)), ("out", m, size_of(out_kind, n))):
+        row = _stride(draw, size, repeat=name == "a")
+        b1 = _stride(draw, rows * max(row, size), repeat=name == "a")
+        b0 = _stride(draw, batch1 * max(b1, rows * max(row, size)), repeat=name == "a")
+        extent = (batch0 - 1) * b0 + (batch1 - 1) * b1 + (rows - 1) * row + size
         values |= {f"{name}_row": row, f"{name}_b1": b1, f"{name}_b0": b0, f"{name}_addr": _address(draw, extent, SRAM)}
-    size = size_of(b_kind)
-    b_k, b_n = draw(st.sampled_from([(n * size, size), (size, k * size), (0, size), (n * size + 3, size + 1)]))
-    b_b0, b_b1 = draw(st.sampled_from([(0, 0), (2 * n * k * size, n * k * size), (17, 5)]))
-    extent = (batch0 - 1) * b_b0 + (batch1 - 1) * b_b1 + (k - 1) * b_k + (n - 1) * b_n + size
-    values |= {"b_k": b_k, "b_n": b_n, "b_b0": b_b0, "b_b1": b_b1, "b_addr": _address(draw, extent, SRAM)}
-    if mode == "row":
-        count = batch0 * batch1 * m
-        rows = np.zeros(count, ROW_RECORD)
-        rows["multiplier"], rows["shift"] = _scales(draw, count, 16)
-        values["rq_addr"] = draw(st.integers(0, SRAM - 4 * count))
-        _put(state.sram, values["rq_addr"], ROW_RECORD, rows)
-    else:
-        count = n if mode == "channel" else 1
-        values["rq_addr"] = draw(st.integers(0, PARAM - 12 * count))
-        _put(state.param, values["rq_addr"], RECORD, _records(draw, state, count))
+    values |= _stationary(draw, b_kind, k, n, (batch0, batch1))
+    values |= _requantizers(draw, state, mode, a_kind, batch0 * batch1 * m, n)
+    if A_TYPES[a_kind] <= 8 and draw(st.booleans()):
+        values |= {"shifted": 1, "shift_addr": draw(st.integers(0, PARAM - k))}
+    if held & 1:
+        bits = state.machine.mac_array.acc_bits
+        low, high = draw(st.sampled_from([(-9, 9), (-(1 << bits - 1), 1 << bits - 1)]))
+        sums = _random(draw, low, high, m * n).reshape(m, n)
+        state.held = Sums(sums, _random(draw, -999, 999, m).reshape(m, 1))
     values |= {"m": m, "k": k, "n": n, "batch0": batch0, "batch1": batch1, "out_zp": draw(zero_points)}
     return _case(state, make("matmul", **values))
+
+
+def _rq_modes(state: MachineState) -> list[str]:
+    single = state.machine.mac_array.requant_rounding == "single"
+    return [mode for mode in RQ_MODES if single or not mode.startswith("factored")]
+
+
+def _stationary(draw: st.DrawFn, kind: str, k: int, n: int, batch: tuple[int, int]) -> dict[str, Any]:
+    """Strides and address of operand b: any for elements of whole bytes, rows along k for packed ones."""
+    size = size_of(kind)
+    if int(kind[1:]) < 8:
+        size = size_of(kind, k)
+        b_k, b_n = 0, draw(st.sampled_from([size, size + 3, 0]))
+    else:
+        b_k, b_n = draw(st.sampled_from([(n * size, size), (size, k * size), (0, size), (n * size + 3, size + 1)]))
+    b_b0, b_b1 = draw(st.sampled_from([(0, 0), (2 * n * k * size, n * k * size), (17, 5)]))
+    extent = (batch[0] - 1) * b_b0 + (batch[1] - 1) * b_b1 + (k - 1) * b_k + (n - 1) * b_n + size
+    return {"b_k": b_k, "b_n": b_n, "b_b0": b_b0, "b_b1": b_b1, "b_addr": _address(draw, extent, SRAM)}
+
+
+def _requantizers(draw: st.DrawFn, state: MachineState, mode: str, a_kind: str, rows: int, n: int) -> dict[str, Any]:
+    """Records of one mode, written where no other operand's records lie; their addresses."""
+    if mode in ("tensor", "channel"):
+        count = n if mode == "channel" else 1
+        address = draw(st.integers(0, PARAM - 12 * count))
+        _put(state.param, address, RECORD, _records(draw, state, count))
+        return {"rq_addr": address}
+    if mode == "row":
+        records = np.zeros(rows, ROW_RECORD)
+        records["multiplier"], records["shift"] = _scales(draw, rows, 16)
+        address = draw(st.integers(0, SRAM - 4 * rows))
+        _put(state.sram, address, ROW_RECORD, records)
+        return {"rq_addr": address}
+    channels, count = np.zeros(n, FACTORED), 1 if mode == "factored" else rows
+    channels["bias"] = _random(draw, *draw(st.sampled_from([(-9, 9), (-(1 << 31), 1 << 31)])), n)
+    channels["zero_point"] = _random(draw, -128, 128, n)
+    channels["multiplier"], channels["shift"] = _scales(draw, n, 16)
+    scalars = np.zeros(count, SCALARS)
+    scalars["multiplier"], scalars["shift"] = _scales(draw, count, 16)
+    _, low, high = DTYPES[a_kind]
+    scalars["zero_point"] = _random(draw, low, high + 1, count)
+    middle = PARAM // 2
+    channel_at, scalar_at = draw(st.integers(0, middle - 8 * n)), draw(st.integers(middle, PARAM - 8))
+    _put(state.param, channel_at, FACTORED, channels)
+    if mode == "factored_row":
+        scalar_at = draw(st.integers(0, SRAM - 8 * count))
+    _put(state.param if mode == "factored" else state.sram, scalar_at, SCALARS, scalars)
+    return {"rq_addr": channel_at, "scalars_addr": scalar_at, "fraction_bits": draw(st.integers(1, 15))}
 
 
 FAMILIES: dict[str, st.SearchStrategy[Case]] = {
@@ -336,6 +437,10 @@ FAMILIES: dict[str, st.SearchStrategy[Case]] = {
     "lnapply": layernorm_apply(),
     "smexp": exponentials(),
     "recip": reciprocals(),
+    "rtquant": runtime_quantizations(),
+    "table8": small_tables(),
+    "transpose": transposes(),
+    "pswitch": bank_switches(),
 }
 """Every instruction that computes or moves, by name of its strategy."""
 

@@ -45,7 +45,7 @@ def test_comments_blank_lines_and_number_bases() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("matmull m=1", "no instruction 'matmull'; allowed: load, store, matmul"),
+        ("matmull m=1", "no instruction 'matmull'; allowed: load, store, pswitch"),
         ("recip row=1", "recip: no field 'row'; allowed: unit, layer"),
         ("recip opcode=81", "recip: no field 'opcode'; allowed: unit"),
         ("recip rows", "recip: field 'rows' has no value; write rows="),

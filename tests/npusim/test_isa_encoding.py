@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import ALL, BY_MNEMONIC, BY_OPCODE, decode, violations
 from npusim.isa.encoding import HEADER, NO_ADDRESS, WORDS, Field, Instruction, decode_row, encode
-from tests.npusim.strategies import any_fields, machine, make, small_program
+from tests.npusim.strategies import PARAM, any_fields, machine, make, small_program
 
 SPECS = st.sampled_from(ALL)
 
@@ -68,10 +69,10 @@ def test_a_clashing_table_row_is_refused(field: Field) -> None:
         ("load", {"rowz": 1}, "load: no field 'rowz'; allowed: opcode, unit"),
         ("load", {"rows": -1}, r"load.rows = -1: allowed 0..4294967295"),
         ("load", {"rows": 1 << 32}, "load.rows = 4294967296"),
-        ("load", {"memory": 2}, r"load.memory = 2: allowed 0..1"),
+        ("load", {"memory": 3}, r"load.memory = 3: allowed 0..2"),
         ("load", {"dram_addr": 1 << 64}, "load.dram_addr"),
         ("matmul", {"out_zp": -(2**31) - 1}, "matmul.out_zp"),
-        ("matmul", {"a_dtype": 4}, r"matmul.a_dtype = 4: allowed 0..3"),
+        ("matmul", {"a_dtype": 9}, r"matmul.a_dtype = 9: allowed 0..8"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(op: str, values: dict[str, int], message: str) -> None:
@@ -107,35 +108,100 @@ def test_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 WINDOWS = {"rows": 1, "cols": 1, "batch": 1, "shift": 1}
 PRODUCT = {"m": 1, "k": 1, "n": 1, "batch0": 1, "batch1": 1, "b_dtype": "i8"}
+FACTORED = {**PRODUCT, "rq_mode": "factored", "fraction_bits": 1}
+ROWS = {"rows": 1, "cols": 1, "multiplier": 1 << 30, "shift": 34}
 UNDEFINED = [
-    ("load", {"rows": 0, "planes": 1, "row_bytes": 1}, "rows is 0"),
+    ("load", {"rows": 0, "planes": 1, "row_bytes": 1}, "rows = 0: allowed"),
     ("load", {"rows": 1, "planes": 1, "row_bytes": 1, "base": 3}, r"base = 3: allowed 0..2"),
-    ("ewlin", {**WINDOWS, "cols": 0}, "cols is 0"),
+    ("ewlin", {**WINDOWS, "cols": 0}, "cols = 0: allowed"),
     ("ewlin", {**WINDOWS, "shift": 63}, r"shift = 63: allowed 1..62"),
-    ("ewlin", {**WINDOWS, "a_dtype": "i32", "a_mul": -(2**30) - 1}, "a_mul of a 32-bit operand"),
-    ("ewmul", {**WINDOWS, "b_addr": NO_ADDRESS}, "b_addr is absent"),
+    (
+        "ewlin",
+        {**WINDOWS, "a_dtype": "i32", "a_mul": -(2**30) - 1},
+        "a_dtype = i32, a_mul = -1073741825: allowed at most",
+    ),
+    ("ewmul", {**WINDOWS, "b_addr": NO_ADDRESS}, "b_addr = 0xffffffff: allowed an address"),
     ("table", {"rows": 1, "cols": 1, "shift": 0}, r"shift = 0: allowed 1..62"),
-    ("lnstat", {"rows": 1, "cols": 1}, "epsilon is 0"),
+    ("lnstat", {"rows": 1, "cols": 1}, "epsilon = 0: allowed"),
     ("lnstat", {"rows": 1, "cols": 1, "epsilon": 1 << 58}, "epsilon = "),
-    ("lnstat", {"rows": 1, "cols": 16385, "epsilon": 1}, "cols = 16385: at most 16384"),
-    ("lnapply", {"rows": 1, "cols": 16385, "shift": 1}, "cols = 16385: at most 16384"),
-    ("smexp", {"rows": 1, "cols": 1, "p_bits": 9, "out_dtype": "u8"}, "p_bits = 9 in u8: allowed 8 in u8, 8 to 15"),
-    ("smexp", {"rows": 1, "cols": 1, "p_bits": 8, "out_dtype": "i32"}, "p_bits = 8 in i32"),
-    ("smexp", {"rows": 1, "cols": 1, "p_bits": 8, "fraction_bits": 17}, "fraction_bits = 17: allowed 0 to 16"),
-    ("smexp", {"rows": 1, "cols": 65537, "p_bits": 8}, "cols = 65537: at most 65536"),
+    ("lnstat", {"rows": 1, "cols": 16385, "epsilon": 1}, "cols = 16385: allowed at most 16384"),
+    ("lnapply", {"rows": 1, "cols": 16385, "shift": 1}, "cols = 16385: allowed at most 16384"),
+    (
+        "smexp",
+        {"rows": 1, "cols": 1, "p_bits": 9, "out_dtype": "u8"},
+        "p_bits = 9, out_dtype = u8: allowed 8 bits",
+    ),
+    (
+        "smexp",
+        {"rows": 1, "cols": 1, "p_bits": 8, "out_dtype": "i32"},
+        "p_bits = 8, out_dtype = i32: allowed 8 bits",
+    ),
+    ("smexp", {"rows": 1, "cols": 1, "p_bits": 8, "fraction_bits": 17}, r"fraction_bits = 17: allowed 0\.\.16"),
+    ("smexp", {"rows": 1, "cols": 65537, "p_bits": 15, "out_dtype": "i16"}, "cols = 65537, p_bits = 15: allowed cols"),
     ("recip", {"rows": 1, "multiplier": 2**30 - 1}, "multiplier = 1073741823"),
-    ("matmul", {**PRODUCT, "k": 0}, "k is 0"),
-    ("matmul", {**PRODUCT, "b_dtype": "u8"}, "operand types u8 x u8 are not a mode of the array"),
+    ("matmul", {**PRODUCT, "k": 0}, "k = 0: allowed"),
+    ("matmul", {**PRODUCT, "b_dtype": "u8"}, "a_dtype = u8, b_dtype = u8: allowed a: u4 to u16"),
     ("barrier", {"unit": "load"}, "unit = load: allowed vector"),
-    ("load", {"rows": 2, "planes": 1, "row_bytes": 4, "local_row": 3}, "overlaps itself: a stride of 3 within 4 bytes"),
-    ("store", {"rows": 1, "planes": 2, "row_bytes": 4}, "overlaps itself: a stride of 0 within 4 bytes"),
-    ("ewlin", {**WINDOWS, "rows": 2, "cols": 3, "out_row": 2}, "overlaps itself: a stride of 2 within 3 bytes"),
-    ("ewmul", {**WINDOWS, "batch": 2**32 - 1, "rows": 2**32 - 1}, "overlaps itself: a stride of 0 within 1 bytes"),
-    ("table", {"rows": 2, "cols": 1, "shift": 1, "out_dtype": "i16", "out_row": 1}, "overlaps itself"),
-    ("lnapply", {"rows": 2, "cols": 1, "shift": 1}, "overlaps itself"),
-    ("smexp", {"rows": 2, "cols": 1, "p_bits": 8}, "overlaps itself"),
-    ("matmul", {**PRODUCT, "m": 4, "n": 2, "batch1": 3, "out_row": 6, "out_b1": 1}, "overlaps itself"),
+    ("load", {"rows": 2, "planes": 1, "row_bytes": 4, "local_row": 3}, "strides that write no byte twice"),
+    ("store", {"rows": 1, "planes": 2, "row_bytes": 4}, "strides that write no byte twice"),
+    ("ewlin", {**WINDOWS, "rows": 2, "cols": 3, "out_row": 2}, "strides that write no byte twice"),
+    ("ewmul", {**WINDOWS, "batch": 2**32 - 1, "rows": 2**32 - 1}, "strides that write no byte twice"),
+    ("table", {"rows": 2, "cols": 1, "shift": 1, "out_dtype": "i16", "out_row": 1}, "strides that write no byte twice"),
+    ("lnapply", {"rows": 2, "cols": 1, "shift": 1}, "strides that write no byte twice"),
+    ("smexp", {"rows": 2, "cols": 1, "p_bits": 8}, "strides that write no byte twice"),
+    ("matmul", {**PRODUCT, "m": 4, "n": 2, "batch1": 3, "out_row": 6, "out_b1": 1}, "strides that write no byte twice"),
+    ("matmul", {**PRODUCT, "a_dtype": "i8", "b_dtype": "i16"}, "a_dtype = i8, b_dtype = i16"),
+    ("matmul", {**PRODUCT, "b_dtype": "i4", "b_k": 1}, "b_k 0 for packed types"),
+    ("matmul", {**PRODUCT, "a_dtype": "i16", "shifted": 1}, "shifted = 1, a_dtype = i16"),
+    ("matmul", {**PRODUCT, "batch1": 2, "out_b1": 1, "acc_continue": 1}, "batch1 = 2: allowed acc_hold"),
+    ("matmul", {**PRODUCT, "n": 9, "acc_hold": 1}, "n = 9, batch0 = 1"),
+    ("matmul", {**PRODUCT, "rq_mode": "factored"}, r"fraction_bits 1\.\.15 in factored modes"),
+    ("table8", {"rows": 1, "cols": 1, "a_dtype": "i16"}, "a_dtype = i16: allowed u4"),
+    ("table8", {"rows": 1, "cols": 1, "out_dtype": "i32"}, "out_dtype = i32: allowed u4"),
+    ("transpose", {"rows": 1, "cols": 1, "batch": 1, "out_dtype": "u4"}, "out_dtype = u4: allowed u8"),
+    ("transpose", {"rows": 2, "cols": 2, "batch": 1, "out_row": 1}, "strides that write no byte twice"),
+    ("pswitch", {"bank_bytes": 1024}, "bank_start = 0: allowed the end of the memory outside the banks"),
+    ("pswitch", {"bank_start": PARAM - 1024}, "bank_bytes = 0: allowed param_memory.bank_bytes"),
+    ("rtquant", {**ROWS, "shift": 33}, r"shift = 33: allowed 34\.\.62"),
+    ("rtquant", {**ROWS, "out_dtype": "i8"}, "out_dtype = i8: allowed u4, u6, u8"),
+    ("barrier", {"signal_raw": 1}, "signal_raw = 1: allowed 0"),
+    ("halt", {"wait_war": 2}, "wait_war = 2: allowed 0"),
 ]
+OTHER_MACHINES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("matmul", {**PRODUCT, "a_dtype": "u4"}, {"narrowest_activation_bits": 6}, "a_dtype = u4, b_dtype = i8"),
+    ("matmul", {**PRODUCT, "b_dtype": "i6"}, {"narrowest_weight_bits": 8}, "a_dtype = u8, b_dtype = i6"),
+    ("matmul", {**PRODUCT, "shifted": 1}, {"input_shift": False}, "1 with mac_array.input_shift"),
+    ("matmul", FACTORED, {"factored_requant": False}, "factored modes with mac_array.factored_requant"),
+    (
+        "matmul", FACTORED,
+        {"acc_bits": 32, "requant_multiplier_bits": 32, "requant_rounding": "double"},
+        "factored modes with mac_array.factored_requant and single rounding",
+    ),
+    ("matmul", {**PRODUCT, "m": 9, "acc_hold": 1}, {"dataflow": "output_stationary"}, "m = 9, n = 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "values", "array", "message"), OTHER_MACHINES)
+def test_what_a_machine_lacks_is_undefined_on_it(
+    op: str, values: dict[str, Any], array: dict[str, Any], message: str
+) -> None:
+    assert violations([make(op, **values)], machine()) == []
+    (found,) = violations([make(op, **values)], machine(**array))
+    assert message in found
+
+
+def test_runtime_quantization_and_banks_are_for_machines_that_declare_them(tiny_machine: Machine) -> None:
+    assert violations([make("rtquant", **ROWS)], machine()) == []
+    (found,) = violations([make("rtquant", **ROWS)], tiny_machine)
+    assert "vector_unit.runtime_quantization" in found
+    switch = make("pswitch", bank_start=PARAM - 1024, bank_bytes=1024)
+    assert violations([switch], machine()) == []
+    assert "bank_bytes = 1024: allowed param_memory.bank_bytes" in violations([switch], tiny_machine)[0]
+
+
+def test_nothing_stands_behind_halt() -> None:
+    found = violations([make("halt"), make("barrier")], machine())
+    assert found == ["instruction 1 (barrier): stands behind halt, where nothing runs"]
 
 
 @pytest.mark.parametrize(("op", "values", "message"), UNDEFINED, ids=[f"{op} {text}" for op, _, text in UNDEFINED])

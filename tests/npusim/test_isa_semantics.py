@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,22 @@ from hypothesis import strategies as st
 
 from npusim import reference
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import NO_ADDRESS, Region
+from npusim.isa.encoding import NO_ADDRESS, Decoded, Region, row_bytes
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import RECORD, ROW_RECORD
-from npusim.memory import MachineState
+from npusim.isa.matmul import RECORD, ROW_RECORD, SCALARS
+from npusim.memory import MEMORIES, MachineState
 from tests.npusim import scalar_model
-from tests.npusim.strategies import DRAM, FAMILIES, Case, exponentials, layernorm_statistics, machine, make, reciprocals
-
-MEMORIES = ("dram", "sram", "param")
+from tests.npusim.strategies import (
+    DRAM,
+    FAMILIES,
+    Case,
+    exponentials,
+    layernorm_statistics,
+    machine,
+    make,
+    reciprocals,
+    runtime_quantizations,
+)
 
 
 def over(family: str, examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -50,8 +59,22 @@ def test_reference_equals_the_element_by_element_model(family: str) -> None:
             return
         reference.execute(state, [case.ins])
         assert same(state, expected)
+        if case.ins.op == "matmul":
+            assert_held(state, case)
 
     check()
+
+
+def assert_held(state: MachineState, case: Case) -> None:
+    """The sums that a MATMUL leaves in the accumulators, or none."""
+    ins = case.ins
+    if not ins.acc_hold:
+        assert state.held is None
+        return
+    assert state.held is not None
+    for m, n in product(range(ins.m), range(ins.n)):
+        found = int(state.held.products[m, n]), int(state.held.rows[m, 0])
+        assert found == scalar_model.sums(case.state, ins, m, ins.a_addr + m * ins.a_row, ins.b_addr, n)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,16 +135,12 @@ def test_exponentials_and_their_sums(case: Case) -> None:
         [scalar_model.number(state.sram, ins.a_addr + r * ins.a_row + 2 * c, 2) for c in range(valid)]
         for r in range(ins.rows)
     ]
-    out_end = ins.out_addr + (ins.rows - 1) * ins.out_row + ins.cols * (2 if ins.out_dtype == 2 else 1)
+    out_end = ins.out_addr + (ins.rows - 1) * ins.out_row + row_bytes(ins.out_dtype, ins.cols)
     if ins.sum_addr < out_end and ins.out_addr < ins.sum_addr + 4 * ins.rows:
         return  # the sums overwrite probabilities; only the executors' agreement is tested then
     reference.execute(state, [ins])
     for r, row in enumerate(logits):
-        size = 2 if ins.out_dtype == 2 else 1
-        p = [
-            scalar_model.number(state.sram, ins.out_addr + r * ins.out_row + size * c, ins.out_dtype)
-            for c in range(ins.cols)
-        ]
+        p = [scalar_model.number(state.sram, ins.out_addr + r * ins.out_row, ins.out_dtype, c) for c in range(ins.cols)]
         exact = [(2**ins.p_bits - 1) * 2.0 ** ((x - max(row)) / 2**ins.fraction_bits) for x in row]
         assert all(abs(a - b) < 1 for a, b in zip(p, exact, strict=False))
         assert p[valid:] == [0] * (ins.cols - valid)
@@ -137,6 +156,82 @@ def test_reciprocals_of_row_sums(case: Case) -> None:
         assert 2**14 <= multiplier < 2**15
         factor = float(multiplier) * 2.0 ** -float(shift)
         assert factor == pytest.approx(ins.multiplier * 2.0**-ins.shift / total, rel=1.01 * 2**-15)
+
+
+@given(runtime_quantizations())
+def test_runtime_quantization_follows_equation_1(case: Case) -> None:
+    """Grid index within one half and 2^-18 of the exact quotient; the scale within 2^-14 of the exact one."""
+    ins, state = case.ins, case.state
+    rows = [
+        [scalar_model.number(state.sram, ins.a_addr + r * ins.a_row, 2, c) for c in range(ins.cols)]
+        for r in range(ins.rows)
+    ]
+    top = {0: 255, 4: 15, 6: 63}[ins.out_dtype]
+    out_end = ins.out_addr + (ins.rows - 1) * ins.out_row + row_bytes(ins.out_dtype, ins.cols)
+    if ins.scalars_addr < out_end and ins.out_addr < ins.scalars_addr + 8 * ins.rows:
+        return  # the records overwrite results; only the executors' agreement is tested then
+    reference.execute(state, [ins])
+    records = state.vector("sram", ins.scalars_addr, SCALARS, ins.rows)
+    for r, (row, (zero_point, multiplier, shift)) in enumerate(zip(rows, records, strict=True)):
+        q = [scalar_model.number(state.sram, ins.out_addr + r * ins.out_row, ins.out_dtype, c) for c in range(len(row))]
+        low, reach = min(0, *row), max(0, *row) - min(0, *row)
+        if reach == 0:
+            assert (zero_point, multiplier, shift, *q) == (0, 0, 1, *[0] * len(q))
+            continue
+        assert abs(zero_point + low * top / reach) <= 0.5 + 2**-18
+        exact = [zero_point + x * top / reach for x in row]
+        assert all(a == min(max(a, 0), top) for a in q)
+        assert all(abs(a - min(max(b, 0), top)) <= 0.5 + 2**-18 for a, b in zip(q, exact, strict=True))
+        factor = float(multiplier) * 2.0 ** -float(shift)
+        assert factor == pytest.approx(reach * ins.multiplier * 2.0**-ins.shift, rel=1.01 * 2**-15)
+
+
+def test_a_small_table_holds_values_of_its_type_only() -> None:
+    state = blank()
+    state.param[3] = 16
+    with pytest.raises(ValueError, match=r"table at param byte 0 is outside 0\.\.15"):
+        reference.execute(state, [make("table8", rows=1, cols=1, a_dtype="u4", out_dtype="u4")])
+
+
+def test_sums_held_by_nobody_stop_the_run() -> None:
+    state, shape = blank(), {"m": 2, "k": 1, "n": 2, "batch0": 1, "batch1": 1, "b_dtype": "i8", "out_row": 2}
+    hold = make("matmul", acc_hold=1, **shape)
+    go_on = make("matmul", acc_hold=1, acc_continue=1, **{**shape, "n": 1})
+    for code, found in (([go_on], "none"), ([hold, go_on], r"sums \(2, 2\)")):
+        with pytest.raises(ValueError, match=f"m, n = 2, 1: the accumulators hold {found}"):
+            reference.execute(state, code)
+
+
+@given(st.data())
+def test_a_product_in_parts_gives_the_bits_of_the_whole(data: st.DataObject) -> None:
+    """A reduction split at any multiple of the fold, the parts held in between."""
+    case = data.draw(FAMILIES["matmul"].filter(lambda c: not c.ins.acc_hold and c.ins.batch0 * c.ins.batch1 == 1))
+    ins, array = case.ins, case.state.machine.mac_array
+    if ins.m > array.rows or ins.a_dtype in PACKED or ins.b_dtype in PACKED or ins.shifted or ins.acc_continue:
+        return
+    cut = data.draw(st.integers(1, 4)) * (array.rows if array.dataflow == "weight_stationary" else 1)
+    if cut >= ins.k:
+        return
+    size = row_bytes(ins.a_dtype, 1)
+    first = replaced(ins, k=cut, acc_hold=1)
+    rest = {"k": ins.k - cut, "a_addr": ins.a_addr + cut * size, "b_addr": ins.b_addr + cut * ins.b_k}
+    second = replaced(ins, **rest, acc_continue=1)
+    whole, parts = case.state.copy(), case.state.copy()
+    try:
+        reference.execute(whole, [ins])
+    except OverflowError:
+        with pytest.raises(OverflowError):
+            reference.execute(parts, [first, second])
+        return
+    reference.execute(parts, [first, second])
+    assert same(whole, parts)
+
+
+PACKED = [4, 5, 6, 7]
+
+
+def replaced(ins: Decoded, **fields: int) -> Decoded:
+    return Decoded(**{**vars(ins), **fields})
 
 
 def blank(**array: Any) -> MachineState:
@@ -209,7 +304,7 @@ def test_an_undefined_requantization_record_stops_the_run(name: str, value: int,
     record[name] = value
     state.vector("param", 24, RECORD, 1)[:] = record
     ins = make("matmul", b_dtype="i8", m=1, k=1, n=1, batch0=1, batch1=1, rq_addr=24)
-    with pytest.raises(ValueError, match=rf"0x18 \(tensor\) is undefined: .*{rule}"):
+    with pytest.raises(ValueError, match=rf"record at 0x18 is undefined: .*{rule}"):
         reference.execute(state, [ins])
 
 
@@ -239,7 +334,7 @@ def test_an_access_outside_a_memory_is_refused_whatever_its_strides(values: dict
 @given(st.sampled_from(sorted(BY_MNEMONIC)), st.data())
 def test_cycles_are_positive_integers(mnemonic: str, data: st.DataObject) -> None:
     family = {"load": "dma", "store": "dma"}.get(mnemonic, mnemonic)
-    ins = make("barrier") if mnemonic == "barrier" else data.draw(FAMILIES[family]).ins
+    ins = data.draw(FAMILIES[family]).ins if family in FAMILIES else make(mnemonic)
     cycles = BY_MNEMONIC[ins.op].cycles(ins, machine())
     assert type(cycles) is int
     assert cycles > 0

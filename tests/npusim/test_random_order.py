@@ -12,6 +12,7 @@ from npusim import reference
 from npusim.config import Machine
 from npusim.isa import decode
 from npusim.isa.assembly import assemble
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 from npusim.memory import MachineState
 from tests.npusim.random_order import execute_in_random_order, token_legal_order
@@ -98,7 +99,7 @@ def test_orders_keep_queues_tokens_and_barriers() -> None:
                 place[i] < place[j] for i, j in pairwise(i for i, s in enumerate(instructions) if s.unit == unit)
             )
         assert all(place[sender] < place[taker] for sender, taker, _ in edges(instructions))
-        for barrier in (i for i, ins in enumerate(instructions) if ins.op == "barrier"):
+        for barrier in (i for i, ins in enumerate(instructions) if ins.op in JOINS):
             assert place[barrier] == barrier
     assert differing > 25
 

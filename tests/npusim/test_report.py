@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from models.stats import CalibrationStats
 from models.workloads import get_workload
 from npusim import report
 from npusim.errors import UserError
+from npusim.isa import decode
 from npusim.program import load_program
 from npusim.run import RunResult, run
 from npusim.simulate import BitExact, Difference
 from npusim.summary import bits_line, summary
 from npusim.timing import CAUSES
 
-FILES = {"run.json", "layers.csv", "steps.csv", "quantized.safetensors", "program.npu", "passes"}
+FILES = {"run.json", "layers.csv", "steps.csv", "saturation.csv", "quantized.safetensors", "program.npu", "passes"}
 PICTURES = {"clips.gif", "clips.png"}
 
 
@@ -116,6 +118,27 @@ def test_layers_csv_adds_up(tiny_result):
         busy = int(row["mac_busy_cycles"])
         assert (row["mac_busy_utilisation"] == "n/a") == (busy == 0)
         assert busy == 0 or 0 < float(row["mac_busy_utilisation"]) <= 1
+
+
+def test_saturation_csv_counts_every_result_of_the_run(tiny_result):
+    """Results of all executed instructions that requantize or round, from their own fields; no overflow was proved."""
+    table = rows(report.saturation_csv(tiny_result))
+    program = tiny_result.program
+    counted = Counter()
+    for _, code in [("prologue", program.prologue), *[("step", program.step)] * program.steps]:
+        for ins in decode(code):
+            if ins.op == "matmul":
+                counted[ins.op] += 0 if ins.acc_hold else ins.batch0 * ins.batch1 * ins.m * ins.n
+            elif ins.op in ("ewlin", "ewmul", "table", "lnapply"):
+                counted[ins.op] += getattr(ins, "batch", 1) * ins.rows * ins.cols
+    found = Counter()
+    for row in table:
+        found[row["mnemonic"]] += int(row["results"])
+        assert 0 <= int(row["clamped_results"]) <= int(row["results"])
+    assert found == counted
+    assert {row["time_range"] for row in table} == {"prologue", "0"}
+    assert sum(int(row["accumulator_overflows"]) for row in table) == 0
+    assert sum(int(row["clamped_results"]) for row in table) > 0
 
 
 def test_units_stand_in_column_names(tiny_result):

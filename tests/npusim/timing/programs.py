@@ -8,10 +8,12 @@ import numpy as np
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import NO_ADDRESS, UNITS, encode
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 U8, I8, I16, I32 = range(4)
+BANK = 1024
 
 
 def pick(rng: np.random.Generator, *choices: Any) -> Any:
@@ -63,14 +65,28 @@ def elementwise(rng: np.random.Generator, linear: bool) -> dict[str, int]:
     return values | {name: pick(rng, 64, NO_ADDRESS) for name in ("a_mul_addr", "b_mul_addr", "bias_addr")}
 
 
+def transpose(rng: np.random.Generator) -> dict[str, int]:
+    batch, rows, cols, kind = number(rng, 1, 2), number(rng, 1, 6), number(rng, 1, 9), pick(rng, U8, I16, I32)
+    size = {U8: 1, I16: 2, I32: 4}[kind]
+    return {
+        "a_addr": number(rng, 0, 1000), "a_row": cols * size, "a_batch": rows * cols * size,
+        "out_addr": number(rng, 0, 1000), "out_row": rows * size, "out_batch": rows * cols * size,
+        "batch": batch, "rows": rows, "cols": cols, "out_dtype": kind,
+    }  # fmt: skip
+
+
 def vector(rng: np.random.Generator, op: str) -> dict[str, int]:
-    """TABLE, LNSTAT, LNAPPLY, SMEXP or RECIP on dense rows."""
+    """TABLE, TABLE8, LNSTAT, LNAPPLY, SMEXP, RECIP or RTQUANT on dense rows."""
     rows, cols, out = number(rng, 1, 12), number(rng, 1, 40), pick(rng, U8, I16)
     size = 2 if out == I16 else 1
     common = {"a_addr": number(rng, 0, 1000), "a_row": 2 * cols, "rows": rows, "cols": cols}
     result = {"out_addr": number(rng, 0, 1000), "out_row": cols * size, "out_dtype": out}
     if op == "table":
         return common | result | {"table_addr": number(rng, 0, 1000), "multiplier": 1, "shift": 7}
+    if op == "table8":
+        return common | result | {"table_addr": number(rng, 0, 1000), "a_dtype": U8, "a_row": cols}
+    if op == "rtquant":
+        return common | result | {"out_dtype": U8, "out_row": cols, "multiplier": 1 << 30, "shift": 40}
     if op == "lnstat":
         return common | {"stat_addr": number(rng, 0, 1000), "epsilon": 1 << 40}
     if op == "lnapply":
@@ -90,11 +106,15 @@ def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
         values = matmul(rng)
     elif op in ("ewlin", "ewmul"):
         values = elementwise(rng, op == "ewlin")
-    elif op == "barrier":
+    elif op == "transpose":
+        values = transpose(rng)
+    elif op in ("barrier", "halt", "token"):
         values = {}
+    elif op == "pswitch":
+        values = {"bank_start": 3 * BANK, "bank_bytes": BANK}
     else:
         values = vector(rng, op)
-    return op, values | {"unit": UNITS.index(BY_MNEMONIC[op].units[0]), "layer": number(rng, 0, 5)}
+    return op, values | {"unit": UNITS.index(pick(rng, *BY_MNEMONIC[op].units)), "layer": number(rng, 0, 5)}
 
 
 def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]], density: float) -> None:
@@ -106,12 +126,12 @@ def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]],
     segment, segments = 0, []
     for op, _ in code:
         segments.append(segment)
-        segment += op == "barrier"
+        segment += op in JOINS
     for kind in ("raw", "war"):
         for a in range(len(UNITS)):
             for b in range(len(UNITS)):
-                senders = [i for i, (op, v) in enumerate(code) if v["unit"] == a and op != "barrier"]
-                takers = [i for i, (op, v) in enumerate(code) if v["unit"] == b and op != "barrier"]
+                senders = [i for i, (op, v) in enumerate(code) if v["unit"] == a and op not in JOINS]
+                takers = [i for i, (op, v) in enumerate(code) if v["unit"] == b and op not in JOINS]
                 last = -1
                 for sender in senders:
                     later = [i for i in takers if i > max(sender, last) and segments[i] == segments[sender]]
@@ -122,13 +142,13 @@ def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]],
 
 
 def random_code(rng: np.random.Generator, length: int, density: float, final_barrier: bool, ops: Any = None) -> Words:
-    """``length`` random instructions with tokens; ``ops`` limits the mnemonics."""
+    """``length`` random instructions with tokens; ``ops`` limits the mnemonics. Needs `equipped` unless it does so."""
     code: list[tuple[str, dict[str, int]]] = []
     barriers = number(rng, 0, 2)
     while len(code) < length:
         op, values = instruction(rng)
-        barriers -= op == "barrier"
-        if (op != "barrier" or barriers >= 0) and (ops is None or op in ops):
+        barriers -= op in JOINS
+        if (op not in JOINS or barriers >= 0) and (ops is None or op in ops):
             code.append((op, values))
     if final_barrier:
         code.append(("barrier", {"unit": UNITS.index("vector")}))
@@ -136,9 +156,17 @@ def random_code(rng: np.random.Generator, length: int, density: float, final_bar
     return np.stack([encode(BY_MNEMONIC[op], values) for op, values in code])
 
 
-def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
-    """``base`` with other clocks, rates and latencies."""
+def equipped(base: Machine) -> Machine:
+    """``base`` with parameter banks and run-time quantization, so that every instruction is legal on it."""
     fields = base.model_dump(mode="json")
+    fields["param_memory"] |= {"capacity_bytes": 5 * BANK, "bank_bytes": BANK}
+    fields["vector_unit"]["runtime_quantization"] = True
+    return Machine.model_validate(fields)
+
+
+def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
+    """``base``, equipped, with other clocks, rates and latencies."""
+    fields = equipped(base).model_dump(mode="json")
     fields["clock_mhz"] = number(rng, 50, 1500)
     fields["barrier_cycles"] = number(rng, 1, 80)
     fields["dma"]["setup_cycles"] = number(rng, 1, 30)

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 
 
@@ -60,9 +61,9 @@ class Stepper:
         self.code, self.machine, self.result, self.now = code, machine, Stepped(), 0
         self.queues = {unit: deque[int]() for unit in UNITS}
         for index, ins in enumerate(code):
-            if ins.op != "barrier":
+            if ins.op not in JOINS:
                 self.queues[UNITS[ins.unit]].append(index)
-        self.barriers = deque(index for index, ins in enumerate(code) if ins.op == "barrier")
+        self.barriers = deque(index for index, ins in enumerate(code) if ins.op in JOINS)
         self.barrier_left = 0
         self.running: dict[str, Running | None] = dict.fromkeys(UNITS)
         self.tokens: Counter[tuple[str, str, str]] = Counter()
@@ -100,7 +101,8 @@ class Stepper:
         if self.barriers and not waiting and not any(self.running.values()) and not self.barrier_left:
             assert not +self.tokens
             self.result.start[self.barriers[0]] = self.now
-            self.barrier_left = self.machine.barrier_cycles
+            halts = self.code[self.barriers[0]].op == "halt"
+            self.barrier_left = 1 if halts else self.machine.barrier_cycles
 
     def start(self) -> None:
         for unit, queue in self.queues.items():

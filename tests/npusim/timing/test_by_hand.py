@@ -188,18 +188,18 @@ def test_a_token_from_behind_the_barrier_deadlocks(tiny_machine: Machine) -> Non
 
 
 def test_leftover_tokens_are_refused(tiny_machine: Machine) -> None:
-    with pytest.raises(UserError, match=r"tokens left over at instruction 1 \(barrier\): 1 raw from load to mac"):
+    with pytest.raises(UserError, match=r"tokens left over at instruction 1 \(barrier or halt\): 1 raw from load to mac"):
         timed(tiny_machine, LOAD + "1 signal_raw=4", BARRIER, MATMUL.format(8, 8, 8) + "wait_raw=1")
     with pytest.raises(UserError, match="at the end of the code: 2 war from vector to vector"):
         timed(tiny_machine, RECIP + "1 signal_war=8", RECIP + "1 signal_war=8")
 
 
 def test_illegal_instructions_are_named(tiny_machine: Machine) -> None:
-    with pytest.raises(UserError, match="instruction 1: barrier takes and sends no tokens"):
+    with pytest.raises(UserError, match="instruction 1: barrier and halt take and send no tokens"):
         timed(tiny_machine, RECIP + "1", BARRIER + " signal_raw=8")
     with pytest.raises(UserError, match="instruction 1: load on unit mac: allowed load"):
         timed(tiny_machine, LOAD + "1", "load unit=mac planes=1 rows=1 row_bytes=1")
-    with pytest.raises(UserError, match="instruction 0: load: row_bytes is 0"):
+    with pytest.raises(UserError, match="instruction 0: load: row_bytes = 0: allowed at least 1"):
         timed(tiny_machine, LOAD + "0")
     with pytest.raises(UserError, match="instruction 2: opcode 0 is not an instruction"):
         simulate(np.concatenate([assemble(f"{RECIP}1\n{RECIP}1"), np.zeros((1, 32), np.uint32)]), tiny_machine)

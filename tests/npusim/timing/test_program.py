@@ -12,7 +12,7 @@ from npusim.errors import UserError
 from npusim.isa.encoding import UNITS
 from npusim.program import Buffer, Program
 from npusim.timing import CAUSES, core, simulate, time_program
-from tests.npusim.timing.programs import Words, random_code, random_machine
+from tests.npusim.timing.programs import Words, equipped, random_code, random_machine
 
 
 def program(machine: Machine, prologue: Words, step: Words, steps: int) -> Program:
@@ -40,7 +40,7 @@ def test_reuse_gives_the_totals_of_the_long_run(tiny_machine: Machine) -> None:
 
 def test_seconds_and_utilisation(tiny_machine: Machine) -> None:
     rng = np.random.default_rng(8)
-    video = program(tiny_machine, random_code(rng, 5, 0.2, True), random_code(rng, 20, 0.2, True), 20)
+    video = program(equipped(tiny_machine), random_code(rng, 5, 0.2, True), random_code(rng, 20, 0.2, True), 20)
     timing = time_program(video)
     assert timing.seconds == timing.cycles / 200e6
     macs = timing.prologue.traffic.mac_operations + 20 * timing.step.traffic.mac_operations
@@ -53,11 +53,11 @@ def test_code_without_a_final_barrier_is_refused(tiny_machine: Machine) -> None:
     rng = np.random.default_rng(9)
     whole = random_code(rng, 8, 0.0, True)
     with pytest.raises(UserError, match="step: does not end in a barrier"):
-        time_program(program(tiny_machine, whole, whole[:-1], 2))
+        time_program(program(equipped(tiny_machine), whole, whole[:-1], 2))
     with pytest.raises(UserError, match="step: does not end in a barrier"):
-        time_program(program(tiny_machine, whole, whole[:0], 2))
+        time_program(program(equipped(tiny_machine), whole, whole[:0], 2))
     with pytest.raises(UserError, match="prologue: does not end in a barrier"):
-        time_program(program(tiny_machine, whole[:-1], whole, 2))
+        time_program(program(equipped(tiny_machine), whole[:-1], whole, 2))
 
 
 def test_an_error_names_the_piece_of_code(tiny_machine: Machine) -> None:
@@ -65,7 +65,7 @@ def test_an_error_names_the_piece_of_code(tiny_machine: Machine) -> None:
     bad = good.copy()
     bad[3] = 0
     with pytest.raises(UserError, match="step: instruction 3: opcode 0"):
-        time_program(program(tiny_machine, good, bad, 2))
+        time_program(program(equipped(tiny_machine), good, bad, 2))
 
 
 def test_a_ledger_that_does_not_sum_is_caught(tiny_machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,4 +78,4 @@ def test_a_ledger_that_does_not_sum_is_caught(tiny_machine: Machine, monkeypatch
 
     monkeypatch.setattr(core, "run", leaking)
     with pytest.raises(AssertionError, match=r"ledger of .*'mac'.* sums to \[.*\], not to \d+ cycles"):
-        simulate(random_code(np.random.default_rng(1), 10, 0.1, True), tiny_machine)
+        simulate(random_code(np.random.default_rng(1), 10, 0.1, True), equipped(tiny_machine))
