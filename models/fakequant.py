@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,9 +52,9 @@ class FakeQuantLayer(nn.Module):
         divisor, smoothing = quantized.divisor(time_range), quantized.weight(time_range).smoothing
         if self._stride is not None:  # A patch embedding is never smoothed; one factor fits its layout, too.
             divisor, smoothing = divisor[:1], smoothing[:1]
-        self._divisor = torch.from_numpy(divisor)
+        self._divisor = torch.tensor(divisor)
         # What the multiplier sees is shifted left, so that only the weights' own smoothing is divided out of it.
-        self._gain = torch.from_numpy(divisor / smoothing)
+        self._gain = torch.tensor(divisor / smoothing)
         self._levels = 2 ** int(quantized.act_bits[time_range]) - 1
         if not quantized.dynamic:
             self._scale = torch.tensor(quantized.act_scale[time_range])
@@ -82,9 +81,9 @@ class FakeQuantLayer(nn.Module):
 
 
 def _values(weight: QuantizedWeight) -> Tensor:
-    """`weight.values()` as float32, computed by torch."""
-    indices = torch.from_numpy(np.array(weight.q)).double()
-    return ((indices - torch.from_numpy(weight.zero_point)[:, None]) * torch.from_numpy(weight.scale)[:, None]).float()
+    """`weight.values()` as float32, computed by torch; copied, because what lies in a mapped file cannot be written."""
+    indices, scale, zero_point = (torch.tensor(values) for values in (weight.q, weight.scale, weight.zero_point))
+    return ((indices.double() - zero_point[:, None]) * scale[:, None]).float()
 
 
 def token_grids(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:

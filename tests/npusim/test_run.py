@@ -121,12 +121,12 @@ def test_a_planted_slip_makes_the_bit_comparison_false(tiny_machine, monkeypatch
 def test_bad_requests_are_refused_before_anything_is_written(tiny_machine, tmp_path):
     out = tmp_path / "new" / "run"
     for options, error in (
-        ({"workload": "emojy"}, "workload 'emojy' is unknown; allowed: emoji, tiny; nearest: emoji"),
-        ({"method": "cw_wt"}, "method 'cw_wt' is unknown; allowed: cw_tw"),
+        ({"workload": "emojy"}, "workload 'emojy' is unknown; allowed: emoji, tiny, .*; nearest: emoji"),
+        ({"method": "cw_wt"}, "method 'cw_wt' is unknown; allowed: dynamic, cw_tw"),
         ({"prompt": "rianbow"}, "unknown caption 'rianbow'.*nearest.*'rainbow'"),
         ({"verify": "5"}, r"verify = '5': allowed all, none, or a number of steps 1\.\.4"),
-        ({"act_bits": 9}, "act_bits=9: allowed: 8, 16"),
-        ({"weight_bits": 3}, "weight_bits=3: allowed: 8"),
+        ({"act_bits": 9}, "act_bits=9: allowed: 4, 6, 8, 16"),
+        ({"weight_bits": 3}, "weight_bits=3: allowed: 4, 6, 8"),
         ({"attention_bits": 12}, "attention_bits = 12: allowed 8, 16"),
         ({"seed": -1}, "seed=-1"),
         ({"hw": tmp_path / "none.yaml"}, "none.yaml"),
