@@ -288,14 +288,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="text states of captions of your own (models/text.py)")
     parser.add_argument("--prompts", type=int, help="only the first so many captions")
     parser.add_argument("--steps", type=int, help="sampling steps other than the workload's")
+    parser.add_argument("--moments", action="store_true", help="also collect what GPTQ needs, under build/calibration/")
     options = parser.parse_args(arguments)
     console = Console(stderr=True, soft_wrap=True)
     try:
         workload = get_workload(options.workload).with_files(
             options.checkpoint, None, options.text, options.steps, options.prompts
         )
-        stats = collect(workload.load_model(), workload, console=console)
+        model = workload.load_model()
+        stats = collect(model, workload, console=console)
         stats.save(options.out)
+        if options.moments:
+            workload.load_moments(model, console)
     except ModelError as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         return 2

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from models.checkpoint import config_of, read_metadata
@@ -206,8 +207,10 @@ class Workload:
                 raise ModelError(f"{self.checkpoint}: config {name}={found[name]}, workload '{self.name}' has {value}")
         return load_checkpoint(self.checkpoint)[0]
 
-    def load_moments(self, model: STDiT) -> InputMoments:
+    def load_moments(self, model: STDiT, console: Console | None = None) -> InputMoments:
         """Second moments of the inputs for GPTQ, from their file under build/calibration/, which is made if need be.
+
+        With `console`, making it shows a progress bar.
 
         Raises:
             ModelError: the file is damaged or cannot be written.
@@ -219,7 +222,7 @@ class Workload:
             return InputMoments.load(path)
         from models.calibrate import collect_moments  # `models.calibrate` builds on this module
 
-        moments = collect_moments(model, self)
+        moments = collect_moments(model, self, console)
         moments.save(path)
         return moments
 

@@ -56,6 +56,7 @@ ENTRY = "overrides: [{layers: [mlp.fc1], %s}]"
             r"overrides\.0: unknown field 'weight_bit'; allowed: layers, .*; nearest: weight_bits",
         ),
         (ENTRY % "weight_bits: 5", r"weight_bits=5: allowed: 4, 6, 8; nearest: 4"),
+        (ENTRY % "weight_bits: 8.0", r"weight_bits=8\.0: allowed: 4, 6, 8"),
         (ENTRY % "weight_bits: true", "weight_bits=True: allowed: 4, 6, 8"),
         (ENTRY % "act_bits: '8'", "act_bits='8': allowed: 4, 6, 8, 16"),
         (ENTRY % "steps: [0, 1]", "gives neither weight_bits nor act_bits"),
