@@ -12,24 +12,30 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.iddpm import IDDPM, draw_noise
+from models.moments import InputMoments
 from models.sample import Predictor, denoise, require_latent_channels
 from models.stats import (
     BRANCHES,
+    HISTOGRAM_BINS,
     CalibrationStats,
+    block_linears,
     calibrated_points,
+    channel_counts,
     executed_linears,
-    input_channels,
+    histogram,
     measured_outputs,
     weights_sha256,
 )
@@ -37,6 +43,9 @@ from models.stdit import STDiT
 from models.workloads import Workload, get_workload
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+Clips = Sequence[tuple[str, int]]
+"""(caption, noise seed) of each sampling run."""
 
 
 def patches(x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -46,27 +55,38 @@ def patches(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, x.shape[1] * size[0] * size[1] * size[2])
 
 
-class Recorder:
-    """Running minima, maxima and per-channel magnitudes of a model's points, filled by forward hooks.
+@dataclass
+class Place:
+    """Where in the sampling runs the model is being evaluated: the executed step, the branch, the clip's caption."""
 
-    Attributes:
-        step, branch: where the next observations belong.
-        caption: named in error messages.
+    step: int = 0
+    branch: int = 0
+    caption: str = ""
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {BRANCHES[self.branch]} branch, caption '{self.caption}'"
+
+
+class Recorder:
+    """Running statistics of a model's points over `clips` clips, filled by forward hooks; fields as `CalibrationStats`.
+
+    A layer must run once per step, branch and clip: `channel_absmax` is the sum of what each run saw, over `clips`.
     """
 
-    def __init__(self, model: nn.Module, steps: int) -> None:
-        self.step = 0
-        self.branch = 0
-        self.caption = ""
+    def __init__(self, model: nn.Module, steps: int, clips: int, place: Place) -> None:
+        self._clips = clips
+        self._place = place
         self._linears = executed_linears(model)
         self._outputs = measured_outputs(model)
-        points = calibrated_points(model)
-        self.minimum = {point: np.full((steps, len(BRANCHES)), np.inf, np.float32) for point in points}
-        self.maximum = {point: np.full((steps, len(BRANCHES)), -np.inf, np.float32) for point in points}
-        self.absmax = {
-            f"{name}:in": np.zeros((steps, len(BRANCHES), input_channels(module)), np.float32)
-            for name, module in self._linears.items()
-        }
+        shape = (steps, len(BRANCHES))
+        points, channels = calibrated_points(model), channel_counts(model)
+        inputs = {f"{name}:in": channels[f"{name}:in"] for name in self._linears}
+        self.minimum = {point: np.full(shape, np.inf, np.float32) for point in points}
+        self.maximum = {point: np.full(shape, -np.inf, np.float32) for point in points}
+        self.channel_min = {point: np.full((steps, count), np.inf, np.float32) for point, count in channels.items()}
+        self.channel_max = {point: np.full((steps, count), -np.inf, np.float32) for point, count in channels.items()}
+        self.channel_absmax = {point: np.zeros((*shape, count), np.float32) for point, count in inputs.items()}
+        self.histogram = {point: np.zeros((*shape, HISTOGRAM_BINS)) for point in inputs}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -86,42 +106,54 @@ class Recorder:
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if linear is not None:
-                self._observe(f"{name}:in", args[0], linear)
-            self._observe(f"{name}:out", output, None)
+                self._observe_input(f"{name}:in", args[0], linear)
+            self._observe(f"{name}:out", output)
+            if name.endswith(".tap_v"):
+                self._observe_channels(f"{name}:out", output.transpose(1, 2).flatten(2))
 
         return hook
 
-    def _observe(self, point: str, values: Tensor, linear: nn.Linear | nn.Conv3d | None) -> None:
+    def _observe(self, point: str, values: Tensor) -> float:
+        """Note the range; returns the largest magnitude."""
         low, high = (float(bound) for bound in torch.aminmax(values.detach()))
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise ModelError(
-                f"{point}: NaN or infinity at step {self.step}, {BRANCHES[self.branch]} branch, "
-                f"caption '{self.caption}'; the float model cannot be calibrated"
-            )
-        at = (self.step, self.branch)
+            raise ModelError(f"{point}: NaN or infinity at {self._place}; the float model cannot be calibrated")
+        at = (self._place.step, self._place.branch)
         self.minimum[point][at] = min(self.minimum[point][at], low)
         self.maximum[point][at] = max(self.maximum[point][at], high)
-        if linear is not None:
-            if isinstance(linear, nn.Conv3d):
-                rows = patches(values, linear.kernel_size)
-            else:
-                rows = values.reshape(-1, values.shape[-1])
-            if max(-low, high) > FLOAT16_MAX:
-                raise ModelError(f"{point}: magnitude {max(-low, high):.3g} at step {self.step} exceeds {FLOAT16_MAX}")
-            np.maximum(self.absmax[point][at], rows.abs().amax(dim=0).numpy(), out=self.absmax[point][at])
+        return max(-low, high)
+
+    def _observe_channels(self, point: str, values: Tensor) -> NDArray[np.float32]:
+        """Note the range of each channel of values (..., channels); returns the largest magnitudes (channels,)."""
+        rows = values.detach().reshape(-1, values.shape[-1])
+        low, high = (bound.numpy() for bound in torch.aminmax(rows, dim=0))
+        largest: NDArray[np.float32] = np.maximum(-low, high)
+        if largest.max() > FLOAT16_MAX:
+            raise ModelError(f"{point}: magnitude {largest.max():.3g} at {self._place} exceeds {FLOAT16_MAX}")
+        step = self._place.step
+        np.minimum(self.channel_min[point][step], low, out=self.channel_min[point][step])
+        np.maximum(self.channel_max[point][step], high, out=self.channel_max[point][step])
+        return largest
+
+    def _observe_input(self, point: str, values: Tensor, linear: nn.Linear | nn.Conv3d) -> None:
+        self._observe(point, values)
+        rows = patches(values, linear.kernel_size) if isinstance(linear, nn.Conv3d) else values
+        at = (self._place.step, self._place.branch)
+        self.channel_absmax[point][at] += self._observe_channels(point, rows) / self._clips
+        self.histogram[point][at] += histogram(values)
 
 
-def _recording_predictor(
-    model: STDiT, sampler: IDDPM, recorder: Recorder, states: Tensor, mask: Tensor, null: Tensor
+def _placed_predictor(
+    model: STDiT, sampler: IDDPM, place: Place, states: Tensor, mask: Tensor, null: Tensor
 ) -> Predictor:
-    """As `models.sample.float_predictor`, but one branch at a time, told to the recorder, and on the valid tokens only.
+    """As `models.sample.float_predictor`, but one branch at a time, with `place` kept, and on the valid tokens only.
 
     Attention with padding masked out and attention without padding are the same function.
     """
     captions = [text[mask][None, None] for text in (states, null)]
 
     def branch(step: int, index: int, x: Tensor) -> Tensor:
-        recorder.step, recorder.branch = step, index
+        place.step, place.branch = step, index
         timestep = torch.full((1,), float(sampler.timesteps[sampler.num_sampling_steps - 1 - step]))
         out: Tensor = model(x[None], timestep, captions[index])
         return out[0]
@@ -133,6 +165,31 @@ def _recording_predictor(
         return eps_cond, eps_uncond, v_cond
 
     return predict
+
+
+def run_clips(model: STDiT, workload: Workload, place: Place, clips: Clips, console: Console | None = None) -> None:
+    """Sample one clip per (caption, seed), so that hooks on the model see what calibration is to see.
+
+    Raises:
+        ModelError: an unknown caption, or a model with other latent channels than the sampler.
+    """
+    require_latent_channels(model)
+    sampler = workload.sampler()
+    steps = sampler.num_sampling_steps
+    null = model.y_embedder.y_embedding.detach()
+    columns = (TextColumn("calibrate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None) as progress:
+        task = progress.add_task("calibrate", total=len(clips) * steps)
+        for caption, seed in clips:
+            place.caption = caption
+            states, mask = workload.text(caption)
+            base = _placed_predictor(model, sampler, place, states, mask, null)
+
+            def predict(step: int, x: Tensor, base: Predictor = base) -> tuple[Tensor, Tensor, Tensor]:
+                progress.advance(task)
+                return base(step, x)
+
+            denoise(predict, *draw_noise(seed, workload.latent_shape, steps), sampler)
 
 
 def collect(
@@ -155,42 +212,71 @@ def collect(
         ModelError: a NaN or infinity (named by point, step, branch and caption), an unknown caption, lists of
             unequal or zero length, or a model with other latent channels than the sampler.
     """
-    require_latent_channels(model)
     captions = workload.calibration_captions if captions is None else tuple(captions)
     seeds = workload.calibration_seeds if seeds is None else tuple(seeds)
     if not captions or len(captions) != len(seeds):
         raise ModelError(
             f"calibration needs one seed per caption and at least one, got {len(captions)} and {len(seeds)}"
         )
-    sampler = workload.sampler()
-    steps = sampler.num_sampling_steps
-    recorder = Recorder(model, steps)
-    null = model.y_embedder.y_embedding.detach()
-    columns = (TextColumn("calibrate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with recorder.attached(), Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task("calibrate", total=len(captions) * steps)
-        for caption, seed in zip(captions, seeds, strict=True):
-            recorder.caption = caption
-            states, mask = workload.text(caption)
-            base = _recording_predictor(model, sampler, recorder, states, mask, null)
-
-            def predict(step: int, x: Tensor, base: Predictor = base) -> tuple[Tensor, Tensor, Tensor]:
-                progress.advance(task)
-                return base(step, x)
-
-            denoise(predict, *draw_noise(seed, workload.latent_shape, steps), sampler)
+    sampler, place = workload.sampler(), Place()
+    recorder = Recorder(model, sampler.num_sampling_steps, len(captions), place)
+    with recorder.attached():
+        run_clips(model, workload, place, list(zip(captions, seeds, strict=True)), console)
     return CalibrationStats(
         workload=workload.name,
         captions=captions,
         seeds=seeds,
-        steps=steps,
+        steps=sampler.num_sampling_steps,
         cfg_scale=float(sampler.cfg_scale),
         cfg_channels=sampler.cfg_channels,
         weights_sha256=weights_sha256(model),
         minimum=recorder.minimum,
         maximum=recorder.maximum,
-        absmax={point: values.astype(np.float16) for point, values in recorder.absmax.items()},
+        channel_min=_narrow(recorder.channel_min),
+        channel_max=_narrow(recorder.channel_max),
+        channel_absmax=_narrow(recorder.channel_absmax),
+        histogram={point: counts.astype(np.float32) for point, counts in recorder.histogram.items()},
     )
+
+
+def _narrow(by_point: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float16]]:
+    return {point: values.astype(np.float16) for point, values in by_point.items()}
+
+
+@contextmanager
+def _summing(linears: dict[str, nn.Linear], sums: dict[str, Tensor]) -> Iterator[None]:
+    """While active, every input of these linears adds its X^T X to `sums`."""
+
+    def adder(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            rows = args[0].reshape(-1, args[0].shape[-1])
+            sums[name].addmm_(rows.T, rows)
+
+        return hook
+
+    handles = [linear.register_forward_hook(adder(name)) for name, linear in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def collect_moments(model: STDiT, workload: Workload, console: Console | None = None) -> InputMoments:
+    """Run the workload's calibration clips through the float model and sum its inputs' products.
+
+    Raises:
+        ModelError: a sum is not finite, named by layer, or the workload does not fit the model.
+    """
+    linears = block_linears(model)
+    sums = {name: torch.zeros(linear.in_features, linear.in_features) for name, linear in linears.items()}
+    clips = list(zip(workload.calibration_captions, workload.calibration_seeds, strict=True))
+    with _summing(linears, sums), torch.inference_mode():
+        run_clips(model, workload, Place(), clips, console)
+    for name, values in sums.items():
+        if not torch.isfinite(values).all():
+            raise ModelError(f"{name}:in: NaN or infinity; the float model cannot be calibrated")
+    return InputMoments(weights_sha256(model), {name: values.numpy() for name, values in sums.items()})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -198,12 +284,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.calibrate", description="Collect calibration statistics.")
     parser.add_argument("--workload", required=True)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--checkpoint", type=Path, help="float weights other than the workload's, .safetensors or .pth")
+    parser.add_argument("--text", type=Path, help="text states of captions of your own (models/text.py)")
+    parser.add_argument("--prompts", type=int, help="only the first so many captions")
+    parser.add_argument("--steps", type=int, help="sampling steps other than the workload's")
+    parser.add_argument("--moments", action="store_true", help="also collect what GPTQ needs, under build/calibration/")
     options = parser.parse_args(arguments)
     console = Console(stderr=True, soft_wrap=True)
     try:
-        workload = get_workload(options.workload)
-        stats = collect(workload.load_model(), workload, console=console)
+        workload = get_workload(options.workload).with_files(
+            options.checkpoint, None, options.text, options.steps, options.prompts
+        )
+        model = workload.load_model()
+        stats = collect(model, workload, console=console)
         stats.save(options.out)
+        if options.moments:
+            workload.load_moments(model, console)
     except ModelError as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         return 2

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.quantize import QuantizedLinear, QuantizedModel
+from models.grid import MIN_STEP
+from models.quantize import QuantizedLinear, QuantizedModel, QuantizedWeight
 from models.stats import executed_linears, weights_sha256
 from models.stdit import STDiT
 
@@ -23,7 +24,7 @@ class FakeQuantLayer(nn.Module):
     """One linear, or the patch embedding, on the grids of a `QuantizedLinear`; float32 in and out.
 
     The input's grid index is found in float64, as Eq. 1 defines it: float32 division would move some of the 65,536
-    steps of a 16-bit grid.
+    steps of a 16-bit grid. Weights of one time range are held at a time.
     """
 
     weight: Tensor
@@ -31,21 +32,45 @@ class FakeQuantLayer(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv3d, quantized: QuantizedLinear) -> None:
         super().__init__()
-        weight = torch.from_numpy(quantized.weight()).float().reshape(layer.weight.shape)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", torch.from_numpy(quantized.bias).float())
+        self._quantized = quantized
         self._stride = layer.stride if isinstance(layer, nn.Conv3d) else None
-        self._scales = quantized.act_scale.tolist()
-        self._zero_points = quantized.act_zp.tolist()
-        self._levels = 2**quantized.act_bits - 1
-        self.time_range = 0
+        self.register_buffer("weight", torch.empty_like(layer.weight, dtype=torch.float32))
+        self.register_buffer("bias", torch.from_numpy(quantized.bias).float())
+        self._held = -1
+        self._time_range = -1
+        self.set_range(0)
+
+    def set_range(self, time_range: int) -> None:
+        """Select the parameters of a time range."""
+        if time_range == self._time_range:
+            return
+        self._time_range = time_range
+        quantized = self._quantized
+        if self._held != (index := int(quantized.set_of_range[time_range])):
+            self._held = index
+            self.weight.copy_(_values(quantized.weights[index]).reshape(self.weight.shape))
+        divisor, smoothing = quantized.divisor(time_range), quantized.weight(time_range).smoothing
+        if self._stride is not None:  # A patch embedding is never smoothed; one factor fits its layout, too.
+            divisor, smoothing = divisor[:1], smoothing[:1]
+        self._divisor = torch.tensor(divisor)
+        # What the multiplier sees is shifted left, so that only the weights' own smoothing is divided out of it.
+        self._gain = torch.tensor(divisor / smoothing)
+        self._levels = 2 ** int(quantized.act_bits[time_range]) - 1
+        if not quantized.dynamic:
+            self._scale = torch.tensor(quantized.act_scale[time_range])
+            self._zero_point = torch.tensor(quantized.act_zp[time_range])
 
     def quantize_input(self, x: Tensor) -> Tensor:
-        """The input rounded to the grid of the current time range, same shape, float32."""
-        scale, zero_point = self._scales[self.time_range], self._zero_points[self.time_range]
-        index = (torch.round(x.double() / scale) + zero_point).clamp(0, self._levels)
-        rounded: Tensor = (index - zero_point) * scale
-        return rounded.to(x.dtype)
+        """What the multiplier sees of an input (..., K): smoothed and rounded to its grid, same shape, float32."""
+        if self._quantized.dynamic:
+            divided = x.double() / self._divisor
+            scale, zero_point = token_grids(divided, self._levels)
+            index = divided.div_(scale)
+        else:
+            scale, zero_point = self._scale, self._zero_point
+            index = x.double() / (self._divisor * scale)
+        index.round_().add_(zero_point).clamp_(0, self._levels).sub_(zero_point)
+        return index.mul_(scale * self._gain).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the replaced layer's."""
@@ -53,6 +78,20 @@ class FakeQuantLayer(nn.Module):
         if self._stride is None:
             return F.linear(x, self.weight, self.bias)
         return F.conv3d(x, self.weight, self.bias, self._stride)
+
+
+def _values(weight: QuantizedWeight) -> Tensor:
+    """`weight.values()` as float32, computed by torch; copied, because what lies in a mapped file cannot be written."""
+    indices, scale, zero_point = (torch.tensor(values) for values in (weight.q, weight.scale, weight.zero_point))
+    return ((indices.double() - zero_point[:, None]) * scale[:, None]).float()
+
+
+def token_grids(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Eq. 1 for every token of (..., K) by its own least and largest value: scale and zero point, (..., 1) float64."""
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high - low) / levels).clamp(min=MIN_STEP)
+    return scale, torch.round(-low / scale).clamp(0, levels)
 
 
 class FakeQuantSTDiT(nn.Module):
@@ -80,7 +119,7 @@ class FakeQuantSTDiT(nn.Module):
         self._range_of_step = quantized.range_of_step.tolist()
 
     def set_step(self, step: int) -> None:
-        """Select the activation grids of executed step `step` (0 is the noisiest).
+        """Select the parameters of executed step `step` (0 is the noisiest).
 
         Raises:
             ModelError: there is no such step.
@@ -88,7 +127,7 @@ class FakeQuantSTDiT(nn.Module):
         if not 0 <= step < len(self._range_of_step):
             raise ModelError(f"step {step}: allowed are 0..{len(self._range_of_step) - 1}")
         for layer in self._layers.values():
-            layer.time_range = self._range_of_step[step]
+            layer.set_range(self._range_of_step[step])
 
     def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `STDiT.forward`."""

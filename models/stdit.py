@@ -44,6 +44,18 @@ EMOJI_CONFIG: dict[str, object] = {
     "space_scale": 1.0,
     "time_scale": 1.0,
 }
+# STDiT-XL/2 as released, for 16 frames of 256 x 256 and of 512 x 512 pixels.
+XL2_256_CONFIG: dict[str, object] = {
+    **EMOJI_CONFIG,
+    "input_size": (16, 32, 32),
+    "hidden_size": 1152,
+    "depth": 28,
+    "num_heads": 16,
+    "caption_channels": 4096,
+    "model_max_length": 120,
+    "space_scale": 0.5,
+}
+XL2_512_CONFIG: dict[str, object] = {**XL2_256_CONFIG, "input_size": (16, 64, 64), "space_scale": 1.0}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Embeddings

@@ -6,6 +6,7 @@ Open-Sora's T5 states, 384 wide instead of 4096.
 
 import difflib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,15 @@ class TextStates:
     """Token states by caption.
 
     Args:
-        path: the safetensors file: `states` (tokens of all captions, 384) float16, `offsets` (captions + 1,) int64,
+        path: the safetensors file: `states` (tokens of all captions, width) float16, `offsets` (captions + 1,) int64,
             metadata `captions` as a JSON list.
+        length: rows that `get` returns; no caption may have more tokens.
 
     Raises:
         ModelError: if the file is missing or damaged.
     """
 
-    def __init__(self, path: Path = DATA_DIR / TEXT_FILE) -> None:
+    def __init__(self, path: Path = DATA_DIR / TEXT_FILE, length: int = MAX_TOKENS) -> None:
         try:
             with safe_open(path, framework="np") as file:
                 captions: list[str] = json.loads(file.metadata()["captions"])
@@ -39,6 +41,15 @@ class TextStates:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path}: not a readable file of text states: {error}") from error
         self._index = {caption: index for index, caption in enumerate(captions)}
+        self._length = length
+        ends = self._offsets.tolist()
+        sound = (
+            self._states.ndim == 2 and len(ends) == len(captions) + 1 and [ends[0], ends[-1]] == [0, len(self._states)]
+        )
+        if not sound or any(not 0 < end - start <= length for start, end in pairwise(ends)):
+            raise ModelError(
+                f"{path}: offsets do not divide states into {len(captions)} captions of 1..{length} tokens"
+            )
 
     @property
     def captions(self) -> list[str]:
@@ -49,8 +60,8 @@ class TextStates:
         """Returns the token states of one caption.
 
         Returns:
-            states: (16, 384) float32, rows past the last token zero.
-            mask: (16,) bool, True where there is a token.
+            states: (length, width) float32, rows past the last token zero.
+            mask: (length,) bool, True where there is a token.
 
         Raises:
             ModelError: if the caption is unknown; the message names the nearest known ones.
@@ -63,11 +74,11 @@ class TextStates:
             )
         index = self._index[caption]
         tokens = self._states[self._offsets[index] : self._offsets[index + 1]]
-        states = np.zeros((MAX_TOKENS, TEXT_WIDTH), np.float32)
+        states = np.zeros((self._length, tokens.shape[1]), np.float32)
         states[: len(tokens)] = tokens
-        return states, np.arange(MAX_TOKENS) < len(tokens)
+        return states, np.arange(self._length) < len(tokens)
 
     def batch(self, captions: list[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Returns states (captions, 16, 384) float32 and masks (captions, 16) bool; errors as in `get`."""
+        """Returns states (captions, length, width) float32, masks (captions, length) bool; errors as in `get`."""
         pairs = [self.get(caption) for caption in captions]
         return np.stack([states for states, _ in pairs]), np.stack([mask for _, mask in pairs])

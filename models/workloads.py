@@ -2,31 +2,39 @@
 
 `emoji` is the trained small model in the latent space of the small autoencoder; its results have meaning.
 `tiny` is a model of random weights, small enough for tests; it has no autoencoder and no committed calibration.
+`stdit-xl2-16x256x256` and `-16x512x512` are Open-Sora v1.0's model at its real size, with random weights and random
+text states until the user's own files are given (`with_files`).
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from models.checkpoint import config_of, read_metadata
 from models.errors import ModelError
 from models.iddpm import IDDPM
-from models.stats import CalibrationStats
-from models.stdit import EMOJI_CONFIG, STDiT, load_checkpoint
+from models.moments import InputMoments
+from models.stats import CalibrationStats, weights_sha256
+from models.stdit import EMOJI_CONFIG, XL2_256_CONFIG, XL2_512_CONFIG, STDiT, load_checkpoint, load_released
 from models.text import TextStates
 from models.vae import Autoencoder, load_autoencoder
 
 MODELS_DIR = Path(__file__).parent
+MOMENTS_DIR = Path("build") / "calibration"
+RELEASED_SUFFIXES = (".pth", ".pt")
+RANDOM_TEXT_DEVIATION = 0.15
 
-# The three sets share no caption: ranges must not be fitted to what is measured or shown.
+# The four sets share no caption: ranges and exponents must not be fitted to what is measured or shown.
 CALIBRATION_CAPTIONS = (
     "cat face",
     "clock face four oclock",
@@ -67,6 +75,16 @@ SHEET_CAPTIONS = (
     "digit three moving up",
     "digit seven moving left",
 )
+SEARCH_CAPTIONS = (
+    "tiger face",
+    "hatching chick",
+    "sparkling heart",
+    "clock face nine oclock",
+    "man with artist palette",
+    "smiling face with horns",
+    "digit one moving down",
+    "digit six moving left",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,11 @@ class Workload:
     that are collected on demand.
     num_steps, cfg_scale, cfg_channels: sampler settings, as `IDDPM` takes them.
     *_captions, *_seeds: the clips of each set, one noise seed per caption.
+    search_*: the clips on which smoothing exponents are searched (`models.alpha`).
+    checkpoint: also a released `.pth` file, whose tensors must fit `config`.
+    alphas: the exponents found by the search; None where none was made.
+    text_states: file of text states as `models.text.TextStates` reads it; None takes the stored ones.
+    random_text: without a file, make up text states for any caption.
     weights_seed: seed of the random weights where there is no checkpoint.
     """
 
@@ -86,6 +109,9 @@ class Workload:
     checkpoint: Path | None
     vae: Path | None
     calibration: Path | None
+    alphas: Path | None = None
+    text_states: Path | None = None
+    random_text: bool = False
     num_steps: int = 20
     cfg_scale: float = 4.0
     cfg_channels: int = 3
@@ -95,6 +121,8 @@ class Workload:
     evaluation_seeds: tuple[int, ...] = tuple(range(2000, 2000 + len(EVALUATION_CAPTIONS)))
     sheet_captions: tuple[str, ...] = SHEET_CAPTIONS
     sheet_seeds: tuple[int, ...] = tuple(range(3000, 3000 + len(SHEET_CAPTIONS)))
+    search_captions: tuple[str, ...] = SEARCH_CAPTIONS
+    search_seeds: tuple[int, ...] = tuple(range(4000, 4000 + len(SEARCH_CAPTIONS)))
     weights_seed: int = 0
 
     @property
@@ -111,10 +139,53 @@ class Workload:
         """Token states (L, width) float32 and mask (L,) bool of a known caption.
 
         Raises:
-            ModelError: the caption is unknown; names the nearest ones.
+            ModelError: the caption is unknown; names the nearest ones. Or the file's states are of another width.
         """
-        states, mask = TextStates().get(caption)
+        length, width = self.config["model_max_length"], self.config["caption_channels"]
+        if self.text_states is None and self.random_text:
+            return random_text(caption, length, width)
+        states, mask = (TextStates(self.text_states, length) if self.text_states else TextStates()).get(caption)
+        if states.shape != (length, width):
+            raise ModelError(
+                f"{self.text_states}: states are {states.shape[1]} wide, workload '{self.name}' has {width}"
+            )
         return torch.from_numpy(states), torch.from_numpy(mask)
+
+    def with_files(
+        self,
+        checkpoint: Path | None = None,
+        calibration: Path | None = None,
+        text_states: Path | None = None,
+        num_steps: int | None = None,
+        prompts: int | None = None,
+    ) -> Workload:
+        """The workload with the user's own files and sizes in place of its own; None leaves what there is.
+
+        Args:
+            checkpoint: float weights; the workload's calibration then no longer fits and is dropped.
+            calibration: statistics of these weights.
+            text_states: calibration captions are then those of this file.
+            num_steps: sampling steps.
+            prompts: only the first so many calibration captions.
+
+        Raises:
+            ModelError: the file of text states is unreadable, or there are not so many captions.
+        """
+        work = self
+        if checkpoint is not None:
+            work = replace(work, checkpoint=checkpoint, calibration=None)
+        if text_states is not None:
+            captions = tuple(TextStates(text_states, self.config["model_max_length"]).captions)
+            seeds = tuple(range(1000, 1000 + len(captions)))
+            work = replace(work, text_states=text_states, calibration_captions=captions, calibration_seeds=seeds)
+        if num_steps is not None:
+            work = replace(work, num_steps=num_steps, calibration=None)
+        if prompts is not None:
+            if not 1 <= prompts <= len(work.calibration_captions):
+                raise ModelError(f"prompts={prompts}: allowed are 1..{len(work.calibration_captions)}")
+            captions, seeds = work.calibration_captions[:prompts], work.calibration_seeds[:prompts]
+            work = replace(work, calibration_captions=captions, calibration_seeds=seeds, calibration=None)
+        return work if calibration is None else replace(work, calibration=calibration)
 
     def load_model(self) -> STDiT:
         """The float model in evaluation mode, without gradients.
@@ -124,12 +195,36 @@ class Workload:
         """
         if self.checkpoint is None:
             return random_stdit(self.config, self.weights_seed)
+        if self.checkpoint.suffix in RELEASED_SUFFIXES:
+            with torch.random.fork_rng(devices=[]):
+                model = STDiT(**self.config)
+            load_released(model, self.checkpoint)
+            return model.eval().requires_grad_(False)
         # Compared before anything is built: the network that the file asks for may be of any size.
         found = config_of(read_metadata(self.checkpoint), self.checkpoint)
         for name, value in json.loads(json.dumps(self.config)).items():
             if found.get(name, value) != value:
                 raise ModelError(f"{self.checkpoint}: config {name}={found[name]}, workload '{self.name}' has {value}")
         return load_checkpoint(self.checkpoint)[0]
+
+    def load_moments(self, model: STDiT, console: Console | None = None) -> InputMoments:
+        """Second moments of the inputs for GPTQ, from their file under build/calibration/, which is made if need be.
+
+        With `console`, making it shows a progress bar.
+
+        Raises:
+            ModelError: the file is damaged or cannot be written.
+        """
+        digest = weights_sha256(model)
+        name = f"{self.name}-{digest[:12]}-{self.num_steps}-{len(self.calibration_captions)}.safetensors"
+        path = MOMENTS_DIR / name
+        if path.exists():
+            return InputMoments.load(path)
+        from models.calibrate import collect_moments  # `models.calibrate` builds on this module
+
+        moments = collect_moments(model, self, console)
+        moments.save(path)
+        return moments
 
     def load_vae(self) -> Autoencoder:
         """The autoencoder whose latents the model makes.
@@ -164,6 +259,14 @@ class Workload:
         return stats
 
 
+def random_text(caption: str, length: int, width: int) -> tuple[Tensor, Tensor]:
+    """Made-up token states (length, width) of T5's usual size for any caption, two tokens more than words, and mask."""
+    rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
+    mask = np.arange(length) < len(caption.split()) + 2
+    states = rng.standard_normal((length, width)) * RANDOM_TEXT_DEVIATION * mask[:, None]
+    return torch.from_numpy(states.astype(np.float32)), torch.from_numpy(mask)
+
+
 def random_stdit(config: dict[str, Any], seed: int) -> STDiT:
     """An STDiT with random weights everywhere, also where training starts from zero, so that every path matters.
 
@@ -196,6 +299,7 @@ WORKLOADS = {
             checkpoint=MODELS_DIR / "checkpoints" / "emoji_stdit.safetensors",
             vae=MODELS_DIR / "checkpoints" / "emoji_vae.safetensors",
             calibration=MODELS_DIR / "calibration" / "emoji.safetensors",
+            alphas=MODELS_DIR / "calibration" / "emoji_alphas.json",
         ),
         Workload(
             name="tiny",
@@ -206,6 +310,18 @@ WORKLOADS = {
             num_steps=4,
             calibration_captions=CALIBRATION_CAPTIONS[:4],
             calibration_seeds=(1000, 1001, 1002, 1003),
+        ),
+        *(
+            Workload(
+                name=f"stdit-xl2-16x{side}x{side}",
+                config=config,
+                checkpoint=None,
+                vae=None,
+                calibration=None,
+                cfg_scale=7.0,
+                random_text=True,
+            )
+            for side, config in ((256, XL2_256_CONFIG), (512, XL2_512_CONFIG))
         ),
     )
 }

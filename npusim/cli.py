@@ -49,8 +49,8 @@ class Part(StrEnum):
 Workload = Annotated[str, typer.Option(help="Named workload: emoji, or tiny for a quick try.")]
 Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
 Method = Annotated[str, typer.Option(help="Quantization method.")]
-WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights.")]
-ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 8 or 16.")]
+WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights: 4, 6 or 8.")]
+ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 4, 6, 8 or 16.")]
 AttentionBits = Annotated[int, typer.Option(help="Bits of queries, keys and values: 8 or 16.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Float weights other than the workload's; calibrated anew.")]
 Calibration = Annotated[Path | None, typer.Option(help="Calibration statistics other than the workload's.")]
@@ -114,24 +114,31 @@ def evaluate(
     console.print(f"written to {out}", soft_wrap=True, markup=False)
 
 
-@app.command(epilog="Example: npusim quantize --workload emoji --out quantized.safetensors")
+@app.command(epilog="Example: npusim quantize --workload emoji --method tsq --ranges 4 --out quantized.safetensors")
 def quantize(
     workload: Workload,
-    out: Annotated[Path, typer.Option(help="File to write.")],
+    out: Annotated[Path, typer.Option(help="File to write; weight sets that differ by range lie beside it.")],
     method: Method = "cw_tw",
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
+    ranges: Annotated[str | None, typer.Option(help="Number of time ranges, or first step of each: 0,5,12.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Smoothing exponent; by default the one searched for.")] = None,
+    overrides: Annotated[Path | None, typer.Option(help="YAML of bits by layer class and step.")] = None,
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps other than the workload's.")] = None,
 ) -> None:
     """Quantize a workload's model (npusim.run.quantize_workload)."""
+    from models.quantize import load_overrides, parse_ranges
     from npusim.run import quantize_workload
 
     quantized = quantize_workload(
-        workload, method, weight_bits=weight_bits, act_bits=act_bits, checkpoint=checkpoint, calibration=calibration
-    )
-    quantized.save(out)
-    typer.echo(f"{out}: {len(quantized.linears)} linears, {quantized.num_ranges} time range(s)")
+        workload, method, weight_bits=weight_bits, act_bits=act_bits, checkpoint=checkpoint, calibration=calibration,
+        ranges=None if ranges is None else parse_ranges(ranges), alpha=alpha,
+        overrides=() if overrides is None else load_overrides(overrides), num_steps=steps, out=out,
+    )  # fmt: skip
+    smoothing = "" if quantized.alpha is None else f", alpha {quantized.alpha}"
+    typer.echo(f"{out}: {len(quantized.linears)} linears, {quantized.num_ranges} time range(s){smoothing}")
 
 
 @app.command(

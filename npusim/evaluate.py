@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compiler import compile_model
 from models.clips import load_digits, load_emoji
-from models.quantize import quantize
+from models.prepare import quantize_for
 from models.workloads import Workload, get_workload
 from npusim import pictures
 from npusim.config import load_machine
@@ -73,7 +73,7 @@ def evaluate(
     work = get_workload(workload) if isinstance(workload, str) else workload
     machine, model = load_machine(hw), work.load_model()
     vae = work.load_vae() if work.vae else None
-    quantized = quantize(model, stats_of(work, model), method, weight_bits, act_bits)
+    quantized = quantize_for(work, model, stats_of(work, model), method, weight_bits, act_bits)
     program = compile_model(quantized, machine, attention_bits)
     prompts = list(zip(getattr(work, f"{captions}_captions"), getattr(work, f"{captions}_seeds"), strict=True))
     clips: dict[str, Mapping[str, Clip]] = {}

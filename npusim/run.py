@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import reprlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,8 @@ from compiler import compile_model
 from models.calibrate import collect
 from models.fakequant import FakeQuantSTDiT
 from models.iddpm import IDDPM, draw_noise
-from models.quantize import QuantizedModel, quantize
+from models.prepare import quantize_for
+from models.quantize import Override, QuantizedModel
 from models.sample import Predictor, Trajectory, decode_frames, denoise, fakequant_predictor, float_predictor, replay
 from models.stats import CalibrationStats
 from models.stdit import STDiT
@@ -188,7 +189,7 @@ def _run(config: RunConfig, work: Workload, dump_passes: bool, stages: Stages) -
         model = work.load_model()
         vae = work.load_vae() if work.vae else None
         stats = stats_of(work, model)
-        quantized = quantize(model, stats, config.method, config.weight_bits, config.act_bits)
+        quantized = quantize_for(work, model, stats, config.method, config.weight_bits, config.act_bits)
     passes: dict[str, str] = {}
     with stages.stage("compile"):
         dump = passes.__setitem__ if dump_passes else None
@@ -214,11 +215,24 @@ def quantize_workload(
     act_bits: int = 8,
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
+    ranges: int | Sequence[int] | None = None,
+    alpha: float | None = None,
+    overrides: Sequence[Override] = (),
+    num_steps: int | None = None,
+    out: Path | None = None,
 ) -> QuantizedModel:
-    """The first stage alone; arguments and errors as in `run`."""
+    """The first stage alone; arguments and errors as in `run` and `models.prepare.quantize_for`.
+
+    ``num_steps``: sampling steps other than the workload's. With ``out`` the model is written there as it is made.
+    """
     work = with_files(workload, checkpoint, calibration)
+    if num_steps is not None:
+        work = dataclasses.replace(work, num_steps=num_steps)
     model = work.load_model()
-    return quantize(model, stats_of(work, model), method, weight_bits, act_bits)
+    return quantize_for(
+        work, model, stats_of(work, model), method, weight_bits, act_bits, ranges=ranges, alpha=alpha,
+        overrides=overrides, out=out,
+    )  # fmt: skip
 
 
 def with_files(

@@ -41,15 +41,31 @@ def coarsened(q: QuantizedLinear, in_scale: float) -> tuple[NDArray[np.float64],
     be a number that no accumulator holds. Such a channel gets the step that its bias needs; its weights are rounded to
     it, to nothing in general. All other channels stay as they are.
     """
+    w = q.weights[0]
     most = (1 << (BIAS_BITS - 1)) - 1
     needed = np.abs(q.bias) / (most * in_scale)
-    small = needed > q.weight_scale
-    step = np.where(small, needed, q.weight_scale)
-    weight = q.weight_q.astype(np.int64)
-    ratio = (q.weight_scale / step)[small, None]
-    zero_point = q.weight_zp[small, None]
+    small = needed > w.scale
+    step = np.where(small, needed, w.scale)
+    weight = w.q.astype(np.int64)
+    ratio = (w.scale / step)[small, None]
+    zero_point = w.zero_point[small, None]
     weight[small] = np.rint((weight[small] - zero_point) * ratio).astype(np.int64) + zero_point
     return step, weight
+
+
+def check_linears(qm: QuantizedModel) -> None:
+    """Refuse linears that no lowering exists for yet. Raises UserError with the method, the layer and the reason."""
+    for name, q in qm.linears.items():
+        bits, act_bits = q.weights[0].bits, int(q.act_bits[0])
+        reasons = {
+            "quantizes activations at run time": q.dynamic,
+            "smooths its input": q.smoothed,
+            f"has {bits}-bit weights, not 8": bits != 8,
+            f"has {act_bits}-bit inputs, not 8 or 16": act_bits not in (8, 16),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise UserError(f"method {qm.method!r}: {name} {reason}; the compiler cannot lower that")
 
 
 class Lowering:
@@ -58,6 +74,7 @@ class Lowering:
     def __init__(self, qm: QuantizedModel, attention_bits: int) -> None:
         if qm.num_ranges != 1:
             raise UserError(f"quantized model has {qm.num_ranges} time ranges; the compiler takes 1")
+        check_linears(qm)
         self.qm, self.attention_bits = qm, attention_bits
         config = qm.config
         self.frames, height, width = (int(n) for n in config["input_size"])
@@ -86,7 +103,7 @@ class Lowering:
     def linear_input(self, layer: str) -> Activation:
         """The grid of a linear's input: unsigned for 8 bits, shifted to the signed range for 16."""
         q = self.qm.linears[layer]
-        if q.act_bits == 8:
+        if q.act_bits[0] == 8:
             return Activation("u8", float(q.act_scale[0]), int(q.act_zp[0]))
         return Activation("i16", float(q.act_scale[0]), int(q.act_zp[0]) - 32768)
 
@@ -112,7 +129,7 @@ class Lowering:
         bias = np.rint(q.bias[pick] / step).astype(np.int64)
         return self.build.linear(
             layer, x, weight[pick].astype(np.uint8), self.value(out, source.shape[0], len(pick), kind),
-            multiplier=multiplier, shift=shift, bias=bias, weight_zp=q.weight_zp[pick].astype(np.int64),
+            multiplier=multiplier, shift=shift, bias=bias, weight_zp=q.weights[0].zero_point[pick].astype(np.int64),
         )  # fmt: skip
 
     def convert(self, layer: str, a: str, out: str | Value) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from npusim import numerics
 from npusim.isa import ALL
@@ -49,11 +50,11 @@ the accumulators of the MAC array. Four units work side by side, each on its own
 
 ## Words
 
-An instruction is {WORDS} little-endian words of 32 bits, {INSTRUCTION_BYTES} bytes.
-A field lies inside one word, or spans two (64 bits, low word first); signed fields are two's complement. Bits that belong to no field are 0, and a word that breaks this is refused.
-Hardware loops inside an instruction run over rows, batches and channels. Addresses and strides are bytes and
-independent, so an operand may be a slice, a transpose (MATMUL's b) or a repeated row (stride 0). In an optional
-address, 0xffffffff means absent. An instruction reads all of its operands before it writes.
+An instruction is {WORDS} little-endian words of 32 bits, {INSTRUCTION_BYTES} bytes. A field lies inside one word, or
+spans two (64 bits, low word first); signed fields are two's complement. Bits that belong to no field are 0, and a word
+that breaks this is refused. Hardware loops inside an instruction run over rows, batches and channels. Addresses and
+strides are bytes and independent, so an operand may be a slice, a transpose (MATMUL's b) or a repeated row (stride 0).
+In an optional address, 0xffffffff means absent. An instruction reads all of its operands before it writes.
 
 Words 0 and 1 are the header of every instruction:
 
@@ -104,8 +105,8 @@ written by name; fields that are not named are 0. `npusim asm` and `npusim disas
 ## Instructions
 
 An instruction is *undefined* outside the conditions listed with it: loading, verifying and timing refuse it. An
-executor *stops* at what only the contents of memory can break. *Cycles* is how long its unit is busy; the cycle model adds the
-waiting. *Error* is against float64 and stands where an instruction approximates a real function.
+executor *stops* at what only the contents of memory can break. *Cycles* is how long its unit is busy; the cycle model
+adds the waiting. *Error* is against float64 and stands where an instruction approximates a real function.
 """
 
 
@@ -141,7 +142,7 @@ def record_table() -> Iterator[str]:
     """What lies in memory for an instruction beside its operands."""
     rows = []
     for name, (kind, meaning) in RECORDS.items():
-        parts = kind.fields or {}
+        parts: Mapping[str, Any] = kind.fields or {}
         layout = "; ".join(f"{offset}: `{part}` {t.kind}{8 * t.itemsize}" for part, (t, offset, *_) in parts.items())
         rows.append((f"`{name}`", str(kind.itemsize), layout, meaning))
     return table(("record", "bytes", "byte offset: field", "meaning"), rows)
@@ -190,7 +191,7 @@ def manual() -> str:
             lines += ["", f"### {title.rstrip('.')}", "", body.strip(), ""]
         lines += section(spec, accuracy.get(spec.mnemonic, {}))
     lines += ["", "## Functions", "", "As the reference executor has them; values are int64 arrays.", "", "```python"]
-    lines += "\n\n".join(inspect.getsource(function).rstrip() for function in FUNCTIONS).splitlines()
+    lines += "\n\n\n".join(inspect.getsource(function).rstrip() for function in FUNCTIONS).splitlines()
     return "\n".join([*lines, "```"]) + "\n"
 
 

@@ -72,7 +72,7 @@ class Float64:
 
     def linear_centred(self, op, x, step):
         q = self.qm.linears[op.layer]
-        weight, bias = (q.weight_q.astype(float) - q.weight_zp[:, None]) * q.weight_scale[:, None], q.bias
+        weight, bias = q.weights[0].values(), q.bias
         if op.layer == "final_layer.linear":  # Emitted as eps then v, each (channel, patch position).
             order = [p * 8 + c for half in (0, 4) for c in range(half, half + 4) for p in range(4)]
             weight, bias = weight[order], bias[order]

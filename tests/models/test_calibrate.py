@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.calibrate import collect, main, patches
+from models.calibrate import collect, collect_moments, main, patches
 from models.errors import ModelError
 from models.iddpm import draw_noise
 from models.sample import denoise, float_predictor
-from models.stats import CalibrationStats
+from models.stats import CalibrationStats, block_linears, mean_square, weights_sha256
 from models.stdit import STDiT
 from models.workloads import Workload, get_workload
 
@@ -37,7 +37,7 @@ def test_every_point_of_the_model_is_measured(model: STDiT, stats: CalibrationSt
     assert len(stats.minimum) == 2 * 36 + 8 + 2  # per block 9 linears x 2, 2 norms, 4 + 12 taps; 4 linears x 2, 2 more
     for point in ("blocks.1.cross_attn.tap_logits:out", "x_embedder.proj:in", "y_embedder.y_proj.fc2:in"):
         assert stats.minimum[point].shape == (4, 2)
-    for values in (*stats.minimum.values(), *stats.maximum.values(), *stats.absmax.values()):
+    for values in (*stats.minimum.values(), *stats.maximum.values(), *stats.channel_absmax.values()):
         assert np.isfinite(values).all()
 
 
@@ -61,13 +61,45 @@ def test_ranges_equal_an_independent_measurement(model: STDiT, stats: Calibratio
         point = f"{name}:in"
         np.testing.assert_allclose(stats.minimum[point], clips.amin((0, 3, 4)), rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(stats.maximum[point], clips.amax((0, 3, 4)), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(stats.absmax[point], clips.abs().amax((0, 3)), rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(stats.channel_min[point], clips.amin((0, 2, 3)), rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(stats.channel_max[point], clips.amax((0, 2, 3)), rtol=2e-3, atol=1e-3)
+        absmax = clips.abs().amax(3).mean(0)
+        np.testing.assert_allclose(stats.channel_absmax[point], absmax, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(mean_square(stats.histogram[point]), clips.square().mean((0, 3, 4)), rtol=0.35)
+        counted = np.full((4, 2), clips[:, 0, 0].numel())
+        np.testing.assert_array_equal(stats.histogram[point].sum(axis=2), counted)
 
 
-def test_channel_magnitudes_agree_with_the_range(stats: CalibrationStats) -> None:
-    for point, channels in stats.absmax.items():
-        largest = np.maximum(-stats.minimum[point], stats.maximum[point])
-        np.testing.assert_allclose(channels.max(axis=2), largest, rtol=2**-10)
+def test_channels_agree_with_the_range(stats: CalibrationStats) -> None:
+    for point, low in stats.channel_min.items():
+        np.testing.assert_allclose(low.min(axis=1), stats.minimum[point].min(axis=1), rtol=2**-10)
+        np.testing.assert_allclose(stats.channel_max[point].max(axis=1), stats.maximum[point].max(axis=1), rtol=2**-10)
+
+
+def test_values_are_measured_per_channel_of_their_projection(model: STDiT, stats: CalibrationStats) -> None:
+    """An attention's output is a mean of values, so no channel of the projection's input leaves their range."""
+    for name in ("blocks.0.attn", "blocks.1.attn_temp", "blocks.1.cross_attn"):
+        for kind, sign in ((stats.channel_max, 1), (stats.channel_min, -1)):
+            values, mixed = (sign * kind[f"{name}.{point}"] for point in ("tap_v:out", "proj:in"))
+            assert values.shape == mixed.shape == (4, 32)
+            assert (mixed <= values + 1e-3 * np.abs(values)).all()
+
+
+def test_moments_equal_an_independent_sum(model: STDiT) -> None:
+    work = dataclasses.replace(TINY, calibration_captions=TINY.calibration_captions[:1], calibration_seeds=(5,))
+    name, seen = "blocks.1.mlp.fc2", []
+    handle = model.get_submodule(name).register_forward_hook(lambda _m, args, _o: seen.append(args[0].flatten(0, 1)))
+    sampler = TINY.sampler()
+    caption = work.calibration_captions[0]
+    predict = float_predictor(model, sampler, *TINY.text(caption), model.y_embedder.y_embedding)
+    denoise(predict, *draw_noise(5, TINY.latent_shape, 4), sampler)
+    handle.remove()
+    rows = torch.cat(seen).double()
+    moments = collect_moments(model, work)
+    np.testing.assert_allclose(moments.moments[name], rows.T @ rows, rtol=1e-3, atol=1e-3)
+    assert moments.weights_sha256 == weights_sha256(model)
+    assert set(moments.moments) == set(block_linears(model))
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_branches_differ_and_text_points_repeat_per_step(stats: CalibrationStats) -> None:
@@ -110,7 +142,7 @@ def test_magnitudes_beyond_the_file_format_are_refused() -> None:
     layer = broken.get_submodule("x_embedder.proj")
     assert isinstance(layer, nn.Conv3d)
     layer.bias.fill_(1e9)
-    with pytest.raises(ModelError, match=r"blocks\.0\.attn_temp\.qkv:in: magnitude .* at step 0 exceeds 65504"):
+    with pytest.raises(ModelError, match=r"blocks\.0\.attn_temp\.qkv:in: magnitude .* at step 0, .* exceeds 65504"):
         collect(broken, TINY)
 
 

@@ -11,6 +11,7 @@ import torch
 from models.calibrate import patches
 from models.errors import ModelError
 from models.fakequant import FakeQuantLayer, FakeQuantSTDiT
+from models.grid import AsymmetricGrid
 from models.iddpm import draw_noise
 from models.metrics import sqnr_db
 from models.quantize import QuantizedLinear, QuantizedModel, quantize
@@ -32,12 +33,15 @@ def stats() -> CalibrationStats:
     return TINY.load_stats()
 
 
-def _integer_linear(x: np.ndarray, linear: QuantizedLinear) -> np.ndarray:
-    """y = (sum over k of (q_x - z_x)(q_w - z_w)) * step_x * step_w + bias, the sum in int64."""
-    step, zero = linear.act_scale[0], linear.act_zp[0]
-    q = np.clip(np.rint(x.astype(np.float64) / step) + zero, 0, 2**linear.act_bits - 1).astype(np.int64)
-    accumulator = (q - zero) @ (linear.weight_q.astype(np.int64) - linear.weight_zp[:, None]).T
-    return accumulator * (step * linear.weight_scale) + linear.bias
+def _integer_linear(x: np.ndarray, linear: QuantizedLinear, time_range: int = 0) -> np.ndarray:
+    """y = (sum over k of ((q_x - z_x) << shift)(q_w - z_w)) * step_x * step_w + bias, the sum in int64."""
+    step, zero, bits = linear.act_scale[time_range], linear.act_zp[time_range], int(linear.act_bits[time_range])
+    weight, divided = linear.weight(time_range), x.astype(np.float64) / linear.divisor(time_range)
+    q = np.clip(np.rint(divided / step) + zero, 0, 2**bits - 1).astype(np.int64) - zero
+    if linear.input_shift is not None:
+        q <<= linear.input_shift[time_range]
+    accumulator = q @ (weight.q.astype(np.int64) - weight.zero_point[:, None]).T
+    return accumulator * (step * weight.scale) + linear.bias
 
 
 @pytest.mark.parametrize("act_bits", [8, 16])
@@ -57,6 +61,38 @@ def test_layers_equal_integer_arithmetic(model: STDiT, stats: CalibrationStats, 
         rows, found = patches(x, layer.kernel_size), found.flatten(2).transpose(1, 2)
     expected = _integer_linear(rows.reshape(-1, rows.shape[-1]).numpy(), quantized.linears[name])
     assert sqnr_db(expected, found.reshape(expected.shape).numpy()) > 110
+
+
+METHOD_BITS = [("tsw", 8, 4), ("asq", 6, 8), ("ssq", 8, 6), ("tsq", 4, 8), ("tsq_pot", 4, 8), ("tsq_pot", 8, 16)]
+
+
+@pytest.mark.parametrize(("method", "weight_bits", "act_bits"), METHOD_BITS)
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv", "blocks.1.cross_attn.kv_linear", "blocks.1.mlp.fc2"])
+def test_every_methods_layers_equal_integer_arithmetic_in_every_range(
+    model: STDiT, stats: CalibrationStats, name: str, method: str, weight_bits: int, act_bits: int
+) -> None:
+    linear = quantize(model, stats, method, weight_bits, act_bits, ranges=2).linears[name]
+    layer, fake = executed_linears(model)[name], FakeQuantLayer(executed_linears(model)[name], linear)
+    reach = float(np.abs(stats.maximum[f"{name}:in"]).max())
+    x = (torch.rand(7, layer.in_features, generator=torch.Generator().manual_seed(1)) * 2 - 1) * 1.2 * reach
+    for time_range in (1, 0, 1):  # back again: what is held must follow
+        fake.set_range(time_range)
+        assert sqnr_db(_integer_linear(x.numpy(), linear, time_range), fake(x).numpy()) > 100
+
+
+def test_dynamic_grids_belong_to_single_tokens(model: STDiT, stats: CalibrationStats) -> None:
+    """Eq. 1 with each row's own range; so what the other branch or other tokens hold changes nothing."""
+    linear = quantize(model, stats, "dynamic").linears["blocks.1.attn_temp.qkv"]
+    assert linear.dynamic
+    fake = FakeQuantLayer(executed_linears(model)["blocks.1.attn_temp.qkv"], linear)
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 50.0])[:, None, None]
+    x[0, 0] = 0.0
+    found = fake.quantize_input(x)
+    for row, rounded in zip(x.reshape(-1, 32).double().numpy(), found.reshape(-1, 32).numpy(), strict=True):
+        grid = AsymmetricGrid.from_min_max(row.min(), row.max(), 8, "row")
+        np.testing.assert_allclose(rounded, grid.dequantize(grid.quantize(row, "row")), rtol=1e-6)
+    assert not found[0, 0].any()
+    torch.testing.assert_close(fake.quantize_input(x[1:]), found[1:], rtol=0, atol=0)
 
 
 def test_the_whole_copy_is_quantized_and_the_model_is_not(model: STDiT, stats: CalibrationStats) -> None:
@@ -102,6 +138,8 @@ def _two_ranges(quantized: QuantizedModel) -> QuantizedModel:
     linears = {
         name: dataclasses.replace(
             linear,
+            set_of_range=np.repeat(linear.set_of_range, 2),
+            act_bits=np.repeat(linear.act_bits, 2),
             act_scale=np.array([linear.act_scale[0], 10 * linear.act_scale[0]]),
             act_zp=np.repeat(linear.act_zp, 2),
         )

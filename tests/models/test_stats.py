@@ -12,7 +12,17 @@ import torch
 
 from models.calibrate import collect
 from models.errors import ModelError
-from models.stats import FILE_KIND, CalibrationStats, executed_linears, input_channels, weights_sha256
+from models.stats import (
+    FILE_KIND,
+    FILE_VERSION,
+    HISTOGRAM_BINS,
+    CalibrationStats,
+    executed_linears,
+    histogram,
+    input_channels,
+    mean_square,
+    weights_sha256,
+)
 from models.stdit import STDiT
 from models.store import load_arrays, save_arrays
 from models.workloads import get_workload
@@ -31,9 +41,9 @@ def stats(model: STDiT) -> CalibrationStats:
 
 
 def _rewrite(path: Path, change: Any) -> None:
-    arrays, metadata = load_arrays(path, FILE_KIND, 1)
+    arrays, metadata = load_arrays(path, FILE_KIND, FILE_VERSION)
     change(arrays, metadata)
-    save_arrays(path, FILE_KIND, 1, arrays, metadata)
+    save_arrays(path, FILE_KIND, FILE_VERSION, arrays, metadata)
 
 
 def test_executed_linears_leave_out_what_only_the_time_step_decides(model: STDiT) -> None:
@@ -62,11 +72,29 @@ def test_round_trip_is_exact(stats: CalibrationStats, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a, m: a.pop("min/tap_embed:out"), "'min/tap_embed:out' is missing"),
-        (lambda a, m: a.update({"absmax/final_layer.linear:in": np.zeros((4, 2, 31), np.float16)}), r"\[4, 2, 31\]"),
-        (lambda a, m: a.update({"max/tap_embed:out": np.full((4, 2), np.nan, np.float32)}), "tap_embed:out' holds NaN"),
-        (lambda a, m: a.update({"max/tap_embed:out": np.full((4, 2), -1e9, np.float32)}), "minimum above its maximum"),
-        (lambda a, m: a.update({"max/extra:out": np.zeros(1)}), "unknown tensor 'max/extra:out'"),
+        (lambda a, m: a.pop("minimum/tap_embed:out"), "'minimum/tap_embed:out' is missing"),
+        (
+            lambda a, m: a.update({"channel_absmax/final_layer.linear:in": np.zeros((4, 2, 31), np.float16)}),
+            r"\[4, 2, 31\]",
+        ),
+        (lambda a, m: a.pop("histogram/final_layer.linear:in"), "'histogram/final_layer.linear:in' is missing"),
+        (
+            lambda a, m: a.update({"channel_min/final_layer.linear:in": np.full((4, 32), np.inf, np.float16)}),
+            "holds NaN or infinity",
+        ),
+        (
+            lambda a, m: a.update({"channel_min/final_layer.linear:in": np.full((4, 32), 6e4, np.float16)}),
+            "'final_layer.linear:in' has a minimum above its maximum",
+        ),
+        (
+            lambda a, m: a.update({"maximum/tap_embed:out": np.full((4, 2), np.nan, np.float32)}),
+            "tap_embed:out' holds NaN",
+        ),
+        (
+            lambda a, m: a.update({"maximum/tap_embed:out": np.full((4, 2), -1e9, np.float32)}),
+            "minimum above its maximum",
+        ),
+        (lambda a, m: a.update({"maximum/extra:out": np.zeros(1)}), "unknown tensor 'maximum/extra:out'"),
         (lambda a, m: m.pop("weights_sha256"), "field 'weights_sha256' is missing"),
         (lambda a, m: m.update(steps="4"), "field 'steps' is missing or not of type int"),
         (lambda a, m: m.update(steps=5), r"allowed is float32\[5, 2\]"),
@@ -78,6 +106,22 @@ def test_inconsistent_files_are_refused(stats: CalibrationStats, tmp_path: Path,
     _rewrite(path, change)
     with pytest.raises(ModelError, match=rf"stats\.safetensors: .*{message}"):
         CalibrationStats.load(path)
+
+
+def test_histogram_counts_by_octave_and_sign() -> None:
+    octaves = [0.0, 2.0**-16, -(2.0**-16), 2.0**-15, 1.0, 1.99, -1.0, 2.0, 6e4, -6e4]
+    counts = histogram(torch.tensor(octaves))
+    # Bins 32.. are positive: below 2^-15, then from 2^-15, 2^-14, ...; 1 is octave 16. Below 32 their mirror image.
+    expected = {32: 2, 31: 1, 33: 1, 48: 2, 15: 1, 49: 1, 63: 1, 0: 1}
+    assert counts.shape == (HISTOGRAM_BINS,)
+    assert {int(i): int(counts[i]) for i in np.flatnonzero(counts)} == expected
+
+
+def test_mean_square_of_a_histogram_is_near_the_values() -> None:
+    x = torch.randn(2, 50_000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [30.0]])
+    counts = np.stack([histogram(row) for row in x])
+    np.testing.assert_allclose(mean_square(counts), x.double().square().mean(1), rtol=0.35)
+    assert mean_square(np.zeros((3, HISTOGRAM_BINS))).tolist() == [0, 0, 0]
 
 
 def test_digest_follows_the_weights_not_their_container(model: STDiT) -> None:

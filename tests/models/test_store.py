@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from models.errors import ModelError
-from models.store import check_array, load_arrays, save_arrays, write_atomically
+from models.store import ArrayWriter, check_array, load_arrays, save_arrays, write_atomically
 
 ARRAYS = {"b": np.arange(6, dtype=np.int64).reshape(2, 3).T, "a": np.array([0.1, -2.5])}
 
@@ -77,3 +77,43 @@ def test_check_array(tmp_path: Path) -> None:
             check_array(tmp_path, ARRAYS, name, shape, dtype)
     with pytest.raises(ModelError, match="holds NaN or infinity"):
         check_array(tmp_path, {"a": np.array([np.nan])}, "a", (1,), np.float64)
+
+
+def test_arrays_written_one_by_one_are_the_same_file_to_readers(tmp_path: Path) -> None:
+    arrays = {"u": np.arange(5, dtype=np.uint8), "f": np.array([0.5, -1.0]), "i": np.arange(6).reshape(2, 3)}
+    layout = {name: (values.shape, values.dtype.type) for name, values in arrays.items()}
+    path = tmp_path / "new" / "thing"
+    with ArrayWriter(path, "thing", 2, layout, {"count": 3}) as writer:
+        for name in ("u", "i", "f"):
+            writer.put(name, arrays[name])
+            assert not path.exists()
+    assert [file.name for file in path.parent.iterdir()] == ["thing"]
+    for mapped in (False, True):
+        found, metadata = load_arrays(path, "thing", 2, mapped=mapped)
+        assert metadata == {"count": 3}
+        for values in (found, load_file(path)):
+            assert set(values) == set(arrays)
+            for name, expected in arrays.items():
+                np.testing.assert_array_equal(values[name], expected)
+                assert values[name].dtype == expected.dtype
+    assert not found["i"].flags.writeable
+    assert found["i"].flags.aligned
+
+
+def test_writing_one_by_one_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+    layout = {"a": ((2,), np.float64)}
+    with pytest.raises(KeyboardInterrupt), ArrayWriter(tmp_path / "thing", "thing", 1, layout, {}):
+        raise KeyboardInterrupt
+    with pytest.raises(AssertionError), ArrayWriter(tmp_path / "thing", "thing", 1, layout, {}):
+        pass  # an array is missing
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"thing: cannot be written"):
+        ArrayWriter(tmp_path / "file" / "thing", "thing", 1, layout, {}).__enter__()
+
+
+def test_mapping_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "thing")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ModelError, match="thing: not a readable safetensors file"):
+        load_arrays(path, "thing", 1, mapped=True)

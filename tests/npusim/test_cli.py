@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from models.quantize import QuantizedModel
 from models.workloads import get_workload
 from npusim import engine
 from npusim.cli import main
@@ -171,11 +172,13 @@ def test_help_lists_the_commands(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny; nearest: emoji"),
-        (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: cw_tw; nearest: cw_tw"),
+        (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny, "),
+        (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: dynamic, cw_tw, tsw, "),
+        (["--method", "fp16"], "method 'fp16' is floating-point and runs in torch only; allowed: dynamic, cw_tw, "),
+        (["--workload", "tiny", "--method", "asq"], "method 'asq': blocks.0.attn.qkv smooths its input; the compiler"),
         (["--prompt", "rain bow"], "'rainbow'"),
         (["--verify", "al"], "did you mean 'all'"),
-        (["--act-bits", "4"], "act_bits=4: allowed: 8, 16; nearest: 8"),
+        (["--act-bits", "5"], "act_bits=5: allowed: 4, 6, 8, 16; nearest: 4"),
         (["--attention-bits", "4"], "attention_bits = 4: allowed 8, 16"),
         (["--hw", "no/such.yaml"], "no/such.yaml"),
     ],
@@ -257,6 +260,36 @@ def test_bad_files_for_the_other_commands(capsys, tmp_path, machine_file):
     assert "cannot be written" in refused(capsys, tmp_path, "asm", source, "-o", source / "x.bin")
 
 
+def test_quantize_takes_every_setting_of_a_method(capsys, tmp_path):
+    overrides, out = tmp_path / "o.yaml", tmp_path / "q.safetensors"
+    overrides.write_text("overrides: [{layers: [mlp.fc2], weight_bits: 8, act_bits: 16}]")
+    settings = ["--method", "tsq", "--weight-bits", "4", "--ranges", "0,1", "--alpha", "0.7"]
+    assert main(["quantize", "--workload", "tiny", *settings, "--overrides", str(overrides), "--out", str(out)]) == 0
+    assert "22 linears, 2 time range(s), alpha 0.7" in capsys.readouterr().out
+    found = QuantizedModel.load(out)
+    assert (found.method, found.weight_bits, found.alpha) == ("tsq", 4, 0.7)
+    assert found.range_of_step.tolist() == [0, 1, 1, 1]
+    linear = found.linears["blocks.1.mlp.fc2"]
+    assert (linear.weights[1].bits, linear.act_bits.tolist()) == (8, [16, 16])
+    assert main(["quantize", "--workload", "tiny", "--steps", "6", "--method", "tsw", "--out", str(out)]) == 0
+    assert "6 time range(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ranges", "3"], "ranges=3: allowed of 4 steps: 1,2,4; nearest: 2"),
+        (["--ranges", "x"], "ranges='x': allowed is a number, as 4, or the first step of each, as 0,5,12"),
+        (["--alpha", "0.5"], "alpha=0.5: method 'cw_tw' does not smooth"),
+        (["--overrides", "none.yaml"], "none.yaml: not a readable text file"),
+        (["--steps", "1"], "num_sampling_steps=1: must be from 2 to 1000"),
+    ],
+)
+def test_quantize_settings_that_are_refused(capsys, tmp_path, options, message):
+    command = ("quantize", "--workload", "tiny", "--out", tmp_path / "q.safetensors", *options)
+    assert message in refused(capsys, tmp_path, *command)
+
+
 def test_out_is_not_a_folder(capsys, tmp_path, machine_file):
     (tmp_path / "out").write_text("")
     assert "exists and is not a folder" in refused_run(capsys, tmp_path, machine_file)
@@ -265,10 +298,10 @@ def test_out_is_not_a_folder(capsys, tmp_path, machine_file):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny; nearest: emoji"),
-        (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: cw_tw; nearest: cw_tw"),
+        (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny, "),
+        (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: dynamic, cw_tw, tsw, "),
         (["--captions", "all"], "captions = 'all': allowed evaluation, sheet"),
-        (["--act-bits", "4"], "act_bits=4: allowed: 8, 16; nearest: 8"),
+        (["--act-bits", "5"], "act_bits=5: allowed: 4, 6, 8, 16; nearest: 4"),
         (["--attention-bits", "4"], "attention_bits = 4: allowed 8, 16"),
         (["--hw", "no/such.yaml"], "no/such.yaml"),
     ],

@@ -11,7 +11,8 @@ import pytest
 from compiler.lower import lower
 from compiler.pipeline import compile_model, integer_graph
 from models.grid import MIN_STEP
-from models.quantize import QuantizedModel
+from models.quantize import QuantizedModel, quantize
+from models.workloads import get_workload
 from npusim.config import Machine
 from npusim.errors import UserError
 from tests.compiler.runs import Inputs, assert_same_bits, run_graph, run_program
@@ -23,10 +24,12 @@ DEAD = 3
 def with_dead_channel(qm: QuantizedModel, weight: int, bias: float) -> QuantizedModel:
     """One channel as quantization leaves it when its weights are 0, or so small that their step is ``MIN_STEP``."""
     q = qm.linears[LAYER]
-    changed = {name: getattr(q, name).copy() for name in ("weight_q", "weight_scale", "weight_zp", "bias")}
-    changed["weight_q"][DEAD], changed["weight_zp"][DEAD] = 50 + weight, 50
-    changed["weight_scale"][DEAD], changed["bias"][DEAD] = MIN_STEP, bias
-    return replace(qm, linears={**qm.linears, LAYER: replace(q, **changed)})
+    (w,), new_bias = q.weights, q.bias.copy()
+    changed = {name: getattr(w, name).copy() for name in ("q", "scale", "zero_point")}
+    changed["q"][DEAD], changed["zero_point"][DEAD] = 50 + weight, 50
+    changed["scale"][DEAD], new_bias[DEAD] = MIN_STEP, bias
+    linear = replace(q, weights=(replace(w, **changed),), bias=new_bias)
+    return replace(qm, linears={**qm.linears, LAYER: linear})
 
 
 @pytest.mark.parametrize("weight", [0, 100])
@@ -77,3 +80,20 @@ def test_sampler_setting_that_is_missing(qm: QuantizedModel, key: str) -> None:
     settings = {name: value for name, value in qm.iddpm.items() if name != key}
     with pytest.raises(UserError, match=f"^quantized model has no sampler setting '{key}'$"):
         lower(replace(qm, iddpm=settings))
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "message"),
+    [
+        ("dynamic", (8, 8), r"method 'dynamic': blocks\.0\.attn\.qkv quantizes activations at run time; the compiler"),
+        ("asq", (8, 8), r"method 'asq': blocks\.0\.attn\.qkv smooths its input; the compiler"),
+        ("cw_tw", (4, 8), r"method 'cw_tw': blocks\.0\.attn\.qkv has 4-bit weights, not 8; the compiler"),
+        ("cw_tw", (8, 6), r"method 'cw_tw': blocks\.0\.attn\.qkv has 6-bit inputs, not 8 or 16; the compiler"),
+        ("tsw", (8, 8), "quantized model has 4 time ranges; the compiler takes 1"),
+    ],
+)
+def test_methods_without_a_lowering_are_refused(method: str, bits: tuple[int, int], message: str) -> None:
+    workload = get_workload("tiny")
+    quantized = quantize(workload.load_model(), workload.load_stats(), method, *bits)
+    with pytest.raises(UserError, match=message):
+        lower(quantized)

@@ -1,0 +1,334 @@
+"""Static post-training quantization: float STDiT + calibration statistics -> integer weights, scales, zero points.
+
+Weights are quantized per output channel and activations per tensor, both by the asymmetric grid of the paper's Eq. 1
+(`models/grid.py`), and smoothed by its Eq. 2. Method, bits and time ranges apply to the linears of the transformer
+blocks. The paper leaves the rest of the network in floating point; an integer accelerator cannot, so the patch
+embedding, the caption projection and the final linear are quantized too, with 8-bit weights, 16-bit activations and
+grids that follow the ranges. Everything that depends on the time step only becomes a constant.
+
+Linears that run once per prompt (caption projection, keys and values of cross-attention) cannot change with the step:
+they have one set of parameters, from the statistics of all steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from models.errors import ModelError
+from models.grid import AsymmetricGrid, Float64, Int64
+from models.moments import InputMoments
+from models.quantize.constants import constants, float64
+from models.quantize.files import attentions, write_model
+from models.quantize.methods import Average, Method, get_method
+from models.quantize.model import QuantizedLinear, QuantizedModel
+from models.quantize.overrides import ACT_BITS, PROMPT_CLASS, WEIGHT_BITS, Override, check_bits, check_overrides
+from models.quantize.pot import input_shifts
+from models.quantize.ranges import Ranges, check_ranges, choose_ranges, range_costs, range_of_step, refine
+from models.quantize.smoothing import running_average, salience_average, smoothing_scales
+from models.quantize.weights import quantize_weight
+from models.stats import CalibrationStats, block_linears, executed_linears, weights_sha256
+from models.stdit import STDiT
+
+SIDE_LINEARS = ("x_embedder.proj", "y_embedder.y_proj.fc1", "y_embedder.y_proj.fc2", "final_layer.linear")
+SIDE_WEIGHT_BITS = 8
+SIDE_ACT_BITS = 16
+DEFAULT_ALPHA = 0.5
+"""Where none is asked for and none was searched: as SmoothQuant's authors and, in effect, PTQ4DiT use it."""
+
+
+def quantize(
+    model: STDiT,
+    stats: CalibrationStats,
+    method: str = "cw_tw",
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    *,
+    ranges: Ranges | None = None,
+    alpha: float | None = None,
+    overrides: Sequence[Override] = (),
+    moments: InputMoments | None = None,
+    out: Path | None = None,
+) -> QuantizedModel:
+    """Quantize a float model by its calibration statistics; deterministic, the model is not changed.
+
+    Args:
+        model: the float model.
+        stats: its calibration statistics.
+        method: a name of `METHODS`.
+        weight_bits: 4, 6 or 8, of the block linears.
+        act_bits: 4, 6, 8 or 16, of the block linears.
+        ranges: number of equal time ranges, or the first executed step of each; by default the method's own. For a
+            method with one smoothing (`cw_tw`, `asq`, `ssq`) only the activation grids follow the ranges.
+        alpha: smoothing exponent in (0, 1]; by default `DEFAULT_ALPHA`, and none for `dynamic`.
+        overrides: exceptions to the bits, by layer class and step.
+        moments: second moments of the inputs; needed by the `_gptq` methods.
+        out: write the model there as it is made, and return it memory-mapped. For models whose weight sets together
+            exceed memory.
+
+    Raises:
+        ModelError: unknown method, or bits, ranges or alpha that are not allowed; statistics that were collected with
+            other weights or lack a point of this model; a weight or range that is not finite (named by layer).
+    """
+    stats.require_weights(weights_sha256(model))
+    stats.require_points(model)
+    plan = _Plan.of(model, stats, method, (weight_bits, act_bits), ranges, alpha, tuple(overrides), moments)
+    made = QuantizedModel(
+        method=method,
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        alpha=plan.alpha,
+        linears={},
+        num_steps=stats.steps,
+        range_of_step=plan.range_of_step,
+        point_absmax={point: _absmax(stats, point, plan.range_of_step) for point in stats.minimum},
+        value_absmax={name: _value_absmax(stats, name, plan.range_of_step) for name in attentions(model)},
+        **constants(model, stats),
+    )
+    if out is None:
+        made.linears.update(plan.linears())
+        return made
+    write_model(out, made, {name: len(plan.sets(name)[0]) for name in executed_linears(model)}, plan.linears())
+    return QuantizedModel.load(out)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is decided before the first weight is quantized.
+
+    coarse: (steps,) the method's time ranges; range_of_step: split further where overrides change the bits.
+    coarse_of_range: (R,) the method's range that each range lies in.
+    """
+
+    model: STDiT
+    stats: CalibrationStats
+    method: Method
+    bits: tuple[int, int]
+    alpha: float | None
+    overrides: tuple[Override, ...]
+    moments: InputMoments | None
+    coarse: Int64
+    range_of_step: Int64
+    coarse_of_range: Int64
+
+    @classmethod
+    def of(
+        cls,
+        model: STDiT,
+        stats: CalibrationStats,
+        name: str,
+        bits: tuple[int, int],
+        ranges: Ranges | None,
+        alpha: float | None,
+        overrides: tuple[Override, ...],
+        moments: InputMoments | None,
+    ) -> _Plan:
+        method = get_method(name)
+        check_bits("weight_bits", bits[0], WEIGHT_BITS)
+        check_bits("act_bits", bits[1], ACT_BITS)
+        check_overrides(overrides, stats.steps)
+        ranges = check_ranges(method, ranges, stats.steps)
+        alpha = _checked_alpha(method, alpha)
+        if method.gptq:
+            _check_moments(method, moments, model, stats)
+        if method.chosen_ranges:
+            assert isinstance(ranges, int)
+            coarse = choose_ranges(_costs(model, stats, method, alpha, bits[1]), ranges)
+        else:
+            coarse = range_of_step(ranges, stats.steps)
+        active = [tuple(o.steps is not None and o.steps[0] <= step <= o.steps[1] for o in overrides)
+                  for step in range(stats.steps)]  # fmt: skip
+        fine, coarse_of_range = refine(coarse, active)
+        return cls(
+            model,
+            stats,
+            method,
+            bits,
+            alpha,
+            overrides,
+            moments if method.gptq else None,
+            coarse,
+            fine,
+            coarse_of_range,
+        )
+
+    def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
+        """Every executed linear, quantized, one by one."""
+        for name, module in executed_linears(self.model).items():
+            yield name, self._linear(name, module)
+
+    def sets(self, name: str) -> tuple[list[tuple[int, int]], Int64]:
+        """The weight sets of a linear, each (index of its smoothing, bits), and (R,) which of them a range uses."""
+        wanted = []
+        for time_range, coarse in enumerate(self.coarse_of_range):
+            own = self._smooths(name) and not self._one_smoothing(name)
+            wanted.append((int(coarse) if own else 0, self._bits(name, time_range)[0]))
+        different = list(dict.fromkeys(wanted))
+        return different, np.array([different.index(one) for one in wanted], np.int64)
+
+    def _smooths(self, name: str) -> bool:
+        return self.alpha is not None and name not in SIDE_LINEARS
+
+    def _bits(self, name: str, time_range: int) -> tuple[int, int]:
+        """(weight bits, activation bits) of a linear in a range."""
+        if name in SIDE_LINEARS:
+            return SIDE_WEIGHT_BITS, SIDE_ACT_BITS
+        weight_bits, act_bits = self.bits
+        layer_class = name.split(".", 2)[2]
+        step = int(np.argmax(self.range_of_step == time_range))
+        for override in self.overrides:
+            if override.covers(layer_class, step):
+                weight_bits = override.weight_bits or weight_bits
+                act_bits = override.act_bits or act_bits
+        return weight_bits, act_bits
+
+    def _smoothing(self, name: str, weight: Float64) -> Float64:
+        """Smoothing scales of the weight sets, one row per coarse range or one in all: (..., K)."""
+        if not self._smooths(name):
+            return np.ones((1, weight.shape[1]))
+        assert self.alpha is not None
+        coarse = np.zeros_like(self.coarse) if self._one_smoothing(name) else self.coarse
+        return _scales(self.stats, name, np.abs(weight).max(axis=0), self.method, self.alpha, coarse)
+
+    def _one_smoothing(self, name: str) -> bool:
+        return self.method.shifts or not self.method.smooths_ranges or _runs_per_prompt(name)
+
+    def _steps(self, name: str, time_range: int) -> NDArray[np.bool_]:
+        """The steps (steps,) whose statistics make a linear's parameters in a range: those of the method's range."""
+        if _runs_per_prompt(name):
+            return np.ones(self.stats.steps, bool)
+        return np.asarray(self.coarse == self.coarse_of_range[time_range])
+
+    def _shifts(self, name: str, weight: Float64, smoothing: Float64) -> NDArray[np.uint8] | None:
+        """Input shifts (R, K) of a method that has them, for smoothing (K,)."""
+        if not (self.method.shifts and self._smooths(name)):
+            return None
+        square = np.square(weight * smoothing).sum(axis=0)
+        found = []
+        for time_range in range(len(self.coarse_of_range)):
+            steps = self._steps(name, time_range)
+            low = self.stats.channel_min[f"{name}:in"][steps].astype(np.float64).min(axis=0) / smoothing
+            high = self.stats.channel_max[f"{name}:in"][steps].astype(np.float64).max(axis=0) / smoothing
+            found.append(input_shifts(low, high, square))
+        return np.stack(found)
+
+    def _linear(self, name: str, module: nn.Linear | nn.Conv3d) -> QuantizedLinear:
+        assert module.bias is not None  # every STDiT linear has one
+        # A patch embedding's kernel, flattened, is a linear over (channel, patch row, patch column).
+        weight = float64(module.weight).reshape(module.weight.shape[0], -1)
+        bias = float64(module.bias)
+        for kind, values in (("weight", weight), ("bias", bias)):
+            if not np.isfinite(values).all():
+                raise ModelError(f"{name}.{kind}: NaN or infinity; only finite values can be quantized")
+        smoothing = self._smoothing(name, weight)
+        sets, set_of_range = self.sets(name)
+        moment = self.moments.moments.get(name) if self.moments else None
+        weights = tuple(quantize_weight(weight, smoothing[i], bits, moment, f"{name}.weight") for i, bits in sets)
+        linear = QuantizedLinear(
+            weights=weights,
+            set_of_range=set_of_range,
+            bias=bias,
+            act_bits=np.array([self._bits(name, r)[1] for r in range(len(set_of_range))], np.int64),
+            act_scale=np.empty(0),
+            act_zp=np.empty(0, np.int64),
+            input_shift=self._shifts(name, weight, smoothing[0]),
+        )
+        if self.method.dynamic and name not in SIDE_LINEARS:
+            return linear
+        grids = [self._act_grid(name, linear, time_range) for time_range in range(len(set_of_range))]
+        act_scale, act_zp = (np.array([getattr(grid, field) for grid in grids]) for field in ("scale", "zero_point"))
+        return dataclasses.replace(linear, act_scale=act_scale, act_zp=act_zp)
+
+    def _act_grid(self, name: str, linear: QuantizedLinear, time_range: int) -> AsymmetricGrid:
+        """The grid of a linear's divided input, over all steps of the method's range that `time_range` lies in."""
+        stats, point = self.stats, f"{name}:in"
+        steps = self._steps(name, time_range)
+        if linear.smoothed:
+            divisor = linear.divisor(time_range)
+            low = (stats.channel_min[point][steps].astype(np.float64) / divisor).min()
+            high = (stats.channel_max[point][steps].astype(np.float64) / divisor).max()
+        else:
+            low, high = (values[point][steps].astype(np.float64) for values in (stats.minimum, stats.maximum))
+            low, high = low.min(), high.max()
+        return AsymmetricGrid.from_min_max(low, high, int(linear.act_bits[time_range]), point)
+
+
+def _checked_alpha(method: Method, alpha: float | None) -> float | None:
+    if alpha is None:
+        return DEFAULT_ALPHA if method.smooths_by_default else None
+    if method.average is None:
+        raise ModelError(f"alpha={alpha}: method '{method.name}' does not smooth; leave it out")
+    if not (math.isfinite(alpha) and 0.0 < alpha <= 1.0):
+        raise ModelError(f"alpha={alpha}: allowed is a number above 0 and up to 1")
+    return float(alpha)
+
+
+def _check_moments(method: Method, moments: InputMoments | None, model: STDiT, stats: CalibrationStats) -> None:
+    if moments is None:
+        raise ModelError(f"method '{method.name}' needs the inputs' second moments (Workload.load_moments)")
+    if moments.weights_sha256 != stats.weights_sha256:
+        raise ModelError(
+            f"input moments: collected with weights sha256 {moments.weights_sha256[:12]}, "
+            f"the model has {stats.weights_sha256[:12]}"
+        )
+    for name, linear in block_linears(model).items():
+        shape = moments.moments[name].shape if name in moments.moments else None
+        if shape != (linear.in_features, linear.in_features):
+            raise ModelError(f"input moments: '{name}' has shape {shape}, the model has {linear.in_features} inputs")
+
+
+def _runs_per_prompt(name: str) -> bool:
+    return name.startswith("y_embedder.") or name.endswith(PROMPT_CLASS)
+
+
+def _scales(
+    stats: CalibrationStats, name: str, weight_absmax: Float64, method: Method, alpha: float, coarse: Int64
+) -> Float64:
+    """Smoothing scales of a linear, one row per range of `coarse` (steps,): (ranges, K)."""
+    absmax = stats.channel_absmax[f"{name}:in"].astype(np.float64).mean(axis=1)
+    parts = [absmax[coarse == time_range] for time_range in np.unique(coarse)]
+    if method.average is Average.SALIENCE:
+        averages = [salience_average(part, weight_absmax) for part in parts]
+    else:
+        averages = [running_average(part) for part in parts]
+    return smoothing_scales(np.stack(averages), weight_absmax, alpha)
+
+
+def _costs(model: STDiT, stats: CalibrationStats, method: Method, alpha: float | None, act_bits: int) -> Float64:
+    """What `range_costs` gives for a method, over the block linears that run in every step."""
+    weight_absmax = {
+        name: np.abs(float64(linear.weight)).max(axis=0)
+        for name, linear in block_linears(model).items()
+        if not _runs_per_prompt(name)
+    }
+
+    def scales(name: str, steps: slice) -> Float64:
+        if alpha is None:
+            return np.ones_like(weight_absmax[name])
+        absmax = stats.channel_absmax[f"{name}:in"][steps].astype(np.float64).mean(axis=1)
+        return smoothing_scales(running_average(absmax), weight_absmax[name], alpha)
+
+    return range_costs(stats, weight_absmax, act_bits, scales)
+
+
+def _absmax(stats: CalibrationStats, point: str, ranges: Int64) -> Float64:
+    """Per time range, the largest magnitude of a point over the range's steps and both branches: (R,)."""
+    largest = np.maximum(np.abs(stats.minimum[point]), np.abs(stats.maximum[point])).max(axis=1)
+    return _by_range(largest, ranges)
+
+
+def _value_absmax(stats: CalibrationStats, attention: str, ranges: Int64) -> Float64:
+    """The same of an attention's values, per channel: (R, channels)."""
+    point = f"{attention}.tap_v:out"
+    return _by_range(np.maximum(np.abs(stats.channel_min[point]), np.abs(stats.channel_max[point])), ranges)
+
+
+def _by_range(largest: NDArray[np.floating], ranges: Int64) -> Float64:
+    return np.stack([largest[ranges == index].max(axis=0) for index in range(int(ranges.max()) + 1)]).astype(np.float64)
