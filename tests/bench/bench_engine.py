@@ -66,7 +66,7 @@ SHAPES = {
 """(M, K, N) of the linears of a block of STDiT-XL/2 at 16 x 256 x 256: 16 frames of 256 tokens, 120 of text."""
 PROBE_SUMS = 20
 PROBE_LOOPS = 2_000_000
-ROUNDS = 15
+ROUNDS = 30
 
 
 def main() -> None:
