@@ -18,12 +18,13 @@ export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install demo lint verilator test test-slow check clean
+.PHONY: help install demo lint verilator test test-slow mutants check clean
 
 help:
 	@echo "make demo       install, then generate a clip with the float model and on the NPU, and report (runs/demo)"
 	@echo "make test       install, then ruff, mypy and the tests that are not slow"
 	@echo "make test-slow  install, then the slow tests"
+	@echo "make mutants    install, then plant slips in engine and RTL, each of which the tests must notice (part of test-slow)"
 	@echo "make check      what CI runs: test, then test-slow"
 	@echo "make lint       install, then ruff and mypy only"
 	@echo "make verilator  install what the tests of the RTL run on, where that may be done (root, apt-get)"
@@ -56,6 +57,9 @@ test: lint verilator
 # pytest exits with 5 when it collects no test; having no slow test is not a failure.
 test-slow: $(STAMP) verilator
 	$(BIN)/python -m pytest -m slow --timeout 2700 || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
+
+mutants: $(STAMP) verilator
+	$(BIN)/python -m pytest -m slow tests/npusim/test_engine_mutants.py tests/cosim/test_mutants.py
 
 check:
 	$(MAKE) test

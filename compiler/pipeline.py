@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from compiler.graph import Graph
-from compiler.lower import lower
 from compiler.passes import PASSES
 from compiler.schedule.build import build_program
 from compiler.verify import verify
 from compiler.verify_graph import verify_graph
-from models.quantize import QuantizedModel
 from npusim.config import Machine
 from npusim.isa.assembly import disassemble
 from npusim.program import Program
+
+if TYPE_CHECKING:
+    from models.quantize import QuantizedModel
 
 Dump = Callable[[str, str], None]
 
 
 def integer_graph(qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None) -> Graph:
     """Lower and run every pass, checking the graph after each. ``dump(stage, text)`` receives each stage as text."""
-    return run_passes(lower(qm, attention_bits), dump)
+    return run_passes(_lowered(qm, attention_bits), dump)
+
+
+def _lowered(qm: QuantizedModel, attention_bits: int) -> Graph:
+    from compiler.lower import lower  # imports torch, which takes seconds and which other graphs do not need
+
+    return lower(qm, attention_bits)
 
 
 def run_passes(graph: Graph, dump: Dump | None = None) -> Graph:
@@ -43,7 +51,7 @@ def compile_model(qm: QuantizedModel, machine: Machine, attention_bits: int = 16
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    return compile_graph(lower(qm, attention_bits), machine, dump)
+    return compile_graph(_lowered(qm, attention_bits), machine, dump)
 
 
 def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:

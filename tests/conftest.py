@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from npusim.config import Machine, load_machine
 
@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # No deadline: the first call of a compiled kernel takes seconds.
 settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", max_examples=1000, deadline=None)
+# A mutant that is found need not be found again in a smaller example.
+settings.register_profile("mutant", settings.get_profile("repeat"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile("repeat")
 
 

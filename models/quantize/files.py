@@ -89,7 +89,8 @@ def write_model(
                 for field, of_field in _weight_layout(*shapes[name]).items()
             }
             target = set_path(path, index)
-            writer = ArrayWriter(target, SET_KIND, FILE_VERSION, layout, {"index": index, **metadata})
+            own = {"index": index, "range_of_step": model.range_of_step.tolist(), **metadata}
+            writer = ArrayWriter(target, SET_KIND, FILE_VERSION, layout, own)
             writers.append(stack.enter_context(writer))
         for name, linear in linears:
             shifted = linear.input_shift is not None
@@ -156,7 +157,8 @@ def read_model(path: Path) -> QuantizedModel:
         if (largest := np.abs(value).max()) >= CONSTANT_LIMIT:
             raise ModelError(f"{path}: tensor '{name}' holds magnitude {largest:.3g}; allowed is < {CONSTANT_LIMIT:g}")
     settings = {name: metadata[name] for name in _SETTINGS}
-    reader = _LinearReader(path, arrays, {**settings, "alpha": alpha}, ranges, used)
+    shared = {**settings, "alpha": alpha, "range_of_step": range_of_step.tolist()}
+    reader = _LinearReader(path, arrays, shared, ranges, used)
     linears = {name: reader.linear(name, shapes[name], entry) for name, entry in metadata["linears"].items()}
     if unknown := sorted(set(arrays) - used):
         raise ModelError(f"{path}: unknown tensor '{unknown[0]}'")

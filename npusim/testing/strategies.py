@@ -333,7 +333,7 @@ def _scales(draw: st.DrawFn, count: int, bits: int) -> tuple[Any, Any]:
 def matmuls(draw: st.DrawFn, on: Machine) -> Case:
     state = draw(states(on))
     array = on.mac_array
-    a_kind, b_kind = draw(st.sampled_from(_modes(on)))
+    a_kind, b_kind = draw(st.sampled_from(operand_modes(on)))
     out_kind, mode = draw(dtypes), draw(st.sampled_from(_rq_modes(on)))
     m, k, n = draw(st.integers(1, 9)), draw(st.integers(1, 33)), draw(st.integers(1, 20))
     held = draw(st.sampled_from([0, 0, 1, 2, 3]))
@@ -365,7 +365,7 @@ def matmuls(draw: st.DrawFn, on: Machine) -> Case:
     return _case(state, make("matmul", **values))
 
 
-def _modes(on: Machine) -> list[tuple[str, str]]:
+def operand_modes(on: Machine) -> list[tuple[str, str]]:
     """Operand types of the array, activation and weight."""
     least_a, least_b = on.mac_array.narrowest_activation_bits, on.mac_array.narrowest_weight_bits
     return [

@@ -249,7 +249,9 @@ def test_an_output_of_the_prologue_that_the_steps_read(tiny_machine: Machine) ->
     early = net.output(net.rescale("early", x, "i16", multiplier=3, shift=1))
     net.phase = "step"
     net.output(net.product("late", early, x, "i32", shift=2))
-    assert set(compile_graph(net.graph(), tiny_machine).buffers) == {"x", "early", "late"}
+    program = compile_graph(net.graph(), tiny_machine)
+    assert set(program.buffers) == {"x", "early", "late"}
+    assert program.dram_bytes == 64 + 64 + 128  # 48, 48 and 96 bytes, each once, at multiples of 64
     assert_same_bits(net.graph(), tiny_machine, steps=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,13 @@ def test_set_files_are_mapped_and_hold_just_the_weights_that_change(
 
 
 def test_set_files_of_another_model_are_refused(model: STDiT, stats: CalibrationStats, tmp_path: Path) -> None:
-    for name, alpha in (("a", 0.3), ("b", 0.6)):
-        quantize(model, stats, "tsq", alpha=alpha, out=tmp_path / f"{name}.safetensors")
-    (tmp_path / "a.set02.safetensors").replace(tmp_path / "b.set02.safetensors")
-    with pytest.raises(ModelError, match=r"b\.set02\.safetensors: belongs to another quantized model than .*b\.safe"):
-        QuantizedModel.load(tmp_path / "b.safetensors")
+    for name, alpha, ranges in (("a", 0.3, 4), ("b", 0.6, 4), ("c", 0.3, (0, 1, 2))):
+        quantize(model, stats, "tsq", alpha=alpha, ranges=ranges, out=tmp_path / f"{name}.safetensors")
+    for other in "bc":
+        shutil.copy(tmp_path / "a.set02.safetensors", tmp_path / f"{other}.set02.safetensors")
+        with pytest.raises(ModelError, match=rf"{other}\.set02\.safetensors: belongs to another quantized model than"):
+            QuantizedModel.load(tmp_path / f"{other}.safetensors")
+    (tmp_path / "a.set02.safetensors").unlink()
     with pytest.raises(ModelError, match=r"a\.set02\.safetensors: no such quantized weights file"):
         QuantizedModel.load(tmp_path / "a.safetensors")
 

@@ -80,11 +80,11 @@ def test_check_array(tmp_path: Path) -> None:
 
 
 def test_arrays_written_one_by_one_are_the_same_file_to_readers(tmp_path: Path) -> None:
-    arrays = {"u": np.arange(5, dtype=np.uint8), "f": np.array([0.5, -1.0]), "i": np.arange(6).reshape(2, 3)}
+    arrays = {"a": np.arange(5, dtype=np.uint8), "f": np.array([0.5, -1.0]), "i": np.arange(6).reshape(2, 3)}
     layout = {name: (values.shape, values.dtype.type) for name, values in arrays.items()}
     path = tmp_path / "new" / "thing"
     with ArrayWriter(path, "thing", 2, layout, {"count": 3}) as writer:
-        for name in ("u", "i", "f"):
+        for name in ("a", "i", "f"):
             writer.put(name, arrays[name])
             assert not path.exists()
     assert [file.name for file in path.parent.iterdir()] == ["thing"]

@@ -126,6 +126,8 @@ def test_text_states_are_made_up_or_the_users(tmp_path: Path) -> None:
         ModelError, match=r"t5\.safetensors: states are 9 wide, workload 'stdit-xl2-16x256x256' has 4096"
     ):
         work.text("rain")
-    save_file({"states": tokens, "offsets": np.array([0, 4, 9])}, path, metadata=captions)
-    with pytest.raises(ModelError, match=r"t5\.safetensors: offsets do not divide states into 2 captions of 1\.\.120"):
-        work.text("rain")
+    long = np.zeros((130, 4096), np.float16)
+    for states, ends in ((tokens, [0, 4, 9]), (tokens, [0, 7, 7]), (tokens, [0, 7]), (long, [0, 4, 130])):
+        save_file({"states": states, "offsets": np.array(ends)}, path, metadata=captions)
+        with pytest.raises(ModelError, match=r"t5\.safetensors: offsets do not divide states into 2 captions of"):
+            work.text("rain")

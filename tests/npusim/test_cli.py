@@ -358,6 +358,7 @@ def test_interrupted_with_ctrl_c(repository, tmp_path, machine_file):
     """A new process: the signal must reach the program, not the test runner."""
     code = (
         "import os, signal, sys, npusim.run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "def slow(*args, **kw):\n    print('ready', flush=True)\n    signal.pause()\n"
         "npusim.run.compile_model = slow\n"
         "from npusim.cli import main\nsys.exit(main(sys.argv[1:]))\n"

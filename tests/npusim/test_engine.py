@@ -15,7 +15,7 @@ from npusim import engine, numerics, reference
 from npusim.engine import elementwise, matmul, matmul_rows, scalar, table, threads
 from npusim.isa import ALL
 from npusim.isa.encoding import Decoded
-from npusim.isa.matmul import RECORD
+from npusim.isa.matmul import FACTORED, RECORD, SCALARS
 from npusim.memory import MEMORIES, MachineState, Sums
 from tests.npusim.strategies import DRAM, FAMILIES, Case, machine, make, small_program
 
@@ -151,6 +151,58 @@ def test_slips_in_other_kernels_are_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     slipped = rebuilt(matmul_rows.requantize, rescale=wrong)
     monkeypatch.setattr(matmul, "execute_rows", rebuilt(matmul_rows.execute_rows, requantize=slipped))
     assert not agree(tied("matmul"), TIES["matmul"])
+
+
+def results(state: MachineState, ins: Decoded, count: int) -> list[int]:
+    """The int32 results at ``out_addr``, which engine and reference must agree on."""
+    assert agree(state, ins)
+    engine.execute(state, [ins])
+    return state.vector("sram", ins.out_addr, np.int32, count).tolist()
+
+
+ONE_ROW = {"m": 1, "k": 1, "batch0": 1, "batch1": 1, "a_dtype": "i8", "b_dtype": "i8", "out_dtype": "i32"}
+
+
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+def test_the_ends_of_an_accumulator(overflow: str) -> None:
+    """Sums one inside, at, and one and two beyond each end of 24 bits, read out as they are."""
+    top = 2**23 - 1
+    sums = [top - 1, top, top + 1, top + 2, -top, -top - 1, -top - 2, -top - 3]
+    state = MachineState(machine(acc_bits=24, overflow=overflow), DRAM)
+    state.sram[0] = 1  # a; b is 0, so that a sum is its bias
+    records = state.vector("param", 0, RECORD, len(sums))
+    records["bias_low"], records["bias_high"] = np.array(sums) & 0xFFFF_FFFF, np.array(sums) >> 32
+    records["multiplier"], records["shift"] = 2, 1
+    ins = make("matmul", n=len(sums), b_addr=8, b_n=1, out_addr=64, rq_mode="channel", **ONE_ROW)
+    wrapped = [(value + top + 1) % 2**24 - top - 1 for value in sums]
+    clamped = [min(max(value, -top - 1), top) for value in sums]
+    assert results(state, ins, len(sums)) == (wrapped if overflow == "wrap" else clamped)
+
+
+def test_the_late_bias_saturates() -> None:
+    """In a factored mode, scaled sum plus bias beyond 32 bits stops there; then one fraction bit goes."""
+    sums, biases = [127, 127, -128, -128, 127], [2**31 - 1, 5, -(2**31), -7, -(2**31)]
+    state = MachineState(machine(), DRAM)
+    state.sram[0] = 1
+    state.vector("sram", 8, np.int8, 5)[:] = sums
+    channels, scalars = state.vector("param", 0, FACTORED, 5), state.vector("param", 512, SCALARS, 1)
+    channels["bias"], channels["multiplier"], channels["shift"] = biases, 2**14, 1
+    scalars["multiplier"], scalars["shift"] = 2**14, 3  # each sum times 2^24
+    fields = {"rq_mode": "factored", "fraction_bits": 1, "scalars_addr": 512}
+    ins = make("matmul", n=5, b_addr=8, b_n=1, out_addr=64, **fields, **ONE_ROW)
+    wide = [min(max((s << 24) + b, -(2**31)), 2**31 - 1) for s, b in zip(sums, biases, strict=True)]
+    assert results(state, ins, 5) == [min(value + 1 >> 1, 2**31 - 1) for value in wide]
+
+
+def test_a_table_saturates_before_its_zero_point() -> None:
+    state = MachineState(machine(), DRAM)
+    state.vector("param", 0, np.int16, 513)[:] = 32767
+    state.vector("param", 0, np.int16, 513)[256:] = -32768
+    state.vector("sram", 0, np.int16, 2)[:] = [-30000, 30000]
+    fields = {"multiplier": 65535, "shift": 1, "out_zp": -1000, "out_dtype": "i32", "out_addr": 64}
+    assert results(state, make("table", rows=1, cols=2, **fields), 2) == [2**31 - 1001, -(2**31)]
+    fields["out_zp"] = 1000
+    assert results(state, make("table", rows=1, cols=2, **fields), 2) == [2**31 - 1, 1000 - 2**31]
 
 
 @pytest.mark.parametrize("mode", ["u8 i8", "i8 i8", "i16 i8", "i16 i16"])

@@ -70,6 +70,16 @@ def test_a_load_of_what_the_step_before_stored(program: Program) -> None:
     assert "tokens\n  none\n" in text
 
 
+def test_the_latest_writers_come_first_and_hide_earlier_ones(program: Program) -> None:
+    text = explain(altered(program, "step", 1, local_addr=0), 3)  # over the first half of what instruction 0 loads
+    a = text[text.index("reads  a:") : text.index("reads  b:")]
+    assert [line.split(",")[0].strip() for line in a.splitlines()[1:-1]] == [
+        "written by step instruction 1 (load", "written by step instruction 0 (load",
+    ]  # fmt: skip
+    hidden = explain(altered(program, "step", 1, local_addr=0, row_bytes=64), 3)
+    assert "instruction 0" not in hidden[hidden.index("reads  a:") : hidden.index("reads  b:")]
+
+
 def test_a_barrier_and_the_prologue(program: Program) -> None:
     text = explain(program, 0, "prologue")
     assert text.startswith("prologue instruction 0 of 1: barrier on unit vector, layer (no name)\n")

@@ -26,6 +26,3 @@ def test_example_of_the_readme(repository: Path, tmp_path: Path) -> None:
     assert "no such golden file; write it with NPUSIM_UPDATE_GOLDEN=1" in output
     assert "4 passed" in (output := run(NPUSIM_UPDATE_GOLDEN="1")), output
     assert "4 passed" in (output := run()), output
-    golden = tmp_path / "two_layers.txt"
-    golden.write_text(golden.read_text().replace("shift", "shfit", 1))
-    assert "1 failed, 3 passed" in run()
