@@ -64,8 +64,8 @@ def vector(element: Any, count: int) -> Any:
 
 def _broadcast(builder: Any, value: Any, lanes: int) -> Any:
     nothing = ir.Constant(vector(value.type, lanes), ir.Undefined)
-    single = builder.insert_element(nothing, value, I32(0))
-    return builder.shuffle_vector(single, nothing, ir.Constant(vector(I32, lanes), [0] * lanes))
+    one = builder.insert_element(nothing, value, I32(0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(vector(I32, lanes), [0] * lanes))
 
 
 def dot_bytes(builder: Any, sums: Any, x: Any, y: Any) -> Any:
@@ -81,11 +81,11 @@ def dot_bytes(builder: Any, sums: Any, x: Any, y: Any) -> Any:
 def dot_words(builder: Any, sums: Any, x: Any, y: Any) -> Any:
     """Add the two products i16 * i16 of each unit to the sums."""
     lanes = sums.type.count
-    narrow, wide, half = vector(I16, 2 * lanes), vector(I32, 2 * lanes), vector(I32, lanes)
+    narrow, wide, part = vector(I16, 2 * lanes), vector(I32, 2 * lanes), vector(I32, lanes)
     x, y = (builder.sext(builder.bitcast(v, narrow), wide) for v in (x, y))
     products = builder.mul(x, y)
     even, odd = (
-        builder.shuffle_vector(products, products, ir.Constant(half, list(range(start, 2 * lanes, 2))))
+        builder.shuffle_vector(products, products, ir.Constant(part, list(range(start, 2 * lanes, 2))))
         for start in (0, 1)
     )
     return builder.add(sums, builder.add(even, odd))

@@ -64,7 +64,7 @@ class Requantizers(NamedTuple):
     multiplier: NDArray[np.int64]
     shift: NDArray[np.int64]
     by_row: int
-    double: int
+    rounds_twice: int
     second: NDArray[np.int64]
     late_bias: NDArray[np.int64]
     fraction_bits: int
@@ -132,7 +132,7 @@ def requantize(values: Any, rows: int, top: int, column: int, columns: int, rq: 
         if rq.by_row:
             for j in range(columns):
                 multiplier[j], shift[j] = rq.multiplier[top + r], rq.shift[top + r]
-        if rq.double:
+        if rq.rounds_twice:
             for j in range(columns):
                 values[r, j] = rescale_double(values[r, j], multiplier[j], shift[j])
         else:

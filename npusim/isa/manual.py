@@ -21,7 +21,7 @@ from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS
 
 FOLDER = Path(__file__).parent
-FILE, ACCURACY = FOLDER / "ISA.md", FOLDER / "accuracy.json"
+FILE, ACCURACY = FOLDER.joinpath("ISA.md"), FOLDER.joinpath("accuracy.json")
 
 RECORDS = {
     "RECORD": (RECORD, "MATMUL tensor, channel: the 48-bit bias in two parts, the zero point of the weights"),
