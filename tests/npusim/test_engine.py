@@ -194,6 +194,19 @@ def test_the_late_bias_saturates() -> None:
     assert results(state, ins, 5) == [min(value + 1 >> 1, 2**31 - 1) for value in wide]
 
 
+def test_the_first_scale_saturates_before_the_second() -> None:
+    """Sums of about 2^22 times 2^13 stop at 32 bits; a quarter of that is what the second scale leaves."""
+    state = MachineState(machine(), DRAM)
+    state.vector("sram", 0, np.int16, 1)[:] = 32767
+    state.vector("sram", 8, np.int8, 2)[:] = [127, -128]
+    channels, scalars = state.vector("param", 0, FACTORED, 2), state.vector("param", 512, SCALARS, 1)
+    channels["multiplier"], channels["shift"] = 2**14, 1
+    scalars["multiplier"], scalars["shift"] = 2**14, 15
+    fields = {"rq_mode": "factored", "fraction_bits": 1, "scalars_addr": 512}
+    ins = make("matmul", n=2, b_addr=8, b_n=1, out_addr=64, **fields, **{**ONE_ROW, "a_dtype": "i16"})
+    assert results(state, ins, 2) == [2**29, -(2**29)]
+
+
 def test_a_table_saturates_before_its_zero_point() -> None:
     state = MachineState(machine(), DRAM)
     state.vector("param", 0, np.int16, 513)[:] = 32767

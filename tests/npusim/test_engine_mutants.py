@@ -59,7 +59,7 @@ SATURATIONS: dict[str, Mutant] = {
         ROWS,
         f"rescale(clamp(values[r, j], {INT32}), scale, right)",
         "rescale(values[r, j], scale, right)",
-        "matmul",
+        "first_scale",
     ),
     "late bias wraps past int32": (
         ROWS,
