@@ -46,9 +46,11 @@ class Part(StrEnum):
     STEP = "step"
 
 
-Workload = Annotated[str, typer.Option(help="Named workload: emoji, or tiny for a quick try.")]
+Workload = Annotated[
+    str, typer.Option(help="Named workload: emoji, or tiny (random weights: quick, its fidelity means nothing).")
+]
 Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
-Method = Annotated[str, typer.Option(help="Quantization method.")]
+Method = Annotated[str, typer.Option(help="Quantization method; cw_tw and cw_tw_gptq compile so far.")]
 WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights: 4, 6 or 8.")]
 ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 4, 6, 8 or 16.")]
 AttentionBits = Annotated[int, typer.Option(help="Bits of queries, keys and values: 8 or 16.")]

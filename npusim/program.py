@@ -167,7 +167,8 @@ def load_program(path: Path) -> Program:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such program file")
+        hint = f"is a folder; did you mean {path / 'program.npu'}?" if path.is_dir() else "no such program file"
+        raise UserError(f"{path}: {hint}")
     try:
         with safe_open(str(path), "numpy") as file:
             metadata = file.metadata() or {}

@@ -158,7 +158,12 @@ class Simulation:
         self._prologue_compared |= compare
 
     def step(self, step: int) -> None:
-        """Run denoising step ``step``, 0 the noisiest, on the state that the memories hold."""
+        """Run denoising step ``step``, 0 the noisiest, on the state that the memories hold.
+
+        Raises UserError if there is no such step.
+        """
+        if not 0 <= step < self.program.steps:
+            raise UserError(f"step {step} does not exist; allowed 0..{self.program.steps - 1}")
         self.state.bases = self.program.bases(step)
         compare = step in self._verify and self._difference is None
         self._part(f"step {step}", self._code["step"], compare)

@@ -65,7 +65,10 @@ def check_linears(qm: QuantizedModel) -> None:
         }
         for reason, holds in reasons.items():
             if holds:
-                raise UserError(f"method {qm.method!r}: {name} {reason}; the compiler cannot lower that")
+                raise UserError(f"method {qm.method!r}: {name} {reason}; {COMPILED}")
+
+
+COMPILED = "the compiler takes cw_tw and cw_tw_gptq with 8-bit weights, 8- or 16-bit activations, one time range"
 
 
 class Lowering:
@@ -73,7 +76,7 @@ class Lowering:
 
     def __init__(self, qm: QuantizedModel, attention_bits: int) -> None:
         if qm.num_ranges != 1:
-            raise UserError(f"quantized model has {qm.num_ranges} time ranges; the compiler takes 1")
+            raise UserError(f"method {qm.method!r}: {qm.num_ranges} time ranges; {COMPILED}")
         check_linears(qm)
         self.qm, self.attention_bits = qm, attention_bits
         config = qm.config

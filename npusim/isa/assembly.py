@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import HEADER, WORDS, Field, encode
+from npusim.isa.encoding import HEADER, UNITS, WORDS, Field, encode
 
 MAX_LINES = 1_000_000
 
@@ -56,15 +56,17 @@ def assemble(text: str, name: str = "<text>") -> NDArray[np.uint32]:
             spec = BY_MNEMONIC.get(words[0])
             if spec is None:
                 raise UserError(f"no instruction {words[0]!r}; allowed: {', '.join(BY_MNEMONIC)}")
-            values: dict[str, int] = {}
+            values = {"unit": UNITS.index(spec.units[0])}
+            named: set[str] = set()
             for word in words[1:]:
                 key, equals, value = word.partition("=")
                 if key not in spec.by_name or key == "opcode":
                     raise UserError(f"{spec.mnemonic}: no field {key!r}; allowed: {', '.join(list(spec.by_name)[1:])}")
                 if not equals:
                     raise UserError(f"{spec.mnemonic}: field {key!r} has no value; write {key}=...")
-                if key in values:
+                if key in named:
                     raise UserError(f"{spec.mnemonic}: field {key!r} stands twice")
+                named.add(key)
                 values[key] = _value(spec.by_name[key], value)
             rows.append(encode(spec, values))
         except UserError as error:

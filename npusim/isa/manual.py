@@ -100,7 +100,8 @@ every intermediate value. Accumulators have the machine's `acc_bits` and saturat
 ## Assembler text
 
 One instruction a line, `mnemonic field=value ...`, and `#` starts a comment. Values are decimal or 0x; enumerations are
-written by name; fields that are not named are 0. `npusim asm` and `npusim disasm` are inverse to each other.
+written by name; a field that is not named is 0, `unit` the instruction's own. `npusim asm` and `npusim disasm` are
+inverse to each other.
 
 ## Instructions
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npusim.errors import UserError
-from npusim.isa import ALL, assembly
+from npusim.isa import ALL, assembly, decode
 from npusim.isa.assembly import assemble, disassemble
-from npusim.isa.encoding import encode
+from npusim.isa.encoding import UNITS, encode
 from tests.npusim.strategies import any_fields
 
 
@@ -25,6 +25,11 @@ def test_disassembly_assembles_to_the_same_words(code: np.ndarray) -> None:
     text = disassemble(code)
     assert np.array_equal(assemble(text), code)
     assert disassemble(assemble(text)) == text
+
+
+def test_the_unit_is_the_instructions_own_unless_it_is_named() -> None:
+    code = decode(assemble("matmul m=1\nload rows=1\ntoken unit=vector\nbarrier unit=mac\n"))
+    assert [UNITS[ins.unit] for ins in code] == ["mac", "load", "vector", "mac"]
 
 
 def test_text_of_an_instruction() -> None:

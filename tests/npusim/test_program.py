@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
 def test_missing_file(path: Path) -> None:
     assert refused(path) == "no such program file"
     path.mkdir()
-    assert refused(path) == "no such program file"
+    assert refused(path) == f"is a folder; did you mean {path / 'program.npu'}?"
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, 2000, -1])

@@ -28,6 +28,12 @@ def truncating_table(state, ins):
     table_isa.output(state, ins).assign(np.clip((value * ins.multiplier >> ins.shift) + ins.out_zp, low, high))
 
 
+@pytest.mark.parametrize("step", [-1, 4])
+def test_a_step_that_does_not_exist_is_refused(tiny, step):
+    with pytest.raises(UserError, match=rf"step {step} does not exist; allowed 0\.\.3"):
+        Simulation(tiny.program, tiny.inputs).step(step)
+
+
 def test_every_step_equals_the_reference(tiny):
     simulation = run_all(Simulation(tiny.program, tiny.inputs, range(4), verify_prologue=True))
     bits = simulation.bit_exact

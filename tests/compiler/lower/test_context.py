@@ -89,7 +89,7 @@ def test_sampler_setting_that_is_missing(qm: QuantizedModel, key: str) -> None:
         ("asq", (8, 8), r"method 'asq': blocks\.0\.attn\.qkv smooths its input; the compiler"),
         ("cw_tw", (4, 8), r"method 'cw_tw': blocks\.0\.attn\.qkv has 4-bit weights, not 8; the compiler"),
         ("cw_tw", (8, 6), r"method 'cw_tw': blocks\.0\.attn\.qkv has 6-bit inputs, not 8 or 16; the compiler"),
-        ("tsw", (8, 8), "quantized model has 4 time ranges; the compiler takes 1"),
+        ("tsw", (8, 8), "4 time ranges; the compiler takes cw_tw"),
     ],
 )
 def test_methods_without_a_lowering_are_refused(method: str, bits: tuple[int, int], message: str) -> None:
