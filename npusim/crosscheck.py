@@ -150,7 +150,7 @@ def _execute(program: Program, state: MachineState, part: str, code: list[Decode
     for index in order:
         try:
             engine.execute(state, (code[index],))
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:
             layer = program.layers[code[index].layer]
             raise UserError(f"{part}, instruction {index} ({code[index].op}, layer {layer}): {error}") from None
 

@@ -82,7 +82,7 @@ def accesses(ins: Decoded, machine: Machine) -> list[Access]:
             setattr(marked, f.name, getattr(ins, f.name) + (number << _MARK))
     notes = _Notes(machine)
     # Made-up memory contents may be undefined; what was asked for before that stands.
-    with suppress(ValueError, TypeError, OverflowError, IndexError):
+    with suppress(ValueError, TypeError, OverflowError, IndexError, MemoryError):
         spec.execute(notes, marked)
     found = []
     for written, regions in enumerate(spec.footprint(marked)):

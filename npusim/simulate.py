@@ -191,7 +191,7 @@ class Simulation:
         for index, ins in enumerate(code):
             try:
                 execute(state, (ins,))
-            except (ValueError, TypeError, OverflowError) as error:
+            except (ValueError, TypeError, OverflowError, MemoryError) as error:
                 layer = _layer(self.program.layers, ins)
                 raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None
 

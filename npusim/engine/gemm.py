@@ -234,7 +234,9 @@ def product(
 
 
 def pack_weights(b: NDArray[np.int8]) -> Columns:
-    """Pack weights (k, n) for any number of calls of `gemm`. Raises ValueError beyond `LONGEST_K`."""
+    """Pack weights (k, n) for any number of calls of `gemm`. Raises ValueError beyond `LONGEST_K`, or if not int8."""
+    if b.ndim != 2 or b.dtype != np.int8:
+        raise ValueError(f"weights are {b.dtype}{list(b.shape)}; allowed: int8 (k, n)")
     k, n = b.shape
     if not 1 <= k <= LONGEST_K:
         raise ValueError(f"k = {k}: allowed 1..{LONGEST_K}, where sums of products of 8 bits fit int32")
@@ -242,7 +244,13 @@ def pack_weights(b: NDArray[np.int8]) -> Columns:
 
 
 def gemm(a: NDArray[Any], b: Columns) -> NDArray[np.int32]:
-    """Return the exact product int32 (m, n) of uint8 or int8 ``a`` (m, k) and of b (k, n) from `pack_weights`."""
+    """Return the exact product int32 (m, n) of uint8 or int8 ``a`` (m, k) and of b (k, n) from `pack_weights`.
+
+    Raises ValueError for another type of ``a``, or a k that needs another number of units than b has.
+    """
+    per_unit = 4 if b.as_bytes else 2
+    if a.ndim != 2 or a.dtype not in (np.uint8, np.int8) or -(-a.shape[1] // per_unit) != b.units.shape[2]:
+        raise ValueError(f"a is {a.dtype}{list(a.shape)}; allowed: uint8 or int8 (m, k) with the k of the weights")
     (m, k), n, rows = a.shape, b.sums.shape[1], _rows(a)
     start = np.zeros(b.units.shape[1] * VARIANT.lanes, np.int32)
     if rows.signed and b.as_bytes:  # a + 128 is multiplied instead of a

@@ -218,3 +218,16 @@ def test_long_sums_of_extremes_leave_int32_in_time(a: str, b: str, sign: int, mo
     calls = packs(monkeypatch)
     assert agree(state, linear(a, b, k))
     assert calls
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.ones((4, 4096), np.uint8), np.ones((8, 4), np.int8)),
+        (np.ones((4, 8), np.int16), np.ones((8, 4), np.int8)),
+        (np.ones((4, 8), np.uint8), np.ones((8, 4), np.uint8)),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(a: Any, b: Any) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        gemm.gemm(a, gemm.pack_weights(b))
