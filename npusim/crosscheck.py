@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from npusim import engine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
 from npusim.memory import MEMORIES, MachineState
 from npusim.operands import accesses
@@ -124,7 +125,7 @@ def described(program: Program, difference: Difference) -> str:
 def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify) -> str | None:
     """The first byte that another order changes, after the prologue and the first step."""
     program = first.program
-    parts = [(PROLOGUE, decode(program.prologue), [0, 0, 0]), ("step 0", decode(program.step), program.bases(0))]
+    parts = [(PROLOGUE, decode(program.prologue), [0] * BASES), ("step 0", decode(program.step), program.bases(0))]
     start = first.state
     for part, code, bases in parts:
         start.bases = bases

@@ -18,7 +18,11 @@ from tests.npusim.timing.programs import Words, equipped, random_code, random_ma
 def program(machine: Machine, prologue: Words, step: Words, steps: int) -> Program:
     noise = Buffer(4096, "i16", (steps, 8))
     sets = np.zeros((steps, 16), np.uint8)
-    return Program(machine, prologue, step, np.zeros(16, np.uint8), sets, 64, 1 << 16, {"noise": noise}, ("layer",), {})
+    constants, none, ranges = np.zeros(16, np.uint8), np.zeros((1, 0), np.uint8), (0,) * steps
+    buffers = {"noise": noise}
+    return Program(
+        machine, prologue, step, constants, sets, none, 64, 64 + sets.size, ranges, 1 << 16, buffers, ("layer",), {}
+    )
 
 
 def test_reuse_gives_the_totals_of_the_long_run(tiny_machine: Machine) -> None:
