@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -50,7 +50,10 @@ Workload = Annotated[
     str, typer.Option(help="Named workload: emoji, or tiny (random weights: quick, its fidelity means nothing).")
 ]
 Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
-Method = Annotated[str, typer.Option(help="Quantization method; cw_tw and cw_tw_gptq compile so far.")]
+Method = Annotated[str, typer.Option(help="Quantization method, e.g. cw_tw, asq, tsq_pot (models/quantize/README.md).")]
+Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or first step of each: 0,5,12.")]
+Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the one searched for.")]
+Overrides = Annotated[Path | None, typer.Option(help="YAML of bits by layer class and step.")]
 WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights: 4, 6 or 8.")]
 ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 4, 6, 8 or 16.")]
 AttentionBits = Annotated[int, typer.Option(help="Bits of queries, keys and values: 8 or 16.")]
@@ -70,6 +73,9 @@ def run(
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     attention_bits: AttentionBits = 16,
+    ranges: Ranges = None,
+    alpha: Alpha = None,
+    overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
@@ -81,8 +87,8 @@ def run(
     with _progress() as notify:
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
-            act_bits=act_bits, attention_bits=attention_bits, checkpoint=checkpoint, calibration=calibration,
-            dump_passes=dump_passes, notify=notify,
+            act_bits=act_bits, attention_bits=attention_bits, **_quantization(ranges, alpha, overrides),
+            checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(summary(result))
@@ -123,24 +129,33 @@ def quantize(
     method: Method = "cw_tw",
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
-    ranges: Annotated[str | None, typer.Option(help="Number of time ranges, or first step of each: 0,5,12.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Smoothing exponent; by default the one searched for.")] = None,
-    overrides: Annotated[Path | None, typer.Option(help="YAML of bits by layer class and step.")] = None,
+    ranges: Ranges = None,
+    alpha: Alpha = None,
+    overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps other than the workload's.")] = None,
 ) -> None:
     """Quantize a workload's model (npusim.run.quantize_workload)."""
-    from models.quantize import load_overrides, parse_ranges
     from npusim.run import quantize_workload
 
     quantized = quantize_workload(
         workload, method, weight_bits=weight_bits, act_bits=act_bits, checkpoint=checkpoint, calibration=calibration,
-        ranges=None if ranges is None else parse_ranges(ranges), alpha=alpha,
-        overrides=() if overrides is None else load_overrides(overrides), num_steps=steps, out=out,
+        **_quantization(ranges, alpha, overrides), num_steps=steps, out=out,
     )  # fmt: skip
     smoothing = "" if quantized.alpha is None else f", alpha {quantized.alpha}"
     typer.echo(f"{out}: {len(quantized.linears)} linears, {quantized.num_ranges} time range(s){smoothing}")
+
+
+def _quantization(ranges: str | None, alpha: float | None, overrides: Path | None) -> dict[str, Any]:
+    """The options that say how a method is applied, as arguments of the library."""
+    from models.quantize import load_overrides, parse_ranges
+
+    return {
+        "ranges": None if ranges is None else parse_ranges(ranges),
+        "alpha": alpha,
+        "overrides": () if overrides is None else load_overrides(overrides),
+    }
 
 
 @app.command(

@@ -84,7 +84,8 @@ def as_dict(result: RunResult) -> dict[str, Any]:
         "seeds": {"noise": config.seed},
         "versions": {"npusim": npusim.__version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
-        "model": {"weights_sha256": result.quantized.weights_sha256, "time_ranges": result.quantized.num_ranges},
+        "model": {"weights_sha256": result.quantized.weights_sha256, "alpha": result.quantized.alpha}
+        | {"range_of_step": result.quantized.range_of_step.tolist()},
         "calibration": {
             "workload": stats.workload,
             "captions": list(stats.captions),

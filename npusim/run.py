@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,11 @@ VERIFY_WORDS = ("all", "none")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's results. ``seed`` is the noise's; the machine stands in full."""
+    """Everything that decides a run's results, as it was asked for.
+
+    ``seed`` is the noise's; ``ranges`` and ``alpha`` are None for the method's own; ``overrides`` are the fields of
+    each `models.quantize.Override`; the machine stands in full.
+    """
 
     workload: str
     prompt: str
@@ -60,6 +65,9 @@ class RunConfig:
     weight_bits: int
     act_bits: int
     attention_bits: int
+    ranges: int | tuple[int, ...] | None
+    alpha: float | None
+    overrides: tuple[Mapping[str, Any], ...]
     num_steps: int
     cfg_scale: float
     cfg_channels: int
@@ -138,6 +146,9 @@ def run(
     weight_bits: int = 8,
     act_bits: int = 8,
     attention_bits: int = 16,
+    ranges: int | Sequence[int] | None = None,
+    alpha: float | None = None,
+    overrides: Sequence[Override] = (),
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
     dump_passes: bool = False,
@@ -157,6 +168,9 @@ def run(
         weight_bits: of the block linears' weights.
         act_bits: of the block linears' inputs.
         attention_bits: of queries, keys and values.
+        ranges: number of equal time ranges, or the first step of each; by default the method's own.
+        alpha: smoothing exponent; by default the one that was searched for.
+        overrides: exceptions to the bits, by layer class (the compiler takes none that change between steps).
         checkpoint: float weights other than the workload's own; calibrated anew unless ``calibration`` is given.
         calibration: calibration statistics other than the workload's own.
         dump_passes: keep the text of every compiler stage.
@@ -174,22 +188,29 @@ def run(
     prompt = work.sheet_captions[0] if prompt is None else prompt
     config = RunConfig(
         work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
-        work.num_steps, work.cfg_scale, work.cfg_channels, verify, machine,
+        ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
+        tuple(dataclasses.asdict(override) for override in overrides), work.num_steps, work.cfg_scale,
+        work.cfg_channels, verify, machine,
     )  # fmt: skip
-    result = _run(config, work, dump_passes, Stages(notify))
+    result = _run(config, work, overrides, dump_passes, Stages(notify))
     if out is not None:
         write_run(result, Path(out))
     return result
 
 
-def _run(config: RunConfig, work: Workload, dump_passes: bool, stages: Stages) -> RunResult:
+def _run(
+    config: RunConfig, work: Workload, overrides: Sequence[Override], dump_passes: bool, stages: Stages
+) -> RunResult:
     steps = steps_to_verify(config.verify, work.num_steps)
     inputs = ClipInputs.of(work, config.prompt, config.seed)
     with stages.stage("quantize"):
         model = work.load_model()
         vae = work.load_vae() if work.vae else None
         stats = stats_of(work, model)
-        quantized = quantize_for(work, model, stats, config.method, config.weight_bits, config.act_bits)
+        quantized = quantize_for(
+            work, model, stats, config.method, config.weight_bits, config.act_bits, ranges=config.ranges,
+            alpha=config.alpha, overrides=overrides,
+        )  # fmt: skip
     passes: dict[str, str] = {}
     with stages.stage("compile"):
         dump = passes.__setitem__ if dump_passes else None
