@@ -19,11 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from compiler.operations import ELEMENTS, HOST_TYPES, SHIFTS_PER_BYTE, faults
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPES, ELEMENT_BITS, MAX_SHIFT
-from npusim.isa.matmul import FACTORED
+from npusim.isa.matmul import FACTORED, SCALARS
 
 OUTPUT_BUFFERS = {"state.next": "state"}
 """The step's new state overwrites the old one: the next step reads it there."""
-BITS = {**ELEMENT_BITS, "i64": 64, "record": 96, "factored": 64}
+BITS = {**ELEMENT_BITS, "i64": 64, "record": 96, "factored": 64, "scalars": 64}
+RECORDS = ("record", "factored", "scalars")
+"""Element types that are structures of several numbers, see `npusim.isa.matmul`."""
 CONSTANTS = {"": "const", "step": "step_const", "range": "range_const"}
 """Kinds of constants, by what there is one of: the program, each denoising step, each time range."""
 
@@ -217,7 +219,7 @@ class Builder:
         number does not fit.
         """
         array = np.asarray(data)
-        if dtype not in ("record", "factored"):
+        if dtype not in RECORDS:
             if array.dtype.kind not in "iu":
                 raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")
             limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
@@ -299,12 +301,55 @@ class Builder:
             vector, per = self._integers(layer, role, numbers, count)
             self._demand(layer, "linear", role, vector, low, high)
             roles[role] = self.const(f"{layer}.{role}", vector + offset, dtype, per=per)
+        self._shifts(layer, roles, x_shift, k)
+        target = self._target(layer, out, (source.shape[0], n))
+        return self._op("linear_centred", layer, roles, target)
+
+    def linear_factored(
+        self, layer: str, x: str, weight: NDArray[np.uint8], out: Out, *, multiplier: ArrayLike, shift: ArrayLike,
+        bias: ArrayLike, weight_zp: ArrayLike, weight_bits: int, x_zp: ArrayLike, scale: tuple[ArrayLike, ArrayLike],
+        fraction_bits: int, x_shift: ArrayLike = 0,
+    ) -> str:  # fmt: skip
+        """As `linear`, requantized in two factors: per channel, and ``scale`` (multiplier, shift) per time range.
+
+        Only ``scale`` and ``x_zp``, (ranges, 1), and ``x_shift`` may change with the range: eight bytes a layer instead
+        of twelve a channel. ``bias`` has ``fraction_bits`` fractional bits of the result's step. For machines with
+        factored requantization only; see the ISA's page of MATMUL.
+        """
+        roles = {"x": x, **self._factored(layer, weight, multiplier, shift, bias, weight_zp, weight_bits)}
+        scalars = np.zeros((self.ranges, 1), SCALARS)
+        for name, numbers in (("zero_point", x_zp), ("multiplier", scale[0]), ("shift", scale[1])):
+            scalars[name] = self._integers(layer, name, numbers, 1)[0]
+        roles["scalars"] = self.const(f"{layer}.scalars", scalars, "scalars", per="range")
+        self._shifts(layer, roles, x_shift, weight.shape[1])
+        target = self._target(layer, out, (self._value(layer, "x", x).shape[0], len(weight)))
+        return self._op("linear_factored", layer, roles, target, fraction_bits=fraction_bits)
+
+    def _factored(
+        self, layer: str, weight: NDArray[np.uint8], multiplier: ArrayLike, shift: ArrayLike, bias: ArrayLike,
+        weight_zp: ArrayLike, weight_bits: int,
+    ) -> dict[str, str]:  # fmt: skip
+        """Signed weights and FACTORED records as constants, by role."""
+        records, half = np.zeros(len(weight), FACTORED), 1 << (weight_bits - 1)
+        for name, numbers, low, high in (
+            ("bias", bias, -(1 << 31), (1 << 31) - 1), ("multiplier", multiplier, 0, (1 << 15) - 1),
+            ("shift", shift, 1, MAX_SHIFT), ("zero_point", np.asarray(weight_zp) - half, -half, half - 1),
+        ):  # fmt: skip
+            vector, _ = self._integers(layer, name, numbers, len(weight))
+            self._demand(layer, "linear", name, vector, low, high)
+            records[name] = vector
+        signed = (weight.astype(np.int16) - half).astype(np.int8)
+        return {
+            "weight": self.const(f"{layer}.weight", signed, f"i{weight_bits}"),
+            "records": self.const(f"{layer}.records", records, "factored"),
+        }
+
+    def _shifts(self, layer: str, roles: dict[str, str], x_shift: ArrayLike, k: int) -> None:
+        """Add the table of input shifts to a linear's ``roles``, if any channel is shifted."""
         shifts, per = self._integers(layer, "x_shift", x_shift, k)
         self._demand(layer, "linear", "x_shift", shifts, 0, 3)
         if shifts.any():
             roles["shifts"] = self.const(f"{layer}.shifts", packed_shifts(shifts), "u8", per=per)
-        target = self._target(layer, out, (source.shape[0], n))
-        return self._op("linear_centred", layer, roles, target)
 
     def linear_dynamic(
         self, layer: str, x: str, weight: NDArray[np.uint8], out: Out, *, bits: int, row: tuple[int, int],
@@ -318,22 +363,8 @@ class Builder:
         the result's step. See the ISA's pages of RTQUANT and MATMUL (``factored_row``).
         """
         self._symmetric(layer, "linear_dynamic", "x", x)
-        n = len(weight)
-        records, half = np.zeros(n, FACTORED), 1 << (weight_bits - 1)
-        for name, numbers, low, high in (
-            ("bias", bias, -(1 << 31), (1 << 31) - 1), ("multiplier", multiplier, 0, (1 << 15) - 1),
-            ("shift", shift, 1, MAX_SHIFT), ("zero_point", np.asarray(weight_zp) - half, -half, half - 1),
-        ):  # fmt: skip
-            vector, _ = self._integers(layer, name, numbers, n)
-            self._demand(layer, "linear_dynamic", name, vector, low, high)
-            records[name] = vector
-        signed = (weight.astype(np.int16) - half).astype(np.int8)
-        roles = {
-            "x": x,
-            "weight": self.const(f"{layer}.weight", signed, f"i{weight_bits}"),
-            "records": self.const(f"{layer}.records", records, "factored"),
-        }
-        target = self._target(layer, out, (self.values[x].shape[0], n))
+        roles = {"x": x, **self._factored(layer, weight, multiplier, shift, bias, weight_zp, weight_bits)}
+        target = self._target(layer, out, (self.values[x].shape[0], len(weight)))
         attrs = {"bits": bits, "row_multiplier": row[0], "row_shift": row[1], "fraction_bits": fraction_bits}
         return self._op("linear_dynamic", layer, roles, target, **attrs)
 
@@ -349,8 +380,8 @@ class Builder:
 
         Factors are one integer, or one for each column: an array, or a constant's name. Arrays of factors become i16,
         or i32 where one of them needs it or an operand has type i32 (at most 2^30 then); the bias is i32. They may have
-        the time ranges in front. ``b_rows`` "position" or "frame": b is a table of rows, repeated by position or frame.
-        Operands have zero point 0: EWLIN subtracts none.
+        the time ranges in front, and then one number for all columns: (ranges, 1). ``b_rows`` "position" or "frame": b
+        is a table of rows, repeated by position or frame. Operands have zero point 0: EWLIN subtracts none.
         """
         roles = {"a": a} | ({"b": b} if b else {})
         columns = self._value(layer, "a", a).shape[-1]
@@ -484,7 +515,7 @@ class Builder:
         if array.dtype.kind not in "iu" or array.ndim > 2 or (array.ndim == 2 and len(array) != self.ranges):
             given = f"{array.dtype}{list(array.shape)}"
             raise UserError(f"{layer}: {role} is {given}; allowed: integers, a vector or one number")
-        if array.ndim and count is not None and array.shape[-1] != count:
+        if array.ndim and count is not None and array.shape[-1] != count and (array.ndim == 1 or array.shape[-1] > 1):
             raise UserError(f"{layer}: {role} has {array.shape[-1]} numbers; allowed: 1 or {count}")
         wide = array.astype(np.int64)
         return wide if array.ndim else np.full(count or 1, wide, np.int64), "range" if array.ndim == 2 else ""

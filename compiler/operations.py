@@ -57,6 +57,13 @@ OPERATIONS = {
         },
         _ZERO_POINT,
     ),
+    "linear_factored": Operation(
+        {
+            "x": LINEAR_INPUTS, "weight": ("i8", "i6", "i4"), "records": ("factored",), "scalars": ("scalars",),
+            "shifts": ("u8",), "output": ELEMENTS,
+        },
+        {"fraction_bits": (1, 15), **_ZERO_POINT},
+    ),
     "linear_dynamic": Operation(
         {"x": ("i16",), "weight": ("i8", "i6", "i4"), "records": ("factored",), "output": ELEMENTS},
         {
@@ -142,6 +149,8 @@ def _further_rules(graph: Graph, op: Op, operands: dict[str, Value]) -> Iterator
         narrow = {
             operands[f"{r}_mul"].dtype for r in ("a", "b") if f"{r}_mul" in operands and operands[r].dtype != "i32"
         }
+        if len({operands[role].shape for role in ("a_mul", "b_mul") if role in operands}) > 1:
+            yield "a_mul and b_mul have one number and one for each column; allowed: the same for both"
         if len(narrow) > 1:
             yield "a_mul and b_mul have types i16 and i32; allowed: one type, but for an operand of type i32"
 
@@ -172,7 +181,13 @@ def expected_shapes(graph: Graph, op: Op, given: dict[str, Shape]) -> dict[str, 
     if op.kind.startswith("linear"):
         rows, (channels, k) = given["x"][0], given["weight"]
         shapes: dict[str, Shape] = dict.fromkeys(given, (channels,))
-        shapes |= {"x": (rows, k), "weight": (channels, k), "in_zp": (1,), "shifts": (-(-k // SHIFTS_PER_BYTE),)}
+        shapes |= {
+            "x": (rows, k),
+            "weight": (channels, k),
+            "in_zp": (1,),
+            "scalars": (1,),
+            "shifts": (-(-k // SHIFTS_PER_BYTE),),
+        }
         return {role: shape for role, shape in shapes.items() if role in given} | {"output": (rows, channels)}
     if op.kind == "attention":
         keys = {"k": (given["k"][0], given["q"][1]), "v": (given["k"][0], given["q"][1]), "valid": (1, 1)}
@@ -186,5 +201,6 @@ def expected_shapes(graph: Graph, op: Op, given: dict[str, Shape]) -> dict[str, 
         elif role == "table":
             expected[role] = (TABLE_ENTRIES,)
         elif role != first:
-            expected[role] = (given[first][1],)
+            shared = op.kind == "elementwise" and given[role] == (1,)  # one number for all columns
+            expected[role] = (1,) if shared else (given[first][1],)
     return expected

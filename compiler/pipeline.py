@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 Dump = Callable[[str, str], None]
 
 
-def integer_graph(qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None) -> Graph:
-    """Lower and run every pass, checking the graph after each. ``dump(stage, text)`` receives each stage as text."""
-    return run_passes(_lowered(qm, attention_bits), dump)
+def integer_graph(
+    qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False
+) -> Graph:
+    """Lower and run every pass, checking the graph after each. Arguments as of `compile_model`."""
+    return run_passes(_lowered(qm, attention_bits, factored), dump)
 
 
-def _lowered(qm: QuantizedModel, attention_bits: int) -> Graph:
+def _lowered(qm: QuantizedModel, attention_bits: int, factored: bool) -> Graph:
     from compiler.lower import lower  # imports torch, which takes seconds and which other graphs do not need
 
-    return lower(qm, attention_bits)
+    return lower(qm, attention_bits, factored)
 
 
 def run_passes(graph: Graph, dump: Dump | None = None) -> Graph:
@@ -46,12 +48,22 @@ def _finish(stage: str, graph: Graph, dump: Dump | None) -> None:
         dump(stage, graph.text())
 
 
-def compile_model(qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None) -> Program:
-    """Compile a quantized model for ``machine``; ``dump(stage, text)`` receives each stage as text.
+def compile_model(
+    qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False
+) -> Program:
+    """Compile a quantized model for ``machine``.
+
+    Args:
+        qm: any method of `models.quantize`, with bits that are the same in all steps.
+        machine: what the program is for.
+        attention_bits: width of queries, keys and values, 8 or 16.
+        dump: ``dump(stage, text)`` receives each stage as text.
+        factored: with several time ranges, requantize in two factors wherever only one number of a layer changes with
+            the range, and keep the values of attention free of it. That swaps least, and costs vector operations.
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    return compile_graph(_lowered(qm, attention_bits), machine, dump)
+    return compile_graph(_lowered(qm, attention_bits, factored), machine, dump)
 
 
 def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:

@@ -61,12 +61,30 @@ def linear(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     return numerics.requantize(acc, multiplier, shift, op.attrs["out_zp"], *limits(graph, op))
 
 
+def linear_factored(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """As ``linear``, with zero point and second scale of the layer in ``scalars``; weight (n, k) signed."""
+    scalars = x["scalars"][0]
+    inputs = shifted(x, x["x"] - int(scalars["zero_point"]))
+    return two_factors(graph, op, x, inputs, int(scalars["multiplier"]), int(scalars["shift"]))
+
+
+def two_factors(graph: Graph, op: Op, x: dict[str, Array], inputs: Array, multiplier: Any, shift: Any) -> Array:
+    """The sum, by the channel's factor, by a second one, then the bias: MATMUL's factored modes."""
+    records = x["records"]
+    acc = inputs @ x["weight"].T - records["zero_point"].astype(np.int64) * inputs.sum(axis=1, keepdims=True)
+    first = numerics.rescale(acc, records["multiplier"].astype(np.int64), records["shift"].astype(np.int64))
+    second = numerics.saturate_32(numerics.rescale(numerics.saturate_32(first), multiplier, shift))
+    total = numerics.saturate_32(second + records["bias"].astype(np.int64))
+    exact = numerics.rescale(total, 1, op.attrs["fraction_bits"]) + op.attrs["out_zp"]
+    return np.asarray(np.clip(exact, *limits(graph, op)))
+
+
 def linear_dynamic(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     """Each row is quantized by its own range, then multiplied: RTQUANT and MATMUL with ``factored_row``.
 
     x (rows, k) int16, weight (n, k) signed.
     """
-    attrs, records, top = op.attrs, x["records"], (1 << op.attrs["bits"]) - 1
+    attrs, top = op.attrs, (1 << op.attrs["bits"]) - 1
     low, high = np.minimum(x["x"].min(axis=1), 0)[:, None], np.maximum(x["x"].max(axis=1), 0)[:, None]
     reach = np.maximum(high - low, 1)
     mantissa, shift = numerics.reciprocal(reach)
@@ -74,12 +92,7 @@ def linear_dynamic(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     q = np.clip(numerics.rescale(x["x"] * top, mantissa, shift) + zero_point, 0, top) - zero_point
     row_m, row_s = numerics.normalised_multiplier(reach * attrs["row_multiplier"], np.asarray(attrs["row_shift"]), 16)
     row_m, row_s = np.where(low == high, 0, row_m), np.where(low == high, 1, row_s)
-    acc = q @ x["weight"].T - records["zero_point"].astype(np.int64) * q.sum(axis=1, keepdims=True)
-    by_channel = numerics.rescale(acc, records["multiplier"].astype(np.int64), records["shift"].astype(np.int64))
-    by_row = numerics.saturate_32(numerics.rescale(numerics.saturate_32(by_channel), row_m, row_s))
-    total = numerics.saturate_32(by_row + records["bias"].astype(np.int64))
-    exact = numerics.rescale(total, 1, attrs["fraction_bits"]) + attrs["out_zp"]
-    return np.asarray(np.clip(exact, *limits(graph, op)))
+    return two_factors(graph, op, x, q, row_m, row_s)
 
 
 def layernorm(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
@@ -185,7 +198,7 @@ def attention(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
 SEMANTICS: dict[str, Semantics] = {
     f.__name__: f
     for f in (
-        linear_centred, linear, linear_dynamic, layernorm, modulate, layernorm_modulate, elementwise,
+        linear_centred, linear, linear_factored, linear_dynamic, layernorm, modulate, layernorm_modulate, elementwise,
         product, table, attention,
     )
 }  # fmt: skip

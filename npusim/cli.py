@@ -53,6 +53,9 @@ Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_
 Method = Annotated[str, typer.Option(help="Quantization method, e.g. cw_tw, asq, tsq_pot (models/quantize/README.md).")]
 Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or first step of each: 0,5,12.")]
 Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the one searched for.")]
+Factored = Annotated[
+    bool, typer.Option("--factored", help="Requantize in two factors what changes by range: smaller sets to swap.")
+]
 Overrides = Annotated[Path | None, typer.Option(help="YAML of bits by layer class and step.")]
 WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights: 4, 6 or 8.")]
 ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 4, 6, 8 or 16.")]
@@ -76,6 +79,7 @@ def run(
     ranges: Ranges = None,
     alpha: Alpha = None,
     overrides: Overrides = None,
+    factored: Factored = False,
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
@@ -88,7 +92,7 @@ def run(
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
             act_bits=act_bits, attention_bits=attention_bits, **_quantization(ranges, alpha, overrides),
-            checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
+            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(summary(result))
@@ -166,6 +170,7 @@ def compile_(
     hw: Hardware,
     out: Annotated[Path, typer.Option("--out", "-o", help="Program file to write.")],
     attention_bits: AttentionBits = 16,
+    factored: Factored = False,
     dump_passes: Annotated[Path | None, typer.Option(help="Folder for every compiler stage as text.")] = None,
 ) -> None:
     """Compile a quantized model for a machine (compiler.compile_model)."""
@@ -182,7 +187,7 @@ def compile_(
         check_above(dump_passes)
     passes: dict[str, str] = {}
     dump = None if dump_passes is None else passes.__setitem__
-    program = compile_model(QuantizedModel.load(quantized), load_machine(hw), attention_bits, dump)
+    program = compile_model(QuantizedModel.load(quantized), load_machine(hw), attention_bits, dump, factored)
     for stage, text in passes.items():
         path = Path(dump_passes or "", f"{stage}.txt")
         with _writing(path):

@@ -68,6 +68,7 @@ class RunConfig:
     ranges: int | tuple[int, ...] | None
     alpha: float | None
     overrides: tuple[Mapping[str, Any], ...]
+    factored: bool
     num_steps: int
     cfg_scale: float
     cfg_channels: int
@@ -149,6 +150,7 @@ def run(
     ranges: int | Sequence[int] | None = None,
     alpha: float | None = None,
     overrides: Sequence[Override] = (),
+    factored: bool = False,
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
     dump_passes: bool = False,
@@ -171,6 +173,7 @@ def run(
         ranges: number of equal time ranges, or the first step of each; by default the method's own.
         alpha: smoothing exponent; by default the one that was searched for.
         overrides: exceptions to the bits, by layer class (the compiler takes none that change between steps).
+        factored: requantize in two factors what changes with the time range, see `compiler.compile_model`.
         checkpoint: float weights other than the workload's own; calibrated anew unless ``calibration`` is given.
         calibration: calibration statistics other than the workload's own.
         dump_passes: keep the text of every compiler stage.
@@ -189,7 +192,7 @@ def run(
     config = RunConfig(
         work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
         ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
-        tuple(dataclasses.asdict(override) for override in overrides), work.num_steps, work.cfg_scale,
+        tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
         work.cfg_channels, verify, machine,
     )  # fmt: skip
     result = _run(config, work, overrides, dump_passes, Stages(notify))
@@ -214,7 +217,7 @@ def _run(
     passes: dict[str, str] = {}
     with stages.stage("compile"):
         dump = passes.__setitem__ if dump_passes else None
-        program = compile_model(quantized, config.machine, config.attention_bits, dump)
+        program = compile_model(quantized, config.machine, config.attention_bits, dump, config.factored)
         timing = time_program(program)
     clips, trajectory = float_clips(stages, inputs, model, quantized, vae)
     clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, steps)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compiler.graph import Builder, Value
 from compiler.lower.grids import Grid, grid_of
-from compiler.lower.linears import dynamic_linear, static_linear
+from compiler.lower.linears import dynamic_linear, factored_linear, static_linear
 from compiler.lower.scales import (
     Activation,
     common_shift,
@@ -35,10 +35,14 @@ def gelu_tanh(x: Float64) -> Float64:
 
 
 class Lowering:
-    """The graph builder with the quantized model's scales at hand. ``attention_bits``: 8 or 16, width of q, k, v."""
+    """The graph builder with the quantized model's scales at hand.
 
-    def __init__(self, qm: QuantizedModel, attention_bits: int) -> None:
-        self.qm, self.attention_bits = qm, attention_bits
+    ``attention_bits``: 8 or 16, width of q, k, v. ``factored``: requantize in two factors what changes with the time
+    range by one number only.
+    """
+
+    def __init__(self, qm: QuantizedModel, attention_bits: int, factored: bool) -> None:
+        self.qm, self.attention_bits, self.factored = qm, attention_bits, factored and qm.num_ranges > 1
         config = qm.config
         self.frames, height, width = (int(n) for n in config["input_size"])
         patch = config["patch_size"]
@@ -87,8 +91,13 @@ class Lowering:
         pick = np.arange(len(q.bias)) if order is None else order
         target = self.value(out, self.build.values[x].shape[0], len(pick), kind)
         scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
-        make = dynamic_linear if q.dynamic else static_linear
+        make = dynamic_linear if q.dynamic else factored_linear if self.factors(layer) else static_linear
         return make(self.build, layer, q, x, target, scale, np.zeros(1) if offset is None else offset, pick)
+
+    def factors(self, layer: str) -> bool:
+        """Whether a linear is requantized in two factors: its input's grid changes, its weights do not."""
+        q = self.qm.linears[layer]
+        return self.factored and not q.dynamic and len(q.weights) == 1 and self.linear_input(layer).changes
 
     def quantized(self, layer: str, a: str, out: str | Value) -> str:
         """A symmetric tensor as the input of the linear ``layer``, in a new tensor or a view ``out``.
@@ -104,8 +113,8 @@ class Lowering:
             multiplier, shift = multiplier_shift(float(factors[0, 0]), bits, layer)
             return self.build.rescale(layer, a, out, multiplier=multiplier, shift=shift)
         shift = shared_shift(factors, grid)
-        bias = np.broadcast_to(grid.offset << shift, factors.shape)
-        a_mul = np.rint(factors * 2.0**shift).astype(np.int64)
+        bias = grid.offset << shift
+        a_mul = np.rint(one_for_all(factors) * 2.0**shift).astype(np.int64)
         return self.build.rescale(layer, a, out, multiplier=a_mul, shift=shift, bias=bias if bias.any() else 0)
 
     def quantized_sum(self, layer: str, a: str, b: str, out: Value, b_rows: str) -> str:
@@ -115,8 +124,8 @@ class Lowering:
         if not grid.changes and np.ptp(factors[0]) == 0:
             return self.add(layer, a, b, out, b_rows)
         shift = shared_shift(np.stack(factors), grid)
-        a_mul, b_mul = (np.rint(f * 2.0**shift).astype(np.int64) for f in factors)
-        bias = np.broadcast_to(grid.offset << shift, a_mul.shape)
+        a_mul, b_mul = (np.rint(one_for_all(f) * 2.0**shift).astype(np.int64) for f in factors)
+        bias = grid.offset << shift
         return self.build.sum(
             layer, a, b, out, a_mul=a_mul, b_mul=b_mul, shift=shift, bias=bias if bias.any() else 0, b_rows=b_rows
         )
@@ -187,6 +196,11 @@ class Lowering:
         table = self.build.const(f"{out}.table", entries, "i16", per="range")
         value = self.value(out, source.shape[0], source.shape[1], grid)
         return self.build.table(layer, x, table, value, multiplier=multiplier, shift=shift, offset=centre)
+
+
+def one_for_all(factors: Float64) -> Float64:
+    """Factors (R, K) as (R, 1) where no range tells its channels apart."""
+    return factors[:, :1] if (factors == factors[:, :1]).all() else factors
 
 
 def shared_shift(factors: Float64, grid: Grid) -> int:

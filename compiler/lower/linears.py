@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import floor, log2
 from typing import Any
 
@@ -71,28 +72,68 @@ def static_linear(
     )  # fmt: skip
 
 
+def factored_linear(
+    build: Builder, layer: str, q: QuantizedLinear, x: str, out: Value, out_scale: Float64, offset: Float64,
+    pick: NDArray[np.int64],
+) -> str:  # fmt: skip
+    """A linear of one weight set whose input's grid alone changes with the range. Arguments as of `static_linear`."""
+    same_bits(layer, q)
+    w = q.weights[0]
+    scale, added = (np.broadcast_to(a, (len(q.set_of_range), len(pick)))[0] for a in (out_scale, offset))
+    gain_of = 1 << (np.zeros(1, np.int64) if q.input_shift is None else q.input_shift.max(axis=0).astype(np.int64))
+    parts = two_factors(w, (1 << int(q.act_bits[0])) - 1, gain_of, scale, q.bias[pick] + added, pick, layer)
+    second = multipliers_shifts((q.act_scale * parts.second)[:, None], layer)
+    return build.linear_factored(
+        layer, x, np.asarray(w.q)[pick], out, multiplier=parts.multiplier, shift=parts.shift, bias=parts.bias,
+        weight_zp=w.zero_point[pick].astype(np.int64), weight_bits=w.bits, scale=second,
+        x_zp=(q.act_zp - (32768 if q.act_bits[0] == 16 else 0))[:, None], fraction_bits=ROW_FRACTION_BITS,
+        x_shift=0 if q.input_shift is None else q.input_shift.astype(np.int64),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TwoFactors:
+    """Requantization in two factors: (multiplier, shift) and bias per channel, and what the second is, per input step.
+
+    The bias has ``ROW_FRACTION_BITS`` fractional bits of the result's step.
+    """
+
+    multiplier: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    bias: NDArray[np.int64]
+    second: float
+
+
+def two_factors(
+    w: QuantizedWeight, levels: int, gain_of: NDArray[np.int64], out_scale: Float64, bias: Float64,
+    pick: NDArray[np.int64], layer: str,
+) -> TwoFactors:  # fmt: skip
+    """The first factor keeps the largest sum of ``levels`` times weights times ``gain_of`` (K,) within 31 bits."""
+    channel = w.scale[pick] / out_scale
+    centred = np.abs(w.q.astype(np.int64) - w.zero_point[:, None]) * gain_of
+    gain = 2.0 ** min(floor(log2(2**30 / (levels * max(int(centred.sum(axis=1).max()), 1)))), 12)
+    # 12: a 16-bit multiplier with the least shift is below 2^13.
+    multiplier, shift = multipliers_shifts(channel / channel.max() * gain, layer)
+    fixed = np.rint(bias / out_scale * 2.0**ROW_FRACTION_BITS).astype(np.int64)
+    return TwoFactors(multiplier, shift, fixed, channel.max() / gain * 2.0**ROW_FRACTION_BITS)
+
+
 def dynamic_linear(
     build: Builder, layer: str, q: QuantizedLinear, x: str, out: Value, out_scale: Float64, offset: Float64,
     pick: NDArray[np.int64],
 ) -> str:  # fmt: skip
     """A linear whose input, 16 bits wide, is quantized at run time row by row. Arguments as of `static_linear`.
 
-    The sum is brought to 31 bits by a multiplier per channel, then to the result by the row's own. One time range
-    serves all: neither of them depends on it.
+    One time range serves all: neither the channels' factors nor the rows' depend on it.
     """
     same_bits(layer, q)
     w, act_bits = q.weights[0], int(q.act_bits[0])
     levels = (1 << act_bits) - 1
-    scale = np.broadcast_to(out_scale, (len(q.set_of_range), len(pick)))[0]
-    channel = w.scale[pick] / scale
-    centred = np.abs(w.q.astype(np.int64) - w.zero_point[:, None])
-    most = levels * max(int(centred.sum(axis=1).max()), 1)
-    gain = 2.0 ** min(floor(log2(2**30 / most)), 12)  # a 16-bit multiplier with the least shift is below 2^13
-    multiplier, shift = multipliers_shifts((channel / channel.max() * gain)[None], layer)
-    row = build.values[x].scale / levels * channel.max() / gain * 2.0**ROW_FRACTION_BITS
-    bias = np.rint((q.bias[pick] + offset) / scale * 2.0**ROW_FRACTION_BITS).astype(np.int64)
+    scale, added = (np.broadcast_to(a, (len(q.set_of_range), len(pick)))[0] for a in (out_scale, offset))
+    parts = two_factors(w, levels, np.ones(1, np.int64), scale, q.bias[pick] + added, pick, layer)
     return build.linear_dynamic(
-        layer, x, np.asarray(w.q)[pick], out, bits=act_bits, row=multiplier_shift(row, 32, layer),
-        multiplier=multiplier[0], shift=shift[0], bias=bias.reshape(-1), weight_zp=w.zero_point[pick].astype(np.int64),
-        weight_bits=w.bits, fraction_bits=ROW_FRACTION_BITS,
+        layer, x, np.asarray(w.q)[pick], out, bits=act_bits,
+        row=multiplier_shift(build.values[x].scale / levels * parts.second, 32, layer), multiplier=parts.multiplier,
+        shift=parts.shift, bias=parts.bias, weight_zp=w.zero_point[pick].astype(np.int64), weight_bits=w.bits,
+        fraction_bits=ROW_FRACTION_BITS,
     )  # fmt: skip

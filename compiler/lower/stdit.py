@@ -35,11 +35,11 @@ V_FRACTION_BITS = 12
 LOGIT_HEADROOM = 1.25
 
 
-def lower(qm: QuantizedModel, attention_bits: int = 16) -> Graph:
-    """Lower a quantized STDiT. ``attention_bits``: 8 or 16, the width of queries, keys and values. Raises UserError."""
+def lower(qm: QuantizedModel, attention_bits: int = 16, factored: bool = False) -> Graph:
+    """Lower a quantized STDiT; arguments as of `compiler.compile_model`. Raises UserError."""
     if attention_bits not in (8, 16):
         raise UserError(f"attention_bits = {attention_bits}: allowed 8, 16")
-    low = Lowering(qm, attention_bits)
+    low = Lowering(qm, attention_bits, factored)
     host = _inputs(low)
     low.build.phase = "prologue"
     _prologue(low)
@@ -106,9 +106,11 @@ class Values:
 def folds(low: Lowering, name: str) -> bool:
     """Whether the projection's smoothing and grids can lie in the rows that make the values.
 
-    Values of cross-attention are made once per prompt, so nothing in them can change with the time range.
+    Values of cross-attention are made once per prompt, so nothing in them can change with the time range. And a linear
+    that is requantized in two factors must make every output on one scale.
     """
-    return not (name.endswith("cross_attn") and low.linear_input(f"{name}.proj").changes)
+    fixed = low.factored or name.endswith("cross_attn")
+    return not (fixed and low.linear_input(f"{name}.proj").changes)
 
 
 def _values(low: Lowering, name: str) -> Values:

@@ -37,15 +37,17 @@ def _prove_linear(graph: Graph, op: Op, time_range: int, acc_bits: int) -> None:
     step = graph.range_of_step.index(time_range) if graph.range_of_step else 0
     weight, records = (graph.constant(op.inputs[role], step) for role in ("weight", "records"))
     k = weight.shape[1]
-    dynamic = op.kind == "linear_dynamic"
+    late_bias = op.kind != "linear"
     # Rows quantized at run time lie within the steps of their grid on either side of their zero point.
-    x = (1 << op.attrs["bits"]) - 1 if dynamic else largest(graph, op.inputs["x"])
+    x = (1 << op.attrs["bits"]) - 1 if op.kind == "linear_dynamic" else largest(graph, op.inputs["x"])
+    if "scalars" in op.inputs:
+        x += abs(int(graph.constant(op.inputs["scalars"], step)["zero_point"][0]))
     gain = np.ones(k, np.int64)
     if "shifts" in op.inputs:
         gain <<= input_shifts(graph.constant(op.inputs["shifts"], step).astype(np.int64), k)
     products = x * (np.abs(weight.astype(np.int64)) @ gain)
     correction = x * gain.sum() * np.abs(records["zero_point"].astype(np.int64))
-    bias = np.zeros_like(products) if dynamic else np.abs(bias_of(records))
+    bias = np.zeros_like(products) if late_bias else np.abs(bias_of(records))
     bound = products + correction + bias
     channel = int(bound.argmax())
     parts = f"products {products[channel]} + zero point {correction[channel]} + bias {bias[channel]}"

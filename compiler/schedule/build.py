@@ -26,6 +26,7 @@ TILERS = {
     "layernorm_modulate": tile_rows.layernorm_modulate,
     "linear": tile_rows.linear,
     "linear_dynamic": tile_rows.linear,
+    "linear_factored": tile_rows.linear,
     "attention": tile_attention.attention,
 }
 
@@ -98,11 +99,12 @@ def _check_types(graph: Graph, machine: Machine) -> None:
         dynamic, shifts = op.kind == "linear_dynamic", "shifts" in op.inputs
         act_bits = op.attrs["bits"] if dynamic else BITS[graph.values[op.inputs["x"]].dtype]
         weight_bits = BITS[graph.values[op.inputs["weight"]].dtype]
+        factored = dynamic or op.kind == "linear_factored"
         narrowest = array.narrowest_activation_bits, array.narrowest_weight_bits
         wrong = {
             f"quantizes its input at run time; vector_unit.runtime_quantization = {run_time}": dynamic and not run_time,
-            f"has a factor for each row; mac_array.factored_requant = {array.factored_requant}":
-                dynamic and not array.factored_requant,
+            f"is requantized in two factors; mac_array.factored_requant = {array.factored_requant}":
+                factored and not array.factored_requant,
             f"shifts input channels; mac_array.input_shift = {array.input_shift}": shifts and not array.input_shift,
             f"shifts inputs of {act_bits} bits; the array shifts at most 8": shifts and act_bits > 8,
             f"has {act_bits}-bit inputs; mac_array.narrowest_activation_bits = {narrowest[0]}": act_bits < narrowest[0],

@@ -94,19 +94,17 @@ class Emitter:
             self.load_parameters(self.homes[name], 0, address, size)
         return addresses
 
-    def records(self, name: str, first: int, count: int, table: str = "") -> tuple[int, int]:
-        """Load the requantization records of some channels, and a ``table`` beside them, into parameter memory.
+    def records(self, name: str, first: int, count: int, tables: list[str]) -> list[int]:
+        """Load the requantization records of some channels, and ``tables`` beside them, into parameter memory.
 
-        Returns both addresses, 0 for a table that is not asked for.
+        Returns the addresses.
         """
         size = row_bytes(self.graph.values[name], 1)
-        sizes = [count * size, *([value_bytes(self.graph.values[table])] if table else [])]
-        addresses = self.params.take_together(sizes, self.layer)
-        self.load_parameters(self.homes[name], first * size, addresses[0], count * size)
-        if not table:
-            return addresses[0], 0
-        self.load_parameters(self.homes[table], 0, addresses[1], sizes[1])
-        return addresses[0], addresses[1]
+        loads = [(name, first * size, count * size), *((t, 0, value_bytes(self.graph.values[t])) for t in tables)]
+        addresses = self.params.take_together([length for _, _, length in loads], self.layer)
+        for (source, offset, length), address in zip(loads, addresses, strict=True):
+            self.load_parameters(self.homes[source], offset, address, length)
+        return addresses
 
     def constant_parameter(self, data: bytes) -> int:
         """Load anonymous constant bytes into parameter memory; return the address."""

@@ -46,8 +46,10 @@ def elementwise(emitter: Emitter, op: Op) -> None:
     fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
     fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
     fields["out_dtype"] = emitter.dtype(op.output)
-    if any(graph.values[op.inputs[f"{r}_mul"]].dtype == "i32" for r in "ab" if f"{r}_mul" in op.inputs):
-        fields["wide"] = 1
+    multipliers = [graph.values[op.inputs[role]] for role in ("a_mul", "b_mul") if role in op.inputs]
+    fields["wide"] = int(any(value.dtype == "i32" for value in multipliers))
+    fields["shared_mul"] = int(any(value.shape == (1,) for value in multipliers))
+    fields["shared_bias"] = int("bias" in op.inputs and graph.values[op.inputs["bias"]].shape == (1,))
     unit = graph.positions if pattern else 1
     moving = [name for role, name in matrices.items() if role not in fixed]
     step = rows_per_tile(emitter, moved(emitter, *moving, op.output), rows, unit)
@@ -75,7 +77,8 @@ def elementwise(emitter: Emitter, op: Op) -> None:
 
 def _known(op: Op, fields: dict[str, int]) -> dict[str, int]:
     """EWMUL has no multipliers."""
-    drop = ("a_mul", "b_mul", "a_mul_addr", "b_mul_addr", "bias_addr", "wide") if op.kind == "product" else ()
+    linear_only = ("a_mul", "b_mul", "a_mul_addr", "b_mul_addr", "bias_addr", "wide", "shared_mul", "shared_bias")
+    drop = linear_only if op.kind == "product" else ()
     return {key: value for key, value in fields.items() if key not in drop}
 
 
@@ -120,22 +123,29 @@ def linear(emitter: Emitter, op: Op) -> None:
     (n, k), rows = graph.values[weight].shape, graph.values[x].shape[0]
     dynamic, k_bytes, shifts = op.kind == "linear_dynamic", emitter.row_bytes(weight), op.inputs.get("shifts", "")
     packed = BITS[graph.values[weight].dtype] < 8
-    mode = "factored_row" if dynamic else "channel"
+    mode = {"linear_dynamic": "factored_row", "linear_factored": "factored"}.get(op.kind, "channel")
+    tables = [op.inputs[role] for role in ("shifts", "scalars") if role in op.inputs]
     fields = {
         "k": k, "batch0": 1, "batch1": 1, "b_k": 0 if packed else 1, "b_n": k_bytes, "out_zp": op.attrs["out_zp"],
         "rq_mode": RQ_MODES.index(mode), "a_dtype": emitter.dtype(x), "b_dtype": emitter.dtype(weight),
         "out_dtype": emitter.dtype(op.output), "shifted": int(bool(shifts)),
     }  # fmt: skip
     inner = []
+    if mode != "channel":
+        fields["fraction_bits"] = op.attrs["fraction_bits"]
     if dynamic:
-        fields |= {"a_dtype": run_time_type(op), "fraction_bits": op.attrs["fraction_bits"]}
+        fields["a_dtype"] = run_time_type(op)
         inner = [row_bytes(run_time_type(op), k), SCALARS.itemsize]
     block = channels_per_block(emitter, op)
     for column in range(0, n, block):
         width = min(block, n - column)
         address = emitter.weights.take(width * k_bytes, emitter.layer)
         emitter.load(emitter.homes[weight], column * k_bytes, address, width * k_bytes)
-        records, fields["shift_addr"] = emitter.records(op.inputs["records"], column, width, shifts)
+        records, *places = emitter.records(op.inputs["records"], column, width, tables)
+        known = dict(zip(tables, places, strict=True))
+        fields["shift_addr"] = known.get(shifts, 0)
+        if "scalars" in op.inputs:
+            fields["scalars_addr"] = known[op.inputs["scalars"]]
         sizes = [*moved(emitter, x), *inner, *(size * width // n for size in moved(emitter, op.output))]
         step = rows_per_tile(emitter, sizes, rows)
         for row in range(0, rows, step):
@@ -171,7 +181,8 @@ def channels_per_block(emitter: Emitter, op: Op) -> int:
     graph, columns = emitter.graph, emitter.machine.mac_array.cols
     n, k_bytes = graph.values[op.inputs["weight"]].shape[0], emitter.row_bytes(op.inputs["weight"])
     record = BITS[graph.values[op.inputs["records"]].dtype] // 8
-    table = aligned(value_bytes(graph.values[op.inputs["shifts"]])) if "shifts" in op.inputs else 0
+    tables = [op.inputs[role] for role in ("shifts", "scalars") if role in op.inputs]
+    table = sum(aligned(value_bytes(graph.values[name])) for name in tables)
     least = min(n, columns)
     block = min(n, emitter.weights.half // k_bytes, (emitter.params.half - table) // ALIGN * ALIGN // record)
     if block < least:

@@ -3,7 +3,9 @@
 ``EWLIN: out = clamp(((a * ma + b * mb + bias) + 2^(shift-1) >> shift) + out_zp)``: residual and gated additions,
 modulation, conversion between types, guidance and the sampler's update are all this instruction. ``ma`` and ``mb`` are
 an immediate or one signed value per channel in parameter memory: of 16 bits, or of 32 with ``wide`` or for a 32-bit
-operand (at most 2^30 then); ``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
+operand (at most 2^30 then); ``bias`` is int32 per channel. With ``shared_mul`` and ``shared_bias`` there is one for
+all channels, so that a scale or zero point that changes with the time range is one number to load. Operand b and the
+per-channel vectors are optional.
 
 ``EWMUL: out = clamp((a * b + 2^(shift-1) >> shift) + out_zp)``.
 
@@ -61,7 +63,9 @@ _MULTIPLIERS = (
     Field("a_mul_addr", 18, doc="parameter memory: int16 (int32 if wide, or for i32 operands) per channel; or absent"),
     Field("b_mul_addr", 19, doc="parameter memory: the same for b; or absent"),
     Field("bias_addr", 20, doc="parameter memory: int32 per channel; or absent"),
-    Field("wide", 21, 0, 1, doc="1: multipliers per channel have 32 bits"),
+    Field("wide", 21, 0, 1, doc="1: multipliers in parameter memory have 32 bits"),
+    Field("shared_mul", 21, 1, 1, doc="1: a multiplier in parameter memory is one for all channels"),
+    Field("shared_bias", 21, 2, 1, doc="1: the bias is one for all channels"),
 )
 
 MAX_MULTIPLIER = 1 << 30
@@ -83,7 +87,8 @@ def multiplier(state: Any, ins: Decoded, name: str) -> Any:
     address = getattr(ins, f"{name}_mul_addr")
     if address == NO_ADDRESS:
         return getattr(ins, f"{name}_mul")
-    values = state.vector("param", address, multiplier_type(ins, name), ins.cols).astype(np.int64)
+    count = 1 if ins.shared_mul else ins.cols
+    values = state.vector("param", address, multiplier_type(ins, name), count).astype(np.int64)
     if is_wide(ins, name) and (np.abs(values) > MAX_MULTIPLIER).any():
         raise ValueError(f"a multiplier of {name} at param byte {address} is outside -2^30..2^30")
     return values
@@ -102,7 +107,7 @@ def is_wide(ins: Decoded, name: str) -> bool:
 def bias(state: Any, ins: Decoded) -> Any:
     if ins.bias_addr == NO_ADDRESS:
         return 0
-    return state.vector("param", ins.bias_addr, np.int32, ins.cols).astype(np.int64)
+    return state.vector("param", ins.bias_addr, np.int32, 1 if ins.shared_bias else ins.cols).astype(np.int64)
 
 
 def _write(state: Any, ins: Decoded, total: Any) -> None:
@@ -151,7 +156,8 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
         address = getattr(ins, f"{name}_addr", NO_ADDRESS)  # a product has none
         if address != NO_ADDRESS:
             size = 4 if name == "bias" else multiplier_type(ins, name[0]).itemsize
-            reads.append(vector("param", address, ins.cols * size))
+            shared = ins.shared_bias if name == "bias" else ins.shared_mul
+            reads.append(vector("param", address, size * (1 if shared else ins.cols)))
     return reads, [region("out")]
 
 

@@ -123,11 +123,15 @@ class _Network:
         a = self._operand(ELEMENTS)
         b = self._operand(ELEMENTS, like=a) if self.draw(st.booleans()) else ""
         shape = self.build.values[a].shape
-        factors = {role: self._factor(name, role, shape[1]) for role in ("a_mul", "b_mul", "bias")}
+        by_range = self.build.phase == "step" and self.build.ranges > 1
+        shared = by_range and self.draw(st.booleans())  # one number of each range for all columns
+        factors = {role: self._factor(name, role, shape[1], shared) for role in ("a_mul", "b_mul", "bias")}
         return self.build.sum(name, a, b, self._out(name, shape), **factors, shift=self.draw(st.integers(1, 9)))
 
-    def _factor(self, name: str, role: str, columns: int) -> Any:
-        """One number, one for each column, or one for each step and column."""
+    def _factor(self, name: str, role: str, columns: int, shared: bool) -> Any:
+        """One number, one for each column, or one for each step and column; or one for each range."""
+        if shared:
+            return self.rng.integers(-300, 300, (self.build.ranges, 1), endpoint=True)
         form = self.draw(st.sampled_from(["number", "vector", "step"]))
         if form == "number":
             return self.draw(st.integers(-300, 300))

@@ -165,7 +165,7 @@ def elementwise(draw: st.DrawFn, on: Machine, op: str = "ewlin") -> Case:
                 low, high = draw(st.sampled_from([(-3, 4), (-(2**30), 2**30)]))
                 _put(state.param, values[f"{name}_mul_addr"], np.dtype("<i4"), _random(draw, low, high, cols))
         values["bias_addr"] = draw(st.one_of(st.just(NO_ADDRESS), st.integers(0, state.param.size - 4 * cols)))
-        values["wide"] = draw(st.integers(0, 1))
+        values |= {name: draw(st.integers(0, 1)) for name in ("wide", "shared_mul", "shared_bias")}
         _repair_multipliers(state, kinds, values, cols)
     values |= {"batch": batch, "rows": rows, "cols": cols, "shift": draw(shifts), "out_zp": draw(zero_points)}
     return _case(state, make(op, **values))

@@ -151,6 +151,39 @@ def test_linear_dynamic_against_real_numbers(seed: int, bits: int) -> None:
     assert np.abs(found - exact).max() <= 1 + np.abs(exact).max() * 2.0**-14 + 2 * 2.0 ** (15 - bits) * (bits > 8)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_linear_factored_by_hand(seed: int) -> None:
+    """Two time ranges with a zero point and a second factor of their own, in Python integers."""
+    rng, c = np.random.default_rng(seed), linear_case(seed, str(["u8", "i16"][seed % 2]))
+    n, fraction, bits = len(c["weight"]), int(rng.integers(1, 16)), c["bits"]
+    x_shift = c["x_shift"] if seed % 2 == 0 else 0 * c["x_shift"]
+    scale, x_zp = (rng.integers(1, 2**15, (2, 1)), rng.integers(1, 12, (2, 1))), rng.integers(0, 200, (2, 1))
+    bias, shift = rng.integers(-(2**31), 2**31, n), rng.integers(1, 12, n)
+    build = Builder(steps=2, range_of_step=(0, 1))
+    build.input("x", c["x"].shape, ["u8", "i16"][seed % 2])
+    build.linear_factored(
+        "l", "x", c["weight"].astype(np.uint8), "i16", multiplier=c["multiplier"], shift=shift, bias=bias, scale=scale,
+        weight_zp=c["weight_zp"], weight_bits=bits, x_zp=x_zp, fraction_bits=fraction, x_shift=x_shift,
+    )  # fmt: skip
+    build.output("l")
+    for step in (0, 1):
+        expected = []
+        for row in c["x"].tolist():
+            line = []
+            for j, weights in enumerate(c["weight"].tolist()):
+                total = sum(
+                    (x - int(x_zp[step, 0])) * 2 ** int(s) * (w - int(c["weight_zp"][j]))
+                    for x, w, s in zip(row, weights, x_shift, strict=True)
+                )
+                value = clamp(nearest(Fraction(total * int(c["multiplier"][j]), 1 << int(shift[j]))), "i32")
+                m, s = (int(part[step, 0]) for part in scale)
+                value = clamp(nearest(Fraction(value * m, 1 << s)), "i32")
+                value = clamp(value + int(bias[j]), "i32")
+                line.append(clamp(nearest(Fraction(value, 1 << fraction)), "i16"))
+            expected.append(line)
+        assert run_graph(build.graph(), {"x": c["x"]}, (step,))[0]["l"].tolist() == expected
+
+
 # Element by element
 
 

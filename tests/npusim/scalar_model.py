@@ -83,7 +83,12 @@ def elementwise(state: MachineState, ins: Decoded) -> Iterator[Write]:
         address = getattr(ins, f"{name}_mul_addr")
         if address == NO_ADDRESS:
             return int(getattr(ins, f"{name}_mul"))
-        return number(state.param, address, I32 if ins.wide or getattr(ins, f"{name}_dtype") == I32 else I16, col)
+        return number(
+            state.param,
+            address,
+            I32 if ins.wide or getattr(ins, f"{name}_dtype") == I32 else I16,
+            0 if ins.shared_mul else col,
+        )
 
     for batch, row, col in product(range(ins.batch), range(ins.rows), range(ins.cols)):
         a, b = number(state.sram, row_at("a", batch, row), ins.a_dtype, col), 0
@@ -93,7 +98,11 @@ def elementwise(state: MachineState, ins: Decoded) -> Iterator[Write]:
             total = a * b
         else:
             total = a * multiplier("a", col) + b * multiplier("b", col)
-            total += 0 if ins.bias_addr == NO_ADDRESS else number(state.param, ins.bias_addr, I32, col)
+            total += (
+                0
+                if ins.bias_addr == NO_ADDRESS
+                else number(state.param, ins.bias_addr, I32, 0 if ins.shared_bias else col)
+            )
         value = saturated(half_up(total, ins.shift) + ins.out_zp, ins.out_dtype)
         yield from element(row_at("out", batch, row), ins.out_dtype, col, ins.cols, value)
 

@@ -32,7 +32,7 @@ step instruction 3 of 6: ewlin on unit vector, layer sampler.add
   SUMMARY
   number 1 of 1 ewlin in this layer, which has 1 ewlin
   a_row=0 a_batch=0 b_row=0 b_batch=0 out_row=0 out_batch=0 rows=1 cols=16 batch=1 a_dtype=i32 b_dtype=i16 \
-out_dtype=i32 shift=1 out_zp=0 a_mul=2 b_mul=3 wide=0
+out_dtype=i32 shift=1 out_zp=0 a_mul=2 b_mul=3 wide=0 shared_mul=0 shared_bias=0
   absent operands: a_mul, b_mul
 
 operands

@@ -36,6 +36,9 @@ def quantized(method: str, weight_bits: int, act_bits: int, ranges: int | tuple[
     return quantize(WORK.load_model(), WORK.load_stats(), method, weight_bits, act_bits, ranges=ranges)
 
 
+FACTORED = [("tsw", 8, 8, None), ("tsq_pot", 8, 8, None), ("tsq_pot", 4, 6, 2), ("tsq", 8, 8, 2), ("asq", 8, 16, 2)]
+
+
 def able(machine: Machine) -> Machine:
     return machine_like(machine, vector_unit={"runtime_quantization": True}, param_memory={"capacity_bytes": 16384})
 
@@ -52,16 +55,18 @@ def test_program_equals_its_graph(
     assert_same_bits(run_program(program, inputs, (0, 3), engine.execute), expected)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize(
+    ("case", "factored"), [*((case, False) for case in CASES), *((case, True) for case in FACTORED)]
+)
 def test_noise_prediction_is_that_of_the_fake_quantized_model(
-    case: tuple[str, int, int, int | None], edge_machine: Machine
+    case: tuple[str, int, int, int | None], factored: bool, edge_machine: Machine
 ) -> None:
     """One network evaluation a step on equal inputs, by the engine and by torch, both against the float model."""
     model, quant = WORK.load_model(), quantized(*case)
     sampler, (states, mask) = WORK.sampler(), WORK.text(WORK.calibration_captions[0])
     conditions = sampler, states, mask, model.y_embedder.y_embedding.detach()
     start, noises = draw_noise(WORK.calibration_seeds[0], WORK.latent_shape, WORK.num_steps)
-    program = compile_model(quant, able(edge_machine))
+    program = compile_model(quant, able(edge_machine), factored=factored)
     host = Host(program, WORK.latent_shape)
     contents = host.inputs(*(tensor.numpy() for tensor in (states, mask, start, noises)))
     simulation = Simulation(program, contents)
@@ -91,6 +96,17 @@ def test_sets_hold_what_changes_with_the_range() -> None:
     assert kinds["tsq_pot"] == {"records", "a_mul", "b_mul", "bias", "shifts"}
 
 
+def test_two_factors_shrink_a_set_to_what_a_range_needs() -> None:
+    """`tsw` then swaps single numbers and GELU's table; `tsq_pot` shifts and the factors that follow them."""
+    for method, channels in (("tsw", set()), ("tsq_pot", {"a_mul", "b_mul", "shifts"})):
+        graph = integer_graph(quantized(method, 8, 8, None), factored=True)
+        ranged = [v for name, v in graph.values.items() if v.kind == "range_const"]
+        long = {v.name.rsplit(".", 1)[1] for v in ranged if v.shape != (1,) and not v.name.endswith("gelu.table")}
+        assert long == channels
+        assert sum(v.dtype == "scalars" for v in ranged) == 2 * 8  # each linear of a block but kv_linear
+        assert not any(v.dtype == "record" for v in ranged)
+
+
 def test_a_smoothing_costs_no_operation_where_a_producer_takes_it_in() -> None:
     plain, smoothed = (integer_graph(quantized(method, 8, 8, None)) for method in ("cw_tw", "asq"))
     extra = [op.layer for op in smoothed.step]
@@ -117,7 +133,7 @@ def test_other_bits_of_a_layer_class_are_compiled() -> None:
     ("case", "section", "change", "message"),
     [
         (("dynamic", 8, 8, None), "vector_unit", {"runtime_quantization": False}, "quantizes its input at run time"),
-        (("dynamic", 8, 8, None), "mac_array", {"factored_requant": False}, "has a factor for each row"),
+        (("dynamic", 8, 8, None), "mac_array", {"factored_requant": False}, "is requantized in two factors"),
         (("tsq_pot", 8, 8, None), "mac_array", {"input_shift": False}, "shifts input channels"),
         (("tsq_pot", 8, 16, 2), "mac_array", {}, "shifts inputs of 16 bits; the array shifts at most 8"),
         (("asq", 4, 4, 2), "mac_array", {"narrowest_activation_bits": 6}, "has 4-bit inputs"),

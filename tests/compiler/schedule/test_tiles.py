@@ -119,19 +119,29 @@ def linears(draw: st.DrawFn) -> tuple[Graph, Inputs]:
 
 
 @st.composite
-def dynamic_linears(draw: st.DrawFn) -> tuple[Graph, Inputs]:
+def two_factor_linears(draw: st.DrawFn) -> tuple[Graph, Inputs]:
+    """Linears requantized in two factors: per channel, and per row at run time or per layer."""
     rows, k, n = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 60))
     rng, bits = np.random.default_rng(draw(st.integers(0, 1000))), draw(st.sampled_from([4, 6, 8]))
+    at_run_time = draw(st.booleans())
+    dtype = "i16" if at_run_time else draw(st.sampled_from(["u8", "i16"]))
     build = Builder()
     build.phase = "step"
-    build.add(Value("x", (rows, k), "i16", "input"))
-    build.linear_dynamic(
-        "layer", "x", rng.integers(0, 1 << bits, (n, k), np.uint8), Value("out", (rows, n), "i16"),
-        bits=draw(st.sampled_from([4, 6, 8])), row=(int(rng.integers(2**30, 2**31)), int(rng.integers(40, 50))),
-        multiplier=rng.integers(1, 2**15, n), shift=rng.integers(2, 16, n), bias=rng.integers(-(2**27), 2**27, n),
-        weight_zp=rng.integers(0, 1 << bits, n), weight_bits=bits, fraction_bits=draw(st.integers(1, 15)),
-    )  # fmt: skip
-    return one_step(build, ("out",), 1, 1, rows), {"x": integers(rng, "i16", (rows, k))}
+    build.add(Value("x", (rows, k), dtype, "input"))
+    weight, out = rng.integers(0, 1 << bits, (n, k), np.uint8), Value("out", (rows, n), "i16")
+    records = {
+        "multiplier": rng.integers(1, 2**15, n), "shift": rng.integers(2, 16, n), "weight_bits": bits,
+        "bias": rng.integers(-(2**27), 2**27, n), "weight_zp": rng.integers(0, 1 << bits, n),
+        "fraction_bits": draw(st.integers(1, 15)),
+    }  # fmt: skip
+    if at_run_time:
+        row = int(rng.integers(2**30, 2**31)), int(rng.integers(40, 50))
+        build.linear_dynamic("layer", "x", weight, out, bits=draw(st.sampled_from([4, 6, 8])), row=row, **records)
+    else:
+        x_shift = rng.integers(0, 4, k) if dtype == "u8" and draw(st.booleans()) else 0
+        scale, x_zp = (rng.integers(1, 2**15, 1), rng.integers(1, 30, 1)), rng.integers(0, 256, 1)
+        build.linear_factored("layer", "x", weight, out, scale=scale, x_zp=x_zp, x_shift=x_shift, **records)
+    return one_step(build, ("out",), 1, 1, rows), {"x": integers(rng, dtype, (rows, k))}
 
 
 @given(
@@ -147,8 +157,8 @@ def test_linear(
     assert_equal_or_refused(graph, machine, inputs)
 
 
-@given(case=dynamic_linears(), sram_words=st.integers(64, 512))
-def test_linear_with_run_time_quantization(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
+@given(case=two_factor_linears(), sram_words=st.integers(64, 512))
+def test_linear_in_two_factors(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
     graph, inputs = case
     able = {"sram": {"capacity_bytes": 16 * sram_words}, "vector_unit": {"runtime_quantization": True}}
     assert_equal_or_refused(graph, machine_like(tiny_machine, **able), inputs)
