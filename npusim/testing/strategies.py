@@ -316,9 +316,13 @@ def _records(draw: st.DrawFn, state: MachineState, count: int) -> Any:
     width = draw(st.sampled_from([4, 23, 40, 47]))
     bias = _random(draw, -(1 << width), 1 << width, count)
     records["bias_low"], records["bias_high"] = bias & 0xFFFF_FFFF, bias >> 32
-    records["zero_point"] = _random(draw, -128, 128, count)
+    records["zero_point"] = _weight_zeros(draw, state, count)
     records["multiplier"], records["shift"] = _scales(draw, count, bits)
     return records
+
+
+def _weight_zeros(draw: st.DrawFn, state: MachineState, count: int) -> Any:
+    return _random(draw, -128, 128, count) * state.machine.mac_array.row_sum_column
 
 
 def _scales(draw: st.DrawFn, count: int, bits: int) -> tuple[Any, Any]:
@@ -411,7 +415,7 @@ def _requantizers(draw: st.DrawFn, state: MachineState, mode: str, a_kind: str, 
         return {"rq_addr": address}
     channels, count = np.zeros(n, FACTORED), 1 if mode == "factored" else rows
     channels["bias"] = _random(draw, *draw(st.sampled_from([(-9, 9), (-(1 << 31), 1 << 31)])), n)
-    channels["zero_point"] = _random(draw, -128, 128, n)
+    channels["zero_point"] = _weight_zeros(draw, state, n)
     channels["multiplier"], channels["shift"] = _scales(draw, n, 16)
     scalars = np.zeros(count, SCALARS)
     scalars["multiplier"], scalars["shift"] = _scales(draw, count, 16)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npusim import reference
+from npusim import engine, reference
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.encoding import NO_ADDRESS, Decoded, Region, row_bytes
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import RECORD, ROW_RECORD, SCALARS
+from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS
 from npusim.memory import MEMORIES, MachineState
 from tests.npusim import scalar_model
 from tests.npusim.strategies import (
@@ -302,6 +302,26 @@ def test_an_undefined_requantization_record_stops_the_run(name: str, value: int,
     ins = make("matmul", b_dtype="i8", m=1, k=1, n=1, batch0=1, batch1=1, rq_addr=24)
     with pytest.raises(ValueError, match=rf"record at 0x18 is undefined: .*{rule}"):
         reference.execute(state, [ins])
+
+
+@pytest.mark.parametrize("executor", [reference, engine])
+@pytest.mark.parametrize("mode", ["tensor", "channel", "factored", "factored_row"])
+def test_a_weight_zero_point_without_a_column_of_row_sums_stops_the_run(mode: str, executor: Any) -> None:
+    fields = {"b_dtype": "i8", "m": 1, "k": 1, "n": 2, "batch0": 1, "batch1": 1, "out_addr": 64, "rq_addr": 24}
+    fields |= {"rq_mode": mode, "fraction_bits": 1, "scalars_addr": 128}
+    ins, kind = make("matmul", **fields), FACTORED if mode.startswith("factored") else RECORD
+    for column in (True, False):
+        state = blank(row_sum_column=column)
+        records, scalars = state.vector("param", 24, kind, 2), np.array((0, 1, 1), SCALARS)
+        state.vector("param", 128, SCALARS, 1)[:] = state.vector("sram", 128, SCALARS, 1)[:] = scalars
+        records["multiplier"], records["shift"], records["zero_point"] = 1, 1, [0 if mode != "tensor" else 5, -1]
+        if column:
+            executor.execute(state, [ins])
+            continue
+        with pytest.raises(ValueError, match="record at 0x18 is undefined: weight zero point 0 without mac_array.row_"):
+            executor.execute(state, [ins])
+        records["zero_point"] = 0
+        executor.execute(state, [ins])
 
 
 def test_missing_statistics_and_sums_stop_the_run() -> None:
