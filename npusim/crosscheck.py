@@ -16,7 +16,7 @@ from npusim import engine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
-from npusim.memory import MEMORIES, MachineState
+from npusim.memory import ACCUMULATORS, MachineState
 from npusim.operands import accesses
 from npusim.orders import token_legal_order
 from npusim.program import Program, input_buffers
@@ -135,13 +135,12 @@ def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify)
             order = token_legal_order(code, np.random.default_rng([seed, number]))
             state = start.copy()
             _execute(program, state, part, code, order)
-            for memory in MEMORIES:
-                left, right = getattr(expected, memory), getattr(state, memory)
-                if not np.array_equal(left, right):
-                    byte = int(np.flatnonzero(left != right)[0])
-                    values = f"is {left[byte]} in program order, {right[byte]} in random order {number}"
-                    writers = _writers(program, part, code, order, memory, byte)
-                    return f"{part}: {memory} byte {byte} (u8) {values}; {writers}"
+            if place := expected.difference(state):
+                memory, byte = place
+                left, right = (each.contents(memory)[byte] for each in (expected, state))
+                values = f"is {left} in program order, {right} in random order {number}"
+                writers = _writers(program, code, order, memory, byte)
+                return f"{part}: {memory} byte {byte} (u8) {values}; {writers}"
         start = expected
     return None
 
@@ -155,15 +154,18 @@ def _execute(program: Program, state: MachineState, part: str, code: list[Decode
             raise UserError(f"{part}, instruction {index} ({code[index].op}, layer {layer}): {error}") from None
 
 
-def _writers(program: Program, part: str, code: list[Decoded], order: list[int], memory: str, byte: int) -> str:
+def _writers(program: Program, code: list[Decoded], order: list[int], memory: str, byte: int) -> str:
     """Who wrote a byte last in each order."""
+
+    def writes(ins: Decoded) -> bool:
+        if memory == ACCUMULATORS:
+            return ins.op == "matmul"
+        regions = BY_MNEMONIC[ins.op].footprint(ins)[1]  # stores go through base 0 only
+        return any(region.memory == memory and region.start <= byte < region.end for region in regions)
+
     names = []
-    for title, indices in (("program order", range(len(code))), ("the random one", order)):
-        last = None
-        for index in indices:
-            for region in BY_MNEMONIC[code[index].op].footprint(code[index])[1]:
-                if region.memory == memory and region.start <= byte < region.end:  # stores go through base 0 only
-                    last = index
+    for title, indices in (("program order", list(range(len(code)))), ("the random one", order)):
+        last = next((index for index in reversed(indices) if writes(code[index])), None)
         if last is not None:
             names.append(f"{title} instruction {last} ({code[last].op}, layer {program.layers[code[last].layer]})")
     return "last written in " + ", in ".join(names) if names else "nobody writes it"

@@ -23,7 +23,7 @@ from npusim import engine, reference
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded
-from npusim.memory import MEMORIES, MachineState, Tallies
+from npusim.memory import ACCUMULATORS, MachineState, Tallies
 from npusim.program import Program, input_buffers
 
 PROLOGUE = "prologue"
@@ -35,7 +35,8 @@ Executor = Callable[[MachineState, Iterable[Decoded]], None]
 class Difference:
     """The first instruction after which engine and reference differ, and the first byte where they do.
 
-    part: "prologue" or "step <number>"; instruction: index in that part's code; byte: address in ``memory``; dtype:
+    part: "prologue" or "step <number>"; instruction: index in that part's code; byte: address in ``memory``, which may
+    be the "accumulators" (`MachineState.contents`); dtype:
     the element type that the instruction writes there ("u8" where it has none); engine, reference: the element's
     value in each.
     """
@@ -60,7 +61,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class BitExact:
-    """What was compared: every byte of DRAM, SRAM and parameter memory after the prologue and each step listed.
+    """What was compared: every byte of DRAM, SRAM and parameter memory, and held sums, after the prologue and each step.
 
     ``equal`` is None where nothing was compared. The comparison ends at the first difference.
     """
@@ -184,7 +185,7 @@ class Simulation:
             return
         expected = start.copy()
         self._run(expected, part, code, reference.execute)
-        if _differing(self.state, expected) is not None:
+        if self.state.difference(expected) is not None:
             self._difference = first_difference(start, part, code, self.program.layers)
 
     def _run(self, state: MachineState, part: str, code: list[Decoded], execute: Executor = engine.execute) -> None:
@@ -205,27 +206,20 @@ def first_difference(start: MachineState, part: str, code: list[Decoded], layers
     for index, ins in enumerate(code):
         engine.execute(fast, (ins,))
         reference.execute(slow, (ins,))
-        place = _differing(fast, slow)
+        place = fast.difference(slow)
         if place is not None:
             memory, byte = place
             dtype, address = _element(ins, memory, byte)
-            kind = np.dtype(DTYPES[dtype][0])
-            values = [int(state.vector(memory, address, kind, 1)[0]) for state in (fast, slow)]
+            kind = np.dtype(np.int64 if dtype == "i64" else DTYPES[dtype][0])
+            values = [int(state.contents(memory)[address:][: kind.itemsize].view(kind)[0]) for state in (fast, slow)]
             return Difference(part, index, ins.op, _layer(layers, ins), memory, address, dtype, *values)
     raise AssertionError(f"{part}: engine and reference differ when run at once, but not instruction by instruction")
 
 
-def _differing(a: MachineState, b: MachineState) -> tuple[str, int] | None:
-    """Memory and address of the first byte in which two states differ."""
-    for memory in MEMORIES:
-        left, right = getattr(a, memory), getattr(b, memory)
-        if not np.array_equal(left, right):
-            return memory, int(np.flatnonzero(left != right)[0])
-    return None
-
-
 def _element(ins: Decoded, memory: str, byte: int) -> tuple[str, int]:
     """Type and address of the element that holds ``byte``, as ``ins`` writes it."""
+    if memory == ACCUMULATORS:
+        return "i64", byte & ~7
     writes = BY_MNEMONIC[ins.op].footprint(ins)[1]
     if hasattr(ins, "out_dtype") and hasattr(ins, "out_addr") and writes[0].memory == memory:
         dtype = DTYPE_NAMES[ins.out_dtype]
