@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
-
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, HEADER, NO_ADDRESS, UNITS, Decoded, Region
+from npusim.isa.encoding import HEADER, NO_ADDRESS, UNITS, Decoded, Region
 from npusim.memory import MachineState
 from npusim.operands import Access, accesses
 from npusim.orders import tokens
@@ -159,7 +157,7 @@ class _Explanation:
         state.bases = program.bases(self.step)
         for ins in reversed(sources):
             BY_MNEMONIC[ins.op].execute(state, ins)
-        values = _values(state, access)
+        values = access.values(state).ravel()
         varies = any(r.base == 1 for ins in sources for r in BY_MNEMONIC[ins.op].footprint(ins)[0])
         when = f" of step {self.step}" if varies else ""
         more = f" (the first {SHOWN} of {values.size})" if values.size > SHOWN else ""
@@ -230,16 +228,6 @@ def _part_of(buffer: Buffer, access: Access) -> str:
     if 0 < run < pitch and column + run <= pitch:
         return f"{rows}, columns {column // size}..{(column + run) // size}"
     return rows
-
-
-def _values(state: MachineState, access: Access) -> NDArray[Any]:
-    """The operand's elements in order, flat."""
-    if not isinstance(access.dtype, str):
-        return state.window(access.memory, access.start, access.dtype, access.shape, access.strides).ravel()
-    if access.bits < 8:
-        number = DTYPE_NAMES.index(access.dtype)
-        return state.operand(access.memory, access.start, number, access.shape, access.strides[:-1]).values().ravel()
-    return state.window(access.memory, access.start, DTYPES[access.dtype][0], access.shape, access.strides).ravel()
 
 
 def _record(record: Any) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import DTYPE_NAMES, ELEMENT_BITS, NO_ADDRESS, Decoded, is_packed
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, NO_ADDRESS, Decoded, is_packed
 from npusim.memory import MachineState, Operand
 
 _MARK = 80
@@ -53,24 +53,19 @@ class Access:
         """The element type, or the fields of a record."""
         return self.dtype if isinstance(self.dtype, str) else f"record({', '.join(self.dtype.names or ())})"
 
-    def element(self, byte: int) -> tuple[int, ...] | None:
-        """Index of the element that holds a byte of the memory; the first one if several do, None if none does."""
-        rest, index = byte - self.start, []
-        loops = sorted(
-            ((stride, axis) for axis, stride in enumerate(self.strides) if stride and self.shape[axis] > 1),
-            reverse=True,
-        )
-        place = [0] * len(self.shape)
-        for stride, axis in loops:
-            place[axis] = min(rest // stride, self.shape[axis] - 1)
-            rest -= place[axis] * stride
-        index = place
-        if not self.shape or rest < 0:
-            return None
-        if isinstance(self.dtype, str) and self.bits < 8:
-            index[-1] = rest * 8 // self.bits
-            return tuple(index) if index[-1] < self.shape[-1] else None
-        return tuple(index) if rest * 8 < self.bits else None
+    def address(self, index: tuple[int, ...]) -> int:
+        """The byte that an element begins in."""
+        byte = self.start + sum(i * stride for i, stride in zip(index, self.strides, strict=True))
+        return byte + (index[-1] * self.bits // 8 if self.bits < 8 else 0)
+
+    def values(self, state: MachineState) -> NDArray[Any]:
+        """The elements in ``state``, of ``shape``."""
+        start = self.start + (state.bases[self.base] if self.memory == "dram" else 0)
+        if self.bits < 8:
+            number = DTYPE_NAMES.index(str(self.dtype))
+            return state.operand(self.memory, start, number, self.shape, self.strides[:-1]).values()
+        kind = DTYPES[self.dtype][0] if isinstance(self.dtype, str) else self.dtype
+        return state.window(self.memory, start, kind, self.shape, self.strides)
 
 
 def accesses(ins: Decoded, machine: Machine) -> list[Access]:
