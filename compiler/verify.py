@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from compiler.accesses import READ, WRITE, Accesses
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, broken_rules, decode
+from npusim.isa import BY_MNEMONIC, broken_rules
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 from npusim.program import Program, outside
@@ -28,11 +28,7 @@ class Fault(NamedTuple):
 
 def verify(program: Program) -> None:
     """Raise UserError naming part, instruction, layer and rule if the program is not legal."""
-    for part, code in program.code():
-        try:
-            instructions = decode(code)
-        except UserError as error:
-            raise UserError(f"{part}: {error}") from None
+    for part, instructions in program.decoded().items():
         # In this order: an address means nothing in an undefined instruction, an overlap nothing outside a memory.
         faults = (
             broken_rules(instructions, program.machine)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from npusim import engine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
 from npusim.memory import ACCUMULATORS, MachineState
 from npusim.orders import token_legal_order
@@ -92,7 +93,7 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
     Rows of a buffer have different magnitudes, from a few units to the type's range. A single i32 counts columns (how
     many keys of an attention are valid); it lies between 1 and the columns of the widest softmax.
     """
-    code = [ins for _, words in program.code() for ins in decode(words)]
+    code = list(chain(*program.decoded().values()))
     widest = max((ins.cols for ins in code if getattr(ins, "valid_addr", NO_ADDRESS) != NO_ADDRESS), default=1)
     inputs = {}
     for name in input_buffers(program, code):
@@ -111,7 +112,8 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
 def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify) -> str | None:
     """The first byte that another order changes, after the prologue and the first step."""
     program = first.program
-    parts = [(PROLOGUE, decode(program.prologue), [0, 0, 0]), ("step 0", decode(program.step), program.bases(0))]
+    prologue, step = program.decoded().values()
+    parts = [(PROLOGUE, prologue, [0, 0, 0]), ("step 0", step, program.bases(0))]
     start = first.state
     for part, code, bases in parts:
         start.bases = bases

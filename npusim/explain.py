@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC
 from npusim.isa.encoding import HEADER, NO_ADDRESS, UNITS, Decoded, Region
 from npusim.memory import MachineState
 from npusim.operands import Access, accesses
@@ -37,7 +37,7 @@ def explain(program: Program, index: int, part: str = "step", step: int = 0) -> 
 
     Raises UserError if there is no such instruction or step, or the code cannot be decoded.
     """
-    code = {name: decode(words) for name, words in program.code()}
+    code = program.decoded()
     if part not in code:
         raise UserError(f"part = {part!r}: allowed prologue, step")
     if not 0 <= index < len(code[part]):

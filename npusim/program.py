@@ -103,6 +103,16 @@ class Program:
         layer = (self.layers[ins.layer] or "(no name)") if ins.layer < len(self.layers) else f"number {ins.layer}"
         return f"instruction {index} ({ins.op}) of layer {layer}"
 
+    def decoded(self) -> dict[str, list[Decoded]]:
+        """The instructions of "prologue" and "step". Raises UserError as `npusim.isa.decode`, naming the part."""
+        found = {}
+        for part, code in self.code():
+            try:
+                found[part] = decode(code)
+            except UserError as error:
+                raise UserError(f"{part}: {error}") from None
+        return found
+
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         yield "prologue", self.prologue
         yield "step", self.step
@@ -245,8 +255,7 @@ def _validate(program: Program) -> None:
     if "noise" in program.buffers and program.buffers["noise"].bytes % program.steps:
         raise UserError(f"buffer noise does not hold one plane for each of {program.steps} steps")
     _check_overlaps(program, spans)
-    for part, code in program.code():
-        instructions = decode(code)
+    for part, instructions in program.decoded().items():
         for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
             raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
 

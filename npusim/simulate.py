@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from npusim import engine, reference
 from npusim.errors import UserError
-from npusim.isa import decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import ACCUMULATORS, MachineState, Tallies
 from npusim.operands import accesses
@@ -87,9 +86,8 @@ class Simulation:
         verify_prologue: the same for the prologue.
 
     Raises:
-        UserError: an input is missing, unknown, misshapen or of another type; an instruction reaches outside a
-        memory; an accumulator
-            overflows on a machine that traps.
+        UserError: an input is missing, unknown, misshapen or of another type; code cannot be decoded; an instruction
+            reaches outside a memory; an accumulator overflows on a machine that traps.
     """
 
     def __init__(
@@ -104,7 +102,7 @@ class Simulation:
         if outside:
             raise UserError(f"verify: step {outside[0]} does not exist; allowed 0..{program.steps - 1}")
         self._verify, self._verify_prologue = frozenset(verify), verify_prologue
-        self._code = {name: decode(code) for name, code in program.code()}
+        self._code = program.decoded()
         self.state = MachineState(program.machine, program.dram_bytes)
         self.state.dram[: program.constants.size] = program.constants
         sets = program.sets.reshape(-1)

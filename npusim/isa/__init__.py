@@ -29,9 +29,13 @@ BY_MNEMONIC: dict[str, Instruction] = {spec.mnemonic: spec for spec in ALL}
 
 
 def decode(code: NDArray[np.uint32]) -> list[Decoded]:
-    """Decode (count, 32) instruction words. Raises UserError naming the index of a bad instruction."""
+    """Decode (count, 32) instruction words of one part of a program.
+
+    Raises UserError naming the index of an instruction that is none or that stands behind HALT.
+    """
     if code.ndim != 2 or code.shape[1] != WORDS:
         raise UserError(f"code has shape {code.shape}; allowed: (count, {WORDS})")
+    check_halt(code)
     out = []
     for index, words in enumerate(code.tolist()):
         try:
@@ -41,14 +45,17 @@ def decode(code: NDArray[np.uint32]) -> list[Decoded]:
     return out
 
 
+def check_halt(code: NDArray[np.uint32]) -> None:
+    """Raise UserError where an instruction stands behind HALT, so that no executor has to say what it does."""
+    halts = np.flatnonzero((code[:-1, 0] & 0xFF) == HALT.opcode)
+    if halts.size:
+        raise UserError(f"instruction {halts[0] + 1} stands behind halt, where nothing runs")
+
+
 def broken_rules(instructions: Iterable[Decoded], machine: object) -> list[tuple[int, str]]:
     """Rules that make an instruction undefined, each with its instruction's index; empty for legal code."""
     found: list[tuple[int, str]] = []
-    halted = False
     for index, ins in enumerate(instructions):
-        if halted:
-            return [*found, (index, "stands behind halt, where nothing runs")]
-        halted = ins.op == HALT.mnemonic
         spec = BY_MNEMONIC[ins.op]
         rules = spec.check(ins, machine)
         if UNITS[ins.unit] not in spec.units:

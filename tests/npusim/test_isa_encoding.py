@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compiler.verify import verify
+from npusim import engine, reference
 from npusim.config import Machine
 from npusim.errors import UserError
+from npusim.explain import explain
 from npusim.isa import ALL, BY_MNEMONIC, BY_OPCODE, decode, violations
+from npusim.isa.assembly import assemble
 from npusim.isa.encoding import HEADER, NO_ADDRESS, WORDS, Field, Instruction, decode_row, encode
+from npusim.memory import MachineState
+from npusim.program import Program
+from npusim.simulate import Simulation
+from npusim.timing import time_program
 from tests.npusim.strategies import PARAM, any_fields, machine, make, small_program
 
 SPECS = st.sampled_from(ALL)
@@ -200,8 +210,17 @@ def test_runtime_quantization_and_banks_are_for_machines_that_declare_them(tiny_
 
 
 def test_nothing_stands_behind_halt() -> None:
-    found = violations([make("halt"), make("barrier")], machine())
-    assert found == ["instruction 1 (barrier): stands behind halt, where nothing runs"]
+    """Whoever runs, times, checks or shows code refuses the same."""
+    program = small_program(lambda v: v.update(step=assemble("halt\nbarrier\n")))
+    state, rule = MachineState(program.machine, program.dram_bytes), "instruction 1 stands behind halt, where nothing"
+    users: list[Callable[[Any], Any]] = [decode, partial(reference.run, state), partial(engine.run, state)]
+    for user in users:
+        with pytest.raises(UserError, match=f"^{rule}"):
+            user(program.step)
+    users = [Program.decoded, lambda p: Simulation(p, {}), time_program, lambda p: explain(p, 0), verify]
+    for whole in users:
+        with pytest.raises(UserError, match=f"^step: {rule}"):
+            whole(program)
 
 
 @pytest.mark.parametrize(("op", "values", "message"), UNDEFINED, ids=[f"{op} {text}" for op, _, text in UNDEFINED])

@@ -305,9 +305,9 @@ def test_words_that_are_no_instruction(path: Path) -> None:
         )
 
     save_program(small_program(edit), path)
-    assert refused(path).startswith("instruction 1: opcode 255 is not an instruction")
+    assert refused(path).startswith("prologue: instruction 1: opcode 255 is not an instruction")
     save_program(small_program(lambda v: v.update(step=np.zeros((4, 31), np.uint32))), path)
-    assert refused(path) == "code has shape (4, 31); allowed: (count, 32)"
+    assert refused(path) == "step: code has shape (4, 31); allowed: (count, 32)"
 
 
 def test_a_buffer_of_absurd_shape_has_its_true_size() -> None:
