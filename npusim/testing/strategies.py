@@ -95,6 +95,13 @@ def _address(draw: st.DrawFn, size: int, capacity: int) -> int:
     return draw(st.integers(0, capacity - size))
 
 
+def _beside(draw: st.DrawFn, rows: int, out: dict[str, int], row_bytes: int, size: int, capacity: int) -> int:
+    """An address for a second result of ``size`` bytes before or behind the first one, the window ``out``."""
+    before, end = out["out_addr"] - size, out["out_addr"] + (rows - 1) * out["out_row"] + row_bytes
+    places = [(0, before), (end, capacity - size)]
+    return draw(st.one_of([st.integers(low, high) for low, high in places if low <= high]))
+
+
 def _window(
     draw: st.DrawFn, state: MachineState, name: str, dtype: str, batch: int, rows: int, cols: int
 ) -> dict[str, int]:
@@ -275,7 +282,7 @@ def runtime_quantizations(draw: st.DrawFn, on: Machine) -> Case:
     a, out = _window(draw, state, "a", "i16", 1, rows, cols), _window(draw, state, "out", kind, 1, rows, cols)
     values = {"a_addr": a["a_addr"], "a_row": a["a_row"], "out_addr": out["out_addr"], "out_row": out["out_row"]}
     values |= {"multiplier": draw(st.integers(2**30, 2**31 - 1)), "shift": draw(st.integers(34, 62))}
-    at = draw(st.integers(0, state.sram.size - SCALARS.itemsize * rows))
+    at = _beside(draw, rows, out, size_of(kind, cols), SCALARS.itemsize * rows, state.sram.size)
     return _case(state, make("rtquant", rows=rows, cols=cols, scalars_addr=at, out_dtype=kind, **values))
 
 
@@ -292,7 +299,8 @@ def exponentials(draw: st.DrawFn, on: Machine) -> Case:
         state,
         make(
             "smexp", a_addr=a["a_addr"], a_row=a["a_row"], out_addr=out["out_addr"], out_row=out["out_row"], rows=rows,
-            cols=cols, sum_addr=draw(st.integers(0, state.sram.size - 4 * rows)), valid_addr=at, out_dtype=kind,
+            cols=cols, sum_addr=_beside(draw, rows, out, size_of(kind, cols), 4 * rows, state.sram.size),
+            valid_addr=at, out_dtype=kind,
             fraction_bits=draw(st.integers(0, 16)), p_bits=draw(st.integers(8, MAX_P_BITS[kind])),
         ),
     )  # fmt: skip

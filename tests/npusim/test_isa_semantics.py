@@ -131,9 +131,6 @@ def test_exponentials_and_their_sums(case: Case) -> None:
         [scalar_model.number(state.sram, ins.a_addr + r * ins.a_row + 2 * c, 2) for c in range(valid)]
         for r in range(ins.rows)
     ]
-    out_end = ins.out_addr + (ins.rows - 1) * ins.out_row + row_bytes(ins.out_dtype, ins.cols)
-    if ins.sum_addr < out_end and ins.out_addr < ins.sum_addr + 4 * ins.rows:
-        return  # the sums overwrite probabilities; only the executors' agreement is tested then
     reference.execute(state, [ins])
     for r, row in enumerate(logits):
         p = [scalar_model.number(state.sram, ins.out_addr + r * ins.out_row, ins.out_dtype, c) for c in range(ins.cols)]
@@ -163,9 +160,6 @@ def test_runtime_quantization_follows_equation_1(case: Case) -> None:
         for r in range(ins.rows)
     ]
     top = {0: 255, 4: 15, 6: 63}[ins.out_dtype]
-    out_end = ins.out_addr + (ins.rows - 1) * ins.out_row + row_bytes(ins.out_dtype, ins.cols)
-    if ins.scalars_addr < out_end and ins.out_addr < ins.scalars_addr + 8 * ins.rows:
-        return  # the records overwrite results; only the executors' agreement is tested then
     reference.execute(state, [ins])
     records = state.vector("sram", ins.scalars_addr, SCALARS, ins.rows)
     for r, (row, (zero_point, multiplier, shift)) in enumerate(zip(rows, records, strict=True)):
