@@ -27,7 +27,7 @@ from npusim.isa import BY_MNEMONIC, broken_rules, decode
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
 FORMAT_VERSION = 2
-MAX_STEPS, MAX_DRAM_BYTES = 10_000, 1 << 40
+MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
 TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8}
 
 
@@ -217,6 +217,8 @@ def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
     for name, (address, dtype, shape) in fields.pop("buffers").items():
         if dtype not in DTYPES:
             raise UserError(f"buffer {name}: element type {dtype!r}; allowed: {', '.join(DTYPES)}")
+        if not 1 <= len(shape) <= MAX_RANK:
+            raise UserError(f"buffer {name}: {len(shape)} sizes; allowed 1..{MAX_RANK}")
         sizes = tuple(_whole(f"buffer {name}: size", size) for size in shape)
         buffers[name] = Buffer(_whole(f"buffer {name}: address", address), dtype, sizes)
     host = {name: _whole(f"host.{name}", value, low=-MAX_DRAM_BYTES) for name, value in fields.pop("host").items()}
