@@ -212,7 +212,9 @@ def asm(
 @app.command(epilog="Example: npusim verify runs/demo/program.npu --orders 5, or npusim verify runs/demo --tosa")
 def verify(
     source: Annotated[Path, typer.Argument(help="Program file; with --tosa a run folder, or a quantized model.")],
-    steps: Annotated[int | None, typer.Option(help="Steps to run on both executors (1); 0: legality only.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps on both executors behind the prologue (1); 0 alone: legality.")
+    ] = None,
     orders: Annotated[int | None, typer.Option(help="Random orders that the tokens allow, on the engine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random inputs and orders.")] = None,
     tosa: Annotated[bool, typer.Option("--tosa", help="Compare with Arm's TOSA reference model, bit for bit.")] = False,

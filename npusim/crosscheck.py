@@ -61,7 +61,7 @@ def crosscheck(
 
     Args:
         program: a legal program (see `compiler.verify.verify`).
-        steps: 1 to ``program.steps``.
+        steps: 0 to ``program.steps``; with 0 the executors are compared behind the prologue only.
         orders: random orders that the tokens allow, each of the prologue and the first step, on the engine.
         seed: of the inputs and the orders.
         inputs: contents of the program's input buffers; random ones (`random_inputs`) if absent.
@@ -70,10 +70,11 @@ def crosscheck(
     Raises:
         UserError: an argument is out of range, an input does not fit, or an instruction meets undefined contents.
     """
-    if not 1 <= steps <= program.steps:
-        raise UserError(f"steps = {steps}: the program has {program.steps}; allowed 1..{program.steps}")
-    if orders < 0:
-        raise UserError(f"orders = {orders}: allowed: at least 0")
+    if not 0 <= steps <= program.steps:
+        raise UserError(f"steps = {steps}: the program has {program.steps}; allowed 0..{program.steps}")
+    for name, value in (("orders", orders), ("seed", seed)):
+        if value < 0:
+            raise UserError(f"{name} = {value}: allowed: at least 0")
     inputs = random_inputs(program, seed) if inputs is None else inputs
     simulation = Simulation(program, inputs, range(steps), verify_prologue=True)
     first = simulation.twin()

@@ -392,6 +392,11 @@ def test_verify_runs_executors_and_orders(capsys, small):
         "engine = reference in every byte, prologue and 2 steps",
         "3 random orders give the same bytes, prologue and 1 step",
     ]
+    assert main(["verify", str(small), "--steps", "0", "--orders", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "engine = reference in every byte, prologue and 0 steps",
+        "3 random orders give the same bytes, prologue and 1 step",
+    ]
     assert main(["verify", str(small), "--steps", "0"]) == 0
     assert capsys.readouterr().out == f"{small}: legal, 1 + 6 instructions\n"
 
@@ -413,7 +418,8 @@ def test_verify_ends_with_1_where_the_executors_differ(capsys, small, monkeypatc
 
 def test_requests_about_a_program_that_are_refused(capsys, tmp_path, small):
     for arguments, message in (
-        (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 1..2"),
+        (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 0..2"),
+        (("verify", small, "--seed", "-1"), "small.npu: seed = -1: allowed: at least 0"),
         (("verify", small, "--orders", "-1"), "small.npu: orders = -1: allowed: at least 0"),
         (("verify", small, "--tosa", "--seed", "1"), "--steps, --orders and --seed are allowed without --tosa only"),
         (("verify", small, "--block", "1"), "--hw, --block and --attention-bits are allowed with --tosa only"),

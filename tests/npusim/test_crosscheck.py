@@ -145,11 +145,16 @@ def test_random_inputs_fit_their_buffers_and_differ(program: Program) -> None:
 
 
 @pytest.mark.parametrize(("steps", "orders", "message"), [
-    (0, 0, r"steps = 0: the program has 1; allowed 1\.\.1"), (2, 0, "steps = 2"), (1, -1, "orders = -1"),
+    (-1, 0, r"steps = -1: the program has 1; allowed 0\.\.1"), (2, 0, "steps = 2"), (1, -1, "orders = -1"),
 ])  # fmt: skip
 def test_bad_requests(program: Program, steps: int, orders: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         crosscheck(program, steps, orders)
+
+
+def test_a_negative_seed_is_refused(program: Program) -> None:
+    with pytest.raises(UserError, match=r"^seed = -1: allowed: at least 0$"):
+        crosscheck(program, seed=-1)
 
 
 def test_a_fault_in_another_order_names_its_instruction(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
