@@ -356,8 +356,7 @@ def _fits_accumulators(ins: Decoded, machine: Any) -> bool:
 
 
 def _factored_exists(ins: Decoded, machine: Any) -> bool:
-    array = machine.mac_array
-    return not is_factored(ins) or bool(array.factored_requant and array.requant_rounding == "single")
+    return not is_factored(ins) or bool(machine.mac_array.factored_requant)
 
 
 RULES = (
@@ -377,7 +376,7 @@ RULES = (
     ),
     Rule(
         ("rq_mode",),
-        "factored modes with mac_array.factored_requant and single rounding",
+        "factored modes with mac_array.factored_requant",
         _factored_exists,
     ),
     Rule(

@@ -389,8 +389,7 @@ def operand_modes(on: Machine) -> list[tuple[str, str]]:
 
 
 def _rq_modes(on: Machine) -> list[str]:
-    factored = on.mac_array.factored_requant and on.mac_array.requant_rounding == "single"
-    return [mode for mode in RQ_MODES if factored or not mode.startswith("factored")]
+    return [mode for mode in RQ_MODES if on.mac_array.factored_requant or not mode.startswith("factored")]
 
 
 def _stationary(

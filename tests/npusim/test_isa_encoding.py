@@ -191,11 +191,6 @@ OTHER_MACHINES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("matmul", {**PRODUCT, "b_dtype": "i6"}, {"narrowest_weight_bits": 8}, "a_dtype = u8, b_dtype = i6"),
     ("matmul", {**PRODUCT, "shifted": 1}, {"input_shift": False}, "1 with mac_array.input_shift"),
     ("matmul", FACTORED, {"factored_requant": False}, "factored modes with mac_array.factored_requant"),
-    (
-        "matmul", FACTORED,
-        {"acc_bits": 32, "requant_multiplier_bits": 32, "requant_rounding": "double"},
-        "factored modes with mac_array.factored_requant and single rounding",
-    ),
     ("matmul", {**PRODUCT, "m": 9, "acc_hold": 1}, {"dataflow": "output_stationary"}, "m = 9, n = 1"),
 ]  # fmt: skip
 
