@@ -25,7 +25,7 @@ from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
 from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
-from npusim.program import load_program, save_program, write_atomically
+from npusim.program import bare_program, load_program, save_program, write_atomically
 
 app = typer.Typer(
     add_completion=False,
@@ -193,19 +193,33 @@ def disasm(
         typer.echo(f"# {name}: {len(code)} instructions\n{disassemble(code)}", nl=False)
 
 
-@app.command(epilog="Example: npusim asm step.s -o step.bin")
+@app.command(epilog="Example: npusim asm step.s --hw hwconfigs/tiny_8x8.yaml -o step.npu")
 def asm(
     file: Annotated[Path, typer.Argument(help="Assembler text.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File of instruction words, 128 little-endian bytes each.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    hw: Annotated[Path | None, typer.Option(help="Machine file: write a program for it, which verify takes.")] = None,
 ) -> None:
-    """Assemble text to instruction words (npusim.isa.assembly.assemble)."""
+    """Assemble text to instruction words, 128 little-endian bytes each (npusim.isa.assembly.assemble).
+
+    With --hw, check each instruction against the machine and write a program of one step that runs the text's code;
+    the DRAM that it reaches is its only buffer (npusim.program.bare_program).
+    """
+    from npusim.config import load_machine
+
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a readable text file ({error})") from None
-    code = assemble(text, str(file))
-    with _writing(out):
-        write_atomically(out, code.astype("<u4").tobytes())
+    machine = None if hw is None else load_machine(hw)
+    code = assemble(text, str(file), machine)
+    if machine is None:
+        with _writing(out):
+            write_atomically(out, code.astype("<u4").tobytes())
+    else:
+        with _naming(file):
+            program = bare_program(code, machine)
+        with _writing(out):
+            save_program(program, out)
     typer.echo(f"{out}: {len(code)} instructions")
 
 

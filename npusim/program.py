@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, broken_rules, decode
+from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
 FORMAT_VERSION = 2
@@ -104,11 +104,15 @@ class Program:
         return f"instruction {index} ({ins.op}) of layer {layer}"
 
     def decoded(self) -> dict[str, list[Decoded]]:
-        """The instructions of "prologue" and "step". Raises UserError as `npusim.isa.decode`, naming the part."""
+        """The instructions of "prologue" and "step".
+
+        Raises UserError, naming the part, for what cannot be decoded or stands behind HALT.
+        """
         found = {}
         for part, code in self.code():
             try:
                 found[part] = decode(code)
+                check_halt(code)
             except UserError as error:
                 raise UserError(f"{part}: {error}") from None
         return found
@@ -278,6 +282,22 @@ def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None
             if start < limit:
                 raise UserError(f"{name} at bytes {start}..{end} overlaps {other} at bytes {before}..{limit}")
         owners[start, end] = name
+
+
+def bare_program(code: NDArray[np.uint32], machine: Machine) -> Program:
+    """A program of one step that runs ``code`` (count, 32), without prologue, constants and parameter sets.
+
+    The DRAM that the code reaches is one buffer of bytes, "dram". Raises UserError for code that is not legal.
+    """
+    instructions = decode(code)
+    regions = [r for ins in instructions for rs in BY_MNEMONIC[ins.op].footprint(ins) for r in rs if r.memory == "dram"]
+    reach = max((region.end for region in regions if region.base == 0), default=0)
+    buffers = {"dram": Buffer(0, "u8", (reach,))} if reach else {}
+    layers = ("",) * (1 + max((ins.layer for ins in instructions), default=0))
+    none, sets = np.zeros(0, np.uint8), np.zeros((1, 0), np.uint8)
+    program = Program(machine, code[:0], code, none, sets, 0, max(reach, 1), buffers, layers, {})
+    _validate(program)
+    return program
 
 
 def input_buffers(program: Program, code: Iterable[Decoded]) -> list[str]:

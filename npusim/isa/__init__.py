@@ -29,13 +29,9 @@ BY_MNEMONIC: dict[str, Instruction] = {spec.mnemonic: spec for spec in ALL}
 
 
 def decode(code: NDArray[np.uint32]) -> list[Decoded]:
-    """Decode (count, 32) instruction words of one part of a program.
-
-    Raises UserError naming the index of an instruction that is none or that stands behind HALT.
-    """
+    """Decode (count, 32) instruction words. Raises UserError naming the index of a bad instruction."""
     if code.ndim != 2 or code.shape[1] != WORDS:
         raise UserError(f"code has shape {code.shape}; allowed: (count, {WORDS})")
-    check_halt(code)
     out = []
     for index, words in enumerate(code.tolist()):
         try:
@@ -46,7 +42,7 @@ def decode(code: NDArray[np.uint32]) -> list[Decoded]:
 
 
 def check_halt(code: NDArray[np.uint32]) -> None:
-    """Raise UserError where an instruction stands behind HALT, so that no executor has to say what it does."""
+    """Raise UserError where an instruction stands behind HALT. Whoever runs, times or checks a part calls this."""
     halts = np.flatnonzero((code[:-1, 0] & 0xFF) == HALT.opcode)
     if halts.size:
         raise UserError(f"instruction {halts[0] + 1} stands behind halt, where nothing runs")

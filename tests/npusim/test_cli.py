@@ -256,6 +256,17 @@ def test_bad_files_for_the_other_commands(capsys, tmp_path, machine_file):
     assert "cannot be read" in refused(capsys, tmp_path, "disasm", tmp_path / "none.bin")
     command = ("compile", tmp_path / "odd.bin", "--hw", machine_file, "-o", tmp_path / "p.npu")
     assert "odd.bin" in refused(capsys, tmp_path, *command)
+    for line, message in (
+        ("barrier unit=load", "bad.s:1: barrier: unit = load: allowed vector"),
+        (
+            "load row_bytes=1 rows=1 planes=1 local_addr=65536",
+            "bad.s: step: instruction 0 (load) of layer (no name): ",
+        ),
+        ("load row_bytes=1 rows=1 planes=1 base=1", "dram bytes 0..1 lie outside its 0 bytes"),
+        ("load row_bytes=1 rows=1 planes=1 dram_addr=0xffffffffff", "needs 1099511627776 bytes of DRAM; the machine's"),
+    ):
+        source.write_text(line)
+        assert message in refused(capsys, tmp_path, "asm", source, "--hw", machine_file, "-o", tmp_path / "x.npu")
     source.write_text("barrier unit=load\n")
     assert "cannot be written" in refused(capsys, tmp_path, "asm", source, "-o", source / "x.bin")
 

@@ -217,7 +217,7 @@ def test_nothing_stands_behind_halt() -> None:
     """Whoever runs, times, checks or shows code refuses the same."""
     program = small_program(lambda v: v.update(step=assemble("halt\nbarrier\n")))
     state, rule = MachineState(program.machine, program.dram_bytes), "instruction 1 stands behind halt, where nothing"
-    users: list[Callable[[Any], Any]] = [decode, partial(reference.run, state), partial(engine.run, state)]
+    users: list[Callable[[Any], Any]] = [partial(reference.run, state), partial(engine.run, state)]
     for user in users:
         with pytest.raises(UserError, match=f"^{rule}"):
             user(program.step)
