@@ -120,6 +120,13 @@ def test_disassembly_assembles_to_the_same_words(capsys, tmp_path, tiny):
     capsys.readouterr()
     assert main(["disasm", str(words)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == text.read_text().splitlines()[1:]
+    # What a file is, its content says.
+    words.rename(tmp_path / "step.npu")
+    program = program.rename(tmp_path / "program")
+    assert main(["disasm", str(tmp_path / "step.npu")]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == text.read_text().splitlines()[1:]
+    message = refused(capsys, tmp_path, "disasm", tmp_path / "step.npu", "--part", "step")
+    assert "step.npu: instruction words have no parts; allowed: --part with a program file only" in message
     assert main(["disasm", str(program)]) == 0
     assert re.findall(r"^# (\w+): (\d+)", capsys.readouterr().out, re.M) == [
         ("prologue", str(len(tiny.program.prologue))),
@@ -253,7 +260,7 @@ def test_bad_files_for_the_other_commands(capsys, tmp_path, machine_file):
     assert "not a readable text file" in refused(capsys, tmp_path, "asm", source, "-o", tmp_path / "x.bin")
     (tmp_path / "odd.bin").write_bytes(bytes(100))
     assert "100 bytes; allowed" in refused(capsys, tmp_path, "disasm", tmp_path / "odd.bin")
-    assert "cannot be read" in refused(capsys, tmp_path, "disasm", tmp_path / "none.bin")
+    assert "no such program file" in refused(capsys, tmp_path, "disasm", tmp_path / "none.bin")
     command = ("compile", tmp_path / "odd.bin", "--hw", machine_file, "-o", tmp_path / "p.npu")
     assert "odd.bin" in refused(capsys, tmp_path, *command)
     for line, message in (
@@ -427,7 +434,7 @@ def test_verify_ends_with_1_where_the_executors_differ(capsys, small, monkeypatc
     )
 
 
-def test_requests_about_a_program_that_are_refused(capsys, tmp_path, small):
+def test_requests_about_a_program_that_are_refused(capsys, tmp_path, machine_file, small):
     for arguments, message in (
         (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 0..2"),
         (("verify", small, "--seed", "-1"), "small.npu: seed = -1: allowed: at least 0"),
@@ -435,6 +442,14 @@ def test_requests_about_a_program_that_are_refused(capsys, tmp_path, small):
         (("verify", small, "--tosa", "--seed", "1"), "--steps, --orders and --seed are allowed without --tosa only"),
         (("verify", small, "--block", "1"), "--hw, --block and --attention-bits are allowed with --tosa only"),
         (("explain", small, "6"), "small.npu: step has no instruction 6; allowed 0..5"),
+        (("explain", small, "-1"), "small.npu: step has no instruction -1; allowed 0..5"),
+        (("explain", small, "0", "--prat", "step"), "unexpected extra argument"),
+        (
+            ("compile", tmp_path, "--hw", machine_file, "-o", small),
+            "did you mean",
+        ),
+        (("disasm", tmp_path), f"{tmp_path}: is a folder; did you mean {tmp_path / 'program.npu'}?"),
+        (("asm", tmp_path, "-o", small), f"{tmp_path}: not a readable text file (Is a directory)"),
         (("explain", small, "0", "--part", "steps"), "small.npu: part = 'steps': allowed prologue, step"),
         (("explain", tmp_path / "none.npu", "0"), "none.npu: no such program file"),
     ):

@@ -151,12 +151,11 @@ def random_code(rng: np.random.Generator, length: int, density: float, final_bar
     barriers = number(rng, 0, 2)
     while len(code) < length:
         op, values = instruction(rng)
-        op = "barrier" if op == "halt" else op  # nothing may stand behind halt
         barriers -= op in JOINS
         if (op not in JOINS or barriers >= 0) and (ops is None or op in ops):
             code.append((op, values))
     if final_barrier:
-        code.append((pick(rng, "barrier", "halt"), {"unit": UNITS.index("vector")}))
+        code.append(("barrier", {"unit": UNITS.index("vector")}))
     add_tokens(rng, code, density)
     return np.stack([encode(BY_MNEMONIC[op], values) for op, values in code])
 

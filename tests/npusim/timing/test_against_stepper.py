@@ -66,7 +66,7 @@ def test_ledger_layers_and_bounds_of_random_programs(tiny_machine: Machine) -> N
 def test_costs_are_those_of_each_instruction_by_itself(tiny_machine: Machine) -> None:
     """Instructions that differ in address, layer or tokens only share a calculation; it must be right for each."""
     rng = np.random.default_rng(3)
-    first = random_code(rng, 300, 0.5, False)
+    first = random_code(rng, 300, 0.5, True)
     again = []
     for ins in decode(first):
         values = {name: value for name, value in vars(ins).items() if name not in ("op", "opcode")}
