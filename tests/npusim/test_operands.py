@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
 from npusim.memory import MachineState
 from npusim.operands import Access, accesses
@@ -52,6 +55,19 @@ def test_a_matmul_by_hand() -> None:
     assert rq.type_name == "record(bias_low, bias_high, zero_point, shift, multiplier)"
     assert (out.written, out.dtype, out.shape, out.strides) == (True, "i32", (1, 2, 3, 5), (0, 200, 64, 4))
     assert out.address((0, 1, 2, 3)) == 0x200 + 200 + 2 * 64 + 3 * 4
+
+
+def test_a_large_matmul_is_not_computed(edge_machine: Machine) -> None:
+    """19 GMAC, minutes on the reference; and its operands, of 26 MB, are not made up either."""
+    ins = make(
+        "matmul", m=4096, k=1152, n=4608, batch0=1, batch1=1, a_row=1152, b_k=1, b_n=1152, b_addr=1 << 23, b_dtype="i8",
+        out_addr=1 << 24, out_row=4608, rq_mode="channel",
+    )  # fmt: skip
+    start = time.perf_counter()
+    found = accesses(ins, edge_machine)
+    assert time.perf_counter() - start < 1
+    assert [access.name for access in found] == ["a", "b", "rq", "out"]
+    assert all(access.shape for access in found)
 
 
 def test_packed_elements_share_a_byte() -> None:
