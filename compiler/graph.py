@@ -9,28 +9,33 @@ and tests, no operation reads them. Operations carry every number they need as i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compiler.operations import ELEMENTS, faults
+from compiler.operations import ELEMENTS, HOST_TYPES, SHIFTS_PER_BYTE, faults
 from npusim.errors import UserError
-from npusim.isa.encoding import MAX_SHIFT
+from npusim.isa.encoding import DTYPES, ELEMENT_BITS, MAX_SHIFT
+from npusim.isa.matmul import FACTORED
 
 OUTPUT_BUFFERS = {"state.next": "state"}
 """The step's new state overwrites the old one: the next step reads it there."""
-BITS = {"u8": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "record": 96}
+BITS = {**ELEMENT_BITS, "i64": 64, "record": 96, "factored": 64}
+CONSTANTS = {"": "const", "step": "step_const", "range": "range_const"}
+"""Kinds of constants, by what there is one of: the program, each denoising step, each time range."""
 
 
 @dataclass(frozen=True)
 class Value:
     """One tensor.
 
-    ``kind``: "input" (the host writes it), "const", "step_const" (one constant per denoising step), "value" (computed).
-    ``data`` holds constants: (shape), or (steps, *shape) for ``step_const``. A view shows rows [row, row + shape[0])
+    ``kind``: "input" (the host writes it), "const", "step_const" and "range_const" (one constant per denoising step,
+    or per time range), "value" (computed). ``data`` holds constants: (shape), or (steps, *shape), (ranges, *shape).
+    Where a tensor's scale and zero point depend on the range, ``scale`` is the first range's, and ``zero_point`` that
+    which its operation adds. A view shows rows [row, row + shape[0])
     and columns [col, col + shape[1]) of ``base`` and has no storage of its own.
     """
 
@@ -68,7 +73,10 @@ class Op:
 
 @dataclass(frozen=True, repr=False)
 class Graph:
-    """Values by name, and two lists of operations: ``prologue`` once per video, ``step`` once per denoising step."""
+    """Values by name, and two lists of operations: ``prologue`` once per video, ``step`` once per denoising step.
+
+    ``range_of_step`` is the time range of each step.
+    """
 
     values: dict[str, Value]
     prologue: tuple[Op, ...]
@@ -79,6 +87,20 @@ class Graph:
     positions: int
     outputs: tuple[str, ...] = ()
     host: dict[str, int] = field(default_factory=dict)
+    range_of_step: tuple[int, ...] = ()
+
+    @property
+    def ranges(self) -> int:
+        """Number of time ranges."""
+        return 1 + max(self.range_of_step, default=0)
+
+    def constant(self, name: str, step: int) -> NDArray[Any]:
+        """What a constant holds in a denoising step."""
+        value = self.values[name]
+        assert value.data is not None, f"%{name} is no constant"
+        if value.kind == "range_const":
+            return np.asarray(value.data[self.range_of_step[step]])
+        return np.asarray(value.data[step] if value.kind == "step_const" else value.data)
 
     def base(self, name: str) -> Value:
         """The value that owns the storage of ``name``."""
@@ -128,13 +150,16 @@ class Builder:
     Zero points of inputs and results are those of their values. Every method raises UserError naming the layer, the
     operand and what is allowed.
 
-    A network of one pass needs no more. ``steps``, ``branches``, ``frames`` and ``positions`` are those of a denoiser,
-    see `Graph`: step constants hold one array for each of ``steps``; spatial and temporal attention cut rows by the
-    others. Operations are added to ``phase``: "step", or "prologue" for what runs once. An input named "noise" holds
-    one plane for each step; an output named "state.next" overwrites the input "state".
+    A network of one pass needs no more. ``steps``, ``branches``, ``frames``, ``positions`` and ``range_of_step`` are
+    those of a denoiser, see `Graph`: step constants hold one array for each of ``steps``, range constants one for each
+    time range; spatial and temporal attention cut rows by the others. Operations are added to ``phase``: "step", or
+    "prologue" for what runs once. An input named "noise" holds one plane for each step; an output named "state.next"
+    overwrites the input "state".
     """
 
-    def __init__(self, steps: int = 1, branches: int = 1, frames: int = 1, positions: int = 1) -> None:
+    def __init__(
+        self, steps: int = 1, branches: int = 1, frames: int = 1, positions: int = 1, range_of_step: Sequence[int] = ()
+    ) -> None:
         self.values: dict[str, Value] = {}
         self.ops: dict[str, list[Op]] = {"prologue": [], "step": []}
         self.phase = "step"
@@ -143,6 +168,12 @@ class Builder:
         for name, size in self.sizes.items():
             if size < 1:
                 raise UserError(f"{name} = {size}; allowed: at least 1")
+        self.range_of_step = tuple(map(int, range_of_step)) or (0,) * steps
+        self.ranges = 1 + max(self.range_of_step)
+        if len(self.range_of_step) != steps or set(self.range_of_step) != set(range(self.ranges)):
+            raise UserError(
+                f"range_of_step = {list(range_of_step)}; allowed: ranges 0, 1, .. for each of {steps} steps"
+            )
 
     def graph(self, host: dict[str, int] | None = None) -> Graph:
         """The graph so far; ``host`` gives fractional bits for the host (see `npusim.host`)."""
@@ -153,7 +184,8 @@ class Builder:
     def _so_far(self) -> Graph:
         s = self.sizes
         sizes = s["steps"], s["branches"], s["frames"], s["positions"]
-        return Graph(self.values, tuple(self.ops["prologue"]), tuple(self.ops["step"]), *sizes)
+        ops = tuple(self.ops["prologue"]), tuple(self.ops["step"])
+        return Graph(self.values, *ops, *sizes, range_of_step=self.range_of_step)
 
     # Values
 
@@ -172,25 +204,32 @@ class Builder:
 
     def input(self, name: str, shape: tuple[int, int], dtype: str, scale: float = 1.0, zero_point: int = 0) -> str:
         """Add a matrix (rows, columns) of u8, i8, i16 or i32 that the host writes."""
-        if dtype not in ELEMENTS or len(shape) != 2:
-            raise UserError(f"input {name!r}: {dtype}{list(shape)}; allowed: a matrix of {', '.join(ELEMENTS)}")
+        if dtype not in HOST_TYPES or len(shape) != 2:
+            raise UserError(f"input {name!r}: {dtype}{list(shape)}; allowed: a matrix of {', '.join(HOST_TYPES)}")
         return self.add(Value(name, tuple(shape), dtype, "input", scale, zero_point))
 
     def const(
-        self, name: str, data: ArrayLike, dtype: str, scale: float = 1.0, zero_point: int = 0, per_step: bool = False
+        self, name: str, data: ArrayLike, dtype: str, scale: float = 1.0, zero_point: int = 0, per: str = ""
     ) -> str:
-        """Add a constant; ``per_step`` data carry the steps in front. Raises UserError if a number does not fit."""
+        """Add a constant; ``per`` "step" or "range": ``data`` carry steps or ranges in front.
+
+        A range constant that is the same in all ranges becomes a constant of the whole program. Raises UserError if a
+        number does not fit.
+        """
         array = np.asarray(data)
-        if dtype != "record":
+        if dtype not in ("record", "factored"):
             if array.dtype.kind not in "iu":
                 raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")
             limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
             low = 0 if dtype[0] == "u" else -limit
             if array.size and not (low <= array.min() and array.max() < limit):
                 raise UserError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
-            array = array.astype({"u": np.uint64, "i": np.int64}[dtype[0]]).astype(f"{dtype[0]}{BITS[dtype] // 8}")
-        shape = array.shape[1:] if per_step else array.shape
-        return self.add(Value(name, shape, dtype, "step_const" if per_step else "const", scale, zero_point, array))
+            array = array.astype(DTYPES[dtype][0] if dtype in DTYPES else np.int64)
+        if per == "range" and (array == array[:1]).all():
+            array, per = array[0], ""
+        return self.add(
+            Value(name, array.shape[1:] if per else array.shape, dtype, CONSTANTS[per], scale, zero_point, array)
+        )
 
     def view(
         self, name: str, base: str, rows: tuple[int, int], cols: tuple[int, int], scale: float | None = None
@@ -213,6 +252,8 @@ class Builder:
         value = self._value("output", "value", name)
         if value.kind != "value" or value.base is not None:
             raise UserError(f"output %{name}: is a view or of kind {value.kind}; allowed: a tensor that is computed")
+        if value.dtype not in HOST_TYPES:
+            raise UserError(f"output %{name}: type {value.dtype}; allowed: {', '.join(HOST_TYPES)}")
         if name not in self.outputs:
             self.outputs.append(name)
         return name
@@ -221,32 +262,80 @@ class Builder:
 
     def linear(
         self, layer: str, x: str, weight: NDArray[Any], out: Out, *, multiplier: ArrayLike, shift: ArrayLike,
-        bias: ArrayLike = 0, weight_zp: ArrayLike = 0,
+        bias: ArrayLike = 0, weight_zp: ArrayLike = 0, weight_bits: int = 8, x_zp: ArrayLike | None = None,
+        x_shift: ArrayLike = 0,
     ) -> str:  # fmt: skip
-        """``x w^T``, quantized: ``((x - zx) (w - weight_zp)^T + bias) * multiplier / 2^shift``, rounded, plus out's zp.
+        """``((x - x_zp) 2^x_shift (w - weight_zp)^T + bias) * multiplier / 2^shift``, rounded, plus out's zero point.
 
-        ``x`` (rows, k) is u8, i8 or i16; ``weight`` is an array (n, k) of NumPy type uint8 or int8. ``multiplier`` (up
-        to 2^15 - 1, or 2^31 - 1 on a machine with 32-bit multipliers), ``shift`` (1 to 62), ``bias`` (in units of the
-        sum, 48 bits) and ``weight_zp`` (in the range of the weights) are one number, or one for each of the n channels.
+        ``x`` (rows, k) is u4, u6, u8, i8 or i16; ``weight`` is an array (n, k) of NumPy type uint8 or int8, whose
+        values have ``weight_bits`` bits (4, 6, 8). ``multiplier`` (up to 2^15 - 1, or 2^31 - 1 on a machine with 32-bit
+        multipliers), ``shift`` (1 to 62), ``bias`` (in units of the sum, 48 bits) and ``weight_zp`` (in the range of
+        the weights) are one number, or one for each of the n channels. ``x_zp`` is x's own zero point unless given;
+        ``x_shift`` (0 to 3, on a machine with ``input_shift``) is one number for each of the k input channels.
+
+        All arrays may have the time ranges in front.
         """
         source = self._value(layer, "x", x)
-        if weight.dtype not in (np.uint8, np.int8) or weight.ndim != 2:
+        if weight.dtype not in (np.uint8, np.int8) or weight.ndim not in (2, 3):
             shape = f"{weight.dtype}{list(weight.shape)}"
             raise UserError(f"{layer}: linear: weight is {shape}; allowed: a matrix (n, k) of NumPy type uint8 or int8")
-        up = 128 if weight.dtype == np.int8 else 0  # The graph's weights are unsigned; the array's are signed again.
-        roles = {"x": x, "weight": self.const(f"{layer}.weight", weight.astype(np.int64) + up, "u8")}
-        for role, numbers, dtype, low, high, offset in (
-            ("weight_zp", weight_zp, "i16", -up, 255 - up, up),
-            ("bias", bias, "i64", -(1 << 47), (1 << 47) - 1, 0),
-            ("multiplier", multiplier, "i32", 0, (1 << 31) - 1, 0),
-            ("shift", shift, "u8", 1, MAX_SHIFT, 0),
+        if weight_bits not in (4, 6, 8):
+            raise UserError(f"{layer}: linear: weight_bits = {weight_bits}; allowed: 4, 6, 8")
+        # The graph's weights are unsigned; the array's are signed again.
+        up, top = (1 << (weight_bits - 1)) * (weight.dtype == np.int8), (1 << weight_bits) - 1
+        unsigned = (weight.astype(np.int16) + up).astype(np.uint8) if up else weight
+        if unsigned.max() > top:
+            raise UserError(f"{layer}: linear: weight {weight.min()}..{weight.max()}; allowed: {weight_bits} bits")
+        n, k = weight.shape[-2:]
+        per = "range" if weight.ndim == 3 else ""
+        roles = {"x": x, "weight": self.const(f"{layer}.weight", unsigned, f"u{weight_bits}", per=per)}
+        for role, numbers, count, dtype, low, high, offset in (
+            ("in_zp", source.zero_point if x_zp is None else x_zp, 1, "i32", -(1 << 31), (1 << 31) - 1, 0),
+            ("weight_zp", weight_zp, n, "i16", -up, top - up, up),
+            ("bias", bias, n, "i64", -(1 << 47), (1 << 47) - 1, 0),
+            ("multiplier", multiplier, n, "i32", 0, (1 << 31) - 1, 0),
+            ("shift", shift, n, "u8", 1, MAX_SHIFT, 0),
         ):
-            vector = self._integers(layer, role, numbers, len(weight))
-            if vector.min() < low or vector.max() > high:
-                raise UserError(f"{layer}: linear: {role} {vector.min()}..{vector.max()}; allowed: {low}..{high}")
-            roles[role] = self.const(f"{layer}.{role}", vector + offset, dtype)
-        target = self._target(layer, out, (source.shape[0], len(weight)))
-        return self._op("linear_centred", layer, roles, target, in_zp=source.zero_point)
+            vector, per = self._integers(layer, role, numbers, count)
+            self._demand(layer, "linear", role, vector, low, high)
+            roles[role] = self.const(f"{layer}.{role}", vector + offset, dtype, per=per)
+        shifts, per = self._integers(layer, "x_shift", x_shift, k)
+        self._demand(layer, "linear", "x_shift", shifts, 0, 3)
+        if shifts.any():
+            roles["shifts"] = self.const(f"{layer}.shifts", packed_shifts(shifts), "u8", per=per)
+        target = self._target(layer, out, (source.shape[0], n))
+        return self._op("linear_centred", layer, roles, target)
+
+    def linear_dynamic(
+        self, layer: str, x: str, weight: NDArray[np.uint8], out: Out, *, bits: int, row: tuple[int, int],
+        multiplier: ArrayLike, shift: ArrayLike, bias: ArrayLike, weight_zp: ArrayLike, weight_bits: int,
+        fraction_bits: int,
+    ) -> str:  # fmt: skip
+        """A linear whose input is quantized to ``bits`` bits at run time, each row by its own range (RTQUANT).
+
+        ``x`` (rows, k) is i16 with zero point 0, ``weight`` (n, k) unsigned. For machines with run-time quantization
+        only. ``row`` is (multiplier, shift) of what all rows share; ``bias`` has ``fraction_bits`` fractional bits of
+        the result's step. See the ISA's pages of RTQUANT and MATMUL (``factored_row``).
+        """
+        self._symmetric(layer, "linear_dynamic", "x", x)
+        n = len(weight)
+        records, half = np.zeros(n, FACTORED), 1 << (weight_bits - 1)
+        for name, numbers, low, high in (
+            ("bias", bias, -(1 << 31), (1 << 31) - 1), ("multiplier", multiplier, 0, (1 << 15) - 1),
+            ("shift", shift, 1, MAX_SHIFT), ("zero_point", np.asarray(weight_zp) - half, -half, half - 1),
+        ):  # fmt: skip
+            vector, _ = self._integers(layer, name, numbers, n)
+            self._demand(layer, "linear_dynamic", name, vector, low, high)
+            records[name] = vector
+        signed = (weight.astype(np.int16) - half).astype(np.int8)
+        roles = {
+            "x": x,
+            "weight": self.const(f"{layer}.weight", signed, f"i{weight_bits}"),
+            "records": self.const(f"{layer}.records", records, "factored"),
+        }
+        target = self._target(layer, out, (self.values[x].shape[0], n))
+        attrs = {"bits": bits, "row_multiplier": row[0], "row_shift": row[1], "fraction_bits": fraction_bits}
+        return self._op("linear_dynamic", layer, roles, target, **attrs)
 
     def rescale(self, layer: str, a: str, out: Out, *, multiplier: Factor, shift: int, bias: Factor = 0) -> str:
         """``(a * multiplier + bias) / 2^shift``: another scale or type. See `sum`."""
@@ -258,23 +347,27 @@ class Builder:
     ) -> str:  # fmt: skip
         """``(a * a_mul + b * b_mul + bias) / 2^shift``, one rounding, plus out's zero point.
 
-        Factors are one integer, or one for each column: an array, or a constant's name. Arrays are i16 (i32 for an
-        operand of type i32, at most 2^30) and the bias i32. ``b_rows`` "position" or "frame": b is a table of rows,
-        repeated by position or frame. Operands have zero point 0: EWLIN subtracts none.
+        Factors are one integer, or one for each column: an array, or a constant's name. Arrays of factors become i16,
+        or i32 where one of them needs it or an operand has type i32 (at most 2^30 then); the bias is i32. They may have
+        the time ranges in front. ``b_rows`` "position" or "frame": b is a table of rows, repeated by position or frame.
+        Operands have zero point 0: EWLIN subtracts none.
         """
         roles = {"a": a} | ({"b": b} if b else {})
         columns = self._value(layer, "a", a).shape[-1]
         for role in roles:
             self._symmetric(layer, "sum", role, roles[role])
         factors = {"a_mul": a_mul, "bias": bias} | ({"b_mul": b_mul} if b else {})
+        target = self._target(layer, out, self.values[a].shape)
         inputs, attrs = dict(roles), dict[str, Any]()
+        arrays = [np.asarray(f) for role, f in factors.items() if role != "bias" and not isinstance(f, int | str)]
+        large = any(array.size and np.abs(array).max() > 32767 for array in arrays)
         for role, factor in factors.items():
-            wide = role == "bias" or self.values[roles[role[0]]].dtype == "i32"
+            wide = large or role == "bias" or self.values[roles[role[0]]].dtype == "i32"
             if isinstance(factor, int | np.integer) and role != "bias":
                 attrs[role] = int(factor)
             elif not (isinstance(factor, int | np.integer) and factor == 0):
-                inputs[role] = self._vector(layer, role, factor, "i32" if wide else "i16", columns)
-        target = self._target(layer, out, self.values[a].shape)
+                dtype, owner = "i32" if wide else "i16", target if isinstance(target, str) else target.name
+                inputs[role] = self._vector(layer, role, factor, dtype, columns, owner)
         if b:
             attrs["b_rows"] = b_rows
         return self._op("elementwise", layer, inputs, target, **attrs, shift=shift)
@@ -377,20 +470,35 @@ class Builder:
         if value.zero_point:
             raise UserError(f"{layer}: {kind}: {role} %{name} has zero point {value.zero_point}; allowed: 0")
 
-    def _vector(self, layer: str, role: str, numbers: Factor, dtype: str, columns: int | None) -> str:
-        """The name of a constant vector, added under ``layer.role`` if it is given as numbers."""
+    def _vector(self, layer: str, role: str, numbers: Factor, dtype: str, columns: int | None, owner: str = "") -> str:
+        """The name of a constant vector, added under the name of its ``owner`` (or layer) if it is given as numbers."""
         if isinstance(numbers, str):
             self._value(layer, role, numbers)
             return numbers
-        return self.const(f"{layer}.{role}", self._integers(layer, role, numbers, columns), dtype)
+        vector, per = self._integers(layer, role, numbers, columns)
+        return self.const(f"{owner or layer}.{role}", vector, dtype, per=per)
 
-    @staticmethod
-    def _integers(layer: str, role: str, numbers: ArrayLike, count: int | None) -> NDArray[np.int64]:
+    def _integers(self, layer: str, role: str, numbers: ArrayLike, count: int | None) -> tuple[NDArray[np.int64], str]:
+        """Numbers as int64 (count,), or (ranges, count) with "range" beside it; one number stands for all."""
         array = np.asarray(numbers)
-        if array.dtype.kind not in "iu" or array.ndim > 1:
+        if array.dtype.kind not in "iu" or array.ndim > 2 or (array.ndim == 2 and len(array) != self.ranges):
             given = f"{array.dtype}{list(array.shape)}"
             raise UserError(f"{layer}: {role} is {given}; allowed: integers, a vector or one number")
-        if array.ndim == 1 and count is not None and len(array) != count:
-            raise UserError(f"{layer}: {role} has {len(array)} numbers; allowed: 1 or {count}")
+        if array.ndim and count is not None and array.shape[-1] != count:
+            raise UserError(f"{layer}: {role} has {array.shape[-1]} numbers; allowed: 1 or {count}")
         wide = array.astype(np.int64)
-        return wide if array.ndim else np.full(count or 1, wide, np.int64)
+        return wide if array.ndim else np.full(count or 1, wide, np.int64), "range" if array.ndim == 2 else ""
+
+    @staticmethod
+    def _demand(layer: str, kind: str, role: str, vector: NDArray[np.int64], low: int, high: int) -> None:
+        if vector.min() < low or vector.max() > high:
+            raise UserError(f"{layer}: {kind}: {role} {vector.min()}..{vector.max()}; allowed: {low}..{high}")
+
+
+def packed_shifts(shifts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Shifts 0 to 3 of (..., k) input channels as MATMUL reads them: two bits each, lowest first."""
+    k = shifts.shape[-1]
+    padded = np.zeros((*shifts.shape[:-1], -(-k // SHIFTS_PER_BYTE) * SHIFTS_PER_BYTE), np.int64)
+    padded[..., :k] = shifts
+    quarters = padded.reshape(*shifts.shape[:-1], -1, SHIFTS_PER_BYTE)
+    return np.asarray((quarters << np.array([0, 2, 4, 6])).sum(axis=-1), np.uint8)

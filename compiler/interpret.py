@@ -71,8 +71,8 @@ class Interpreter:
             whole = self.read(value.base, step)
             return whole[value.row : value.row + value.shape[0], value.col : value.col + value.shape[1]]
         if value.data is not None:
-            array = value.data[step] if value.kind == "step_const" else value.data
-            return array if value.dtype == "record" else array.astype(np.int64)
+            array = self.graph.constant(name, step)
+            return array if array.dtype.names else array.astype(np.int64)
         return self.tensors[name]
 
     def write(self, name: str, array: Array) -> None:

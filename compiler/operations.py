@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from npusim.isa.encoding import MAX_SHIFT
+from npusim.isa.encoding import ELEMENT_BITS, MAX_SHIFT
 from npusim.isa.layernorm import MAX_COLS
 from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 INT32 = -(1 << 31), (1 << 31) - 1
-ELEMENTS = ("u8", "i8", "i16", "i32")
+LINEAR_INPUTS = ("u8", "i8", "i16", "u4", "u6")
+HOST_TYPES = ("u8", "i8", "i16", "i32")
+"""What the host reads and writes: whole bytes."""
+ELEMENTS = (*HOST_TYPES, "u4", "u6")
+SHIFTS_PER_BYTE = 4
+"""Input shifts of a linear in one byte of their table."""
 _SHIFT = {"shift": (1, MAX_SHIFT)}
 _ZERO_POINT = {"out_zp": INT32}
 _NORM = {"epsilon": (1, (1 << 58) - 1), "fraction_bits": (0, 15)}
@@ -40,13 +45,24 @@ class Operation:
 OPERATIONS = {
     "linear_centred": Operation(
         {
-            "x": ("u8", "i8", "i16"), "weight": ("u8",), "weight_zp": ("i16",), "bias": ("i64",),
-            "multiplier": ("i32",), "shift": ("u8",), "output": ELEMENTS,
+            "x": LINEAR_INPUTS, "weight": ("u8", "u6", "u4"), "in_zp": ("i32",), "weight_zp": ("i16",),
+            "bias": ("i64",), "multiplier": ("i32",), "shift": ("u8",), "shifts": ("u8",), "output": ELEMENTS,
         },
-        {"in_zp": INT32, **_ZERO_POINT},
+        _ZERO_POINT,
     ),
     "linear": Operation(
-        {"x": ("u8", "i8", "i16"), "weight": ("i8",), "records": ("record",), "output": ELEMENTS}, _ZERO_POINT
+        {
+            "x": LINEAR_INPUTS, "weight": ("i8", "i6", "i4"), "records": ("record",), "shifts": ("u8",),
+            "output": ELEMENTS,
+        },
+        _ZERO_POINT,
+    ),
+    "linear_dynamic": Operation(
+        {"x": ("i16",), "weight": ("i8", "i6", "i4"), "records": ("factored",), "output": ELEMENTS},
+        {
+            "bits": (4, 8), "row_multiplier": (1 << 30, (1 << 31) - 1), "row_shift": (34, MAX_SHIFT),
+            "fraction_bits": (1, 15), **_ZERO_POINT,
+        },
     ),
     "layernorm": Operation({"x": ("i16",), "output": ("i16",)}, _NORM),
     "modulate": Operation({"x": ("i16",), "g": ("i16",), "b": ("i32",), "output": ELEMENTS}, _SHIFT | _ZERO_POINT),
@@ -73,23 +89,21 @@ OPERATIONS = {
         },
     ),
 }  # fmt: skip
-"""By kind. Operations on constants only are not listed: they do not survive constant folding."""
+"""By kind."""
 
 
 def faults(graph: Graph, op: Op) -> Iterator[str]:
     """Broken rules of one operation whose operands exist: shapes first, then element types, then integers."""
     operands = {role: graph.values[name] for role, name in [*op.inputs.items(), ("output", op.output)]}
     for role, value in operands.items():
-        if op.kind in OPERATIONS and role in ("x", "a", "q", "k", "v", "weight", "output") and len(value.shape) != 2:
+        if role in ("x", "a", "q", "k", "v", "weight", "output") and len(value.shape) != 2:
             yield f"{role} has shape {value.shape}; allowed: a matrix (rows, columns)"
             return
     shapes = {role: value.shape for role, value in operands.items() if role != "output"}
     for role, expected in expected_shapes(graph, op, shapes).items():
         if operands[role].shape != expected:
             yield f"{role} has shape {operands[role].shape}; allowed: {expected}"
-    rules = OPERATIONS.get(op.kind)
-    if rules is None:
-        return
+    rules = OPERATIONS[op.kind]
     for role, value in operands.items():
         allowed = rules.types.get(role, (value.dtype,))
         if value.dtype not in allowed:
@@ -123,11 +137,13 @@ def _further_rules(graph: Graph, op: Op, operands: dict[str, Value]) -> Iterator
             if abs(op.attrs.get(f"{role}_mul", 0)) > limit:
                 yield f"{role}_mul = {op.attrs[f'{role}_mul']}; allowed: -{limit}..{limit}"
             vector = operands.get(f"{role}_mul")
-            if vector is not None and vector.dtype != ("i32" if wide else "i16"):
-                yield (
-                    f"{role}_mul has type {vector.dtype}; allowed: {'i32' if wide else 'i16'} with {role} of type "
-                    f"{operands[role].dtype}"
-                )
+            if vector is not None and wide and vector.dtype != "i32":
+                yield f"{role}_mul has type {vector.dtype}; allowed: i32 with {role} of type {operands[role].dtype}"
+        narrow = {
+            operands[f"{r}_mul"].dtype for r in ("a", "b") if f"{r}_mul" in operands and operands[r].dtype != "i32"
+        }
+        if len(narrow) > 1:
+            yield "a_mul and b_mul have types i16 and i32; allowed: one type, but for an operand of type i32"
 
 
 def _attention_rules(graph: Graph, op: Op, operands: dict[str, Value]) -> Iterator[str]:
@@ -135,6 +151,8 @@ def _attention_rules(graph: Graph, op: Op, operands: dict[str, Value]) -> Iterat
     heads, over, p_bits = op.attrs["heads"], op.attrs.get("over"), op.attrs["p_bits"]
     if q.shape[1] % heads:
         yield f"heads = {heads} does not divide the {q.shape[1]} columns of q"
+    elif q.shape[1] // heads * ELEMENT_BITS[operands["output"].dtype] % 8:
+        yield f"a head of {q.shape[1] // heads} columns of {operands['output'].dtype} ends inside a byte of the output"
     if (q.dtype, k.dtype) == ("i8", "i16"):
         yield "k has type i16 and q i8; allowed: k no wider than q"
     if p_bits == 8 and v.dtype != "i8":
@@ -151,15 +169,14 @@ def _attention_rules(graph: Graph, op: Op, operands: dict[str, Value]) -> Iterat
 
 def expected_shapes(graph: Graph, op: Op, given: dict[str, Shape]) -> dict[str, Shape]:
     """What an operation demands of its operands, by role; from its first operand on."""
-    if op.kind in ("linear", "linear_centred"):
-        rows, channels = given["x"][0], given["weight"][0]
-        vectors = {role: (channels,) for role in given if role not in ("x", "weight")}
-        return {"x": (rows, given["weight"][1]), "output": (rows, channels), **vectors}
+    if op.kind.startswith("linear"):
+        rows, (channels, k) = given["x"][0], given["weight"]
+        shapes: dict[str, Shape] = dict.fromkeys(given, (channels,))
+        shapes |= {"x": (rows, k), "weight": (channels, k), "in_zp": (1,), "shifts": (-(-k // SHIFTS_PER_BYTE),)}
+        return {role: shape for role, shape in shapes.items() if role in given} | {"output": (rows, channels)}
     if op.kind == "attention":
         keys = {"k": (given["k"][0], given["q"][1]), "v": (given["k"][0], given["q"][1]), "valid": (1, 1)}
         return {role: shape for role, shape in keys.items() if role in given} | {"output": given["q"]}
-    if op.kind in ("const_add", "const_scale"):
-        return {}
     first = "a" if "a" in given else "x"
     tables = {"position": (graph.positions, given[first][1]), "frame": (graph.frames, given[first][1])}
     expected: dict[str, Shape] = {"output": given[first]}

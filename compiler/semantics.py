@@ -20,8 +20,6 @@ from npusim.isa.matmul import bias_of
 
 Array = NDArray[Any]
 Semantics = Callable[[Graph, Op, dict[str, Array]], Array]
-CONST_KINDS = ("const_add", "const_scale")
-"""Operations whose inputs are all constants: the constant-folding pass evaluates them."""
 
 
 def limits(graph: Graph, op: Op) -> tuple[int, int]:
@@ -35,32 +33,53 @@ def rounded(graph: Graph, op: Op, total: Array) -> Array:
     return np.asarray(clamped)
 
 
-def const_add(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    return x["a"] + x["b"]
+def input_shifts(packed: Array, channels: int) -> Array:
+    """Left shift of each of ``channels`` input channels, from a table of two bits each."""
+    return np.asarray(packed[:, None] >> np.array([0, 2, 4, 6]) & 3).ravel()[:channels]
 
 
-def const_scale(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    """One row of a table of vectors: ``rescale(row + offset, multiplier, shift)``; folding refuses what overflows."""
-    row = x["a"][..., op.attrs["row"], :] + op.attrs["offset"]
-    return np.asarray(numerics.rescale(row, op.attrs["multiplier"], op.attrs["shift"]))
+def shifted(x: dict[str, Array], inputs: Array) -> Array:
+    """``inputs`` (rows, k) with each channel shifted left as ``x["shifts"]`` says, where there is one."""
+    return inputs << input_shifts(x["shifts"], inputs.shape[1]) if "shifts" in x else inputs
 
 
 def linear_centred(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     """The definition of a quantized linear: zero points subtracted first.
 
-    x (rows, k), weight (n, k) uint8, bias (n,) in accumulator units.
+    x (rows, k), weight (n, k) unsigned, bias (n,) in accumulator units.
     """
-    acc = (x["x"] - op.attrs["in_zp"]) @ (x["weight"] - x["weight_zp"][:, None]).T + x["bias"]
+    acc = shifted(x, x["x"] - x["in_zp"]) @ (x["weight"] - x["weight_zp"][:, None]).T + x["bias"]
     return numerics.requantize(acc, x["multiplier"], x["shift"], op.attrs["out_zp"], *limits(graph, op))
 
 
 def linear(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
-    """As the array does it: raw products, then the record's bias and the row-sum correction. weight (n, k) int8."""
-    records = x["records"]
-    row_sum = x["x"].sum(axis=1, keepdims=True)
-    acc = x["x"] @ x["weight"].T + bias_of(records) - records["zero_point"].astype(np.int64) * row_sum
+    """As the array does it: raw products, then the record's bias and the row-sum correction. weight (n, k) signed."""
+    records, inputs = x["records"], shifted(x, x["x"])
+    row_sum = inputs.sum(axis=1, keepdims=True)
+    acc = inputs @ x["weight"].T + bias_of(records) - records["zero_point"].astype(np.int64) * row_sum
     multiplier, shift = records["multiplier"].astype(np.int64), records["shift"].astype(np.int64)
     return numerics.requantize(acc, multiplier, shift, op.attrs["out_zp"], *limits(graph, op))
+
+
+def linear_dynamic(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
+    """Each row is quantized by its own range, then multiplied: RTQUANT and MATMUL with ``factored_row``.
+
+    x (rows, k) int16, weight (n, k) signed.
+    """
+    attrs, records, top = op.attrs, x["records"], (1 << op.attrs["bits"]) - 1
+    low, high = np.minimum(x["x"].min(axis=1), 0)[:, None], np.maximum(x["x"].max(axis=1), 0)[:, None]
+    reach = np.maximum(high - low, 1)
+    mantissa, shift = numerics.reciprocal(reach)
+    zero_point = numerics.rescale(-low * top, mantissa, shift)
+    q = np.clip(numerics.rescale(x["x"] * top, mantissa, shift) + zero_point, 0, top) - zero_point
+    row_m, row_s = numerics.normalised_multiplier(reach * attrs["row_multiplier"], np.asarray(attrs["row_shift"]), 16)
+    row_m, row_s = np.where(low == high, 0, row_m), np.where(low == high, 1, row_s)
+    acc = q @ x["weight"].T - records["zero_point"].astype(np.int64) * q.sum(axis=1, keepdims=True)
+    by_channel = numerics.rescale(acc, records["multiplier"].astype(np.int64), records["shift"].astype(np.int64))
+    by_row = numerics.saturate_32(numerics.rescale(numerics.saturate_32(by_channel), row_m, row_s))
+    total = numerics.saturate_32(by_row + records["bias"].astype(np.int64))
+    exact = numerics.rescale(total, 1, attrs["fraction_bits"]) + attrs["out_zp"]
+    return np.asarray(np.clip(exact, *limits(graph, op)))
 
 
 def layernorm(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
@@ -166,7 +185,7 @@ def attention(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
 SEMANTICS: dict[str, Semantics] = {
     f.__name__: f
     for f in (
-        const_add, const_scale, linear_centred, linear, layernorm, modulate, layernorm_modulate,
-        elementwise, product, table, attention,
+        linear_centred, linear, linear_dynamic, layernorm, modulate, layernorm_modulate, elementwise,
+        product, table, attention,
     )
 }  # fmt: skip

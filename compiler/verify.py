@@ -44,10 +44,7 @@ def verify(program: Program) -> None:
 
 def _forbidden_stores(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
     """Stores into what a program must not change."""
-    constant = {
-        "constants": (0, program.constants.size),
-        "parameter sets": (program.set_address, program.set_address + program.sets.size),
-    }
+    constant = {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
     if noise := program.buffers.get("noise"):
         constant["noise"] = noise.address, noise.address + noise.bytes
     for index, ins in enumerate(instructions):

@@ -6,11 +6,12 @@ The compiler checks the graph after lowering and after each pass; ``compiler/ver
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import BITS, Graph, Op, Value
+from compiler.graph import BITS, CONSTANTS, Graph, Op, Value
 from compiler.operations import faults
 from compiler.semantics import SEMANTICS
 from npusim.errors import UserError
@@ -24,7 +25,7 @@ def verify_graph(graph: Graph, stage: str = "graph") -> None:
     written: dict[str, NDArray[np.bool_]] = {}
     for phase, ops in (("prologue", graph.prologue), ("step", graph.step)):
         for index, op in enumerate(ops):
-            for rule in _op_faults(graph, op, written):
+            for rule in chain(_op_faults(graph, op, written), _changing(graph, op) if phase == "prologue" else ()):
                 where = f"{phase} operation {index} ({op.kind} of layer {op.layer})"
                 raise UserError(f"{stage}: {where}: {rule}")
     for name in graph.outputs:
@@ -32,13 +33,21 @@ def verify_graph(graph: Graph, stage: str = "graph") -> None:
             raise UserError(f"{stage}: output %{name} is not computed")
 
 
+def _changing(graph: Graph, op: Op) -> Iterator[str]:
+    """The prologue runs before any step, so it cannot read what changes with the step."""
+    for role, name in op.inputs.items():
+        if graph.base(name).kind in ("step_const", "range_const"):
+            yield f"{role} %{name} changes with the step; allowed in the prologue: what does not"
+
+
 def _value_faults(graph: Graph, value: Value) -> Iterator[str]:
     if value.dtype not in BITS:
         yield f"type {value.dtype}; allowed: {', '.join(BITS)}"
     if not value.shape or min(value.shape) < 1:
         yield f"shape {value.shape}; allowed: positive sizes"
-    if value.kind in ("const", "step_const") and value.base is None:
-        expected = (graph.steps, *value.shape) if value.kind == "step_const" else value.shape
+    if value.kind in CONSTANTS.values() and value.base is None:
+        counts = {"step_const": (graph.steps,), "range_const": (graph.ranges,)}
+        expected = (*counts.get(value.kind, ()), *value.shape)
         if value.data is None or value.data.shape != expected:
             yield f"constant data {None if value.data is None else value.data.shape}; allowed: {expected}"
     if value.base is not None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from npusim import engine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
+from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
 from npusim.memory import ACCUMULATORS, MachineState
 from npusim.orders import token_legal_order
@@ -114,7 +115,7 @@ def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify)
     """The first byte that another order changes, after the prologue and the first step."""
     program = first.program
     prologue, step = program.decoded().values()
-    parts = [(PROLOGUE, prologue, [0, 0, 0]), ("step 0", step, program.bases(0))]
+    parts = [(PROLOGUE, prologue, [0] * BASES), ("step 0", step, program.bases(0))]
     start = first.state
     for part, code, bases in parts:
         start.bases = bases

@@ -109,14 +109,14 @@ class _Explanation:
         """Which part of the program's map of DRAM an operand lies in."""
         program, start, end = self.program, access.start, access.end
         if access.base == 1:
-            return f"base 1: the step's parameter set, bytes {start}..{end} of {program.sets.shape[1]}"
+            return f"base 1: the step's constants, bytes {start}..{end} of {program.sets.shape[1]}"
+        if access.base == 3:
+            return f"base 3: the time range's parameter set, bytes {start}..{end} of {program.range_sets.shape[1]}"
         if access.base == 2:
             return f"base 2: the step's noise, bytes {start}..{end} of {program.noise_bytes}"
-        sets = program.set_address, program.set_address + program.sets.size
-        if end <= program.constants.size:
-            return f"constants, bytes {start}..{end} of {program.constants.size}"
-        if sets[0] <= start and end <= sets[1]:
-            return "the parameter sets"
+        for name, (address, data) in program.areas.items():
+            if address <= start and end <= address + data.size:
+                return f"{name}, bytes {start - address}..{end - address} of {data.size}"
         for name, buffer in program.buffers.items():
             if buffer.address <= start and end <= buffer.address + buffer.bytes:
                 return f"buffer {name} {buffer.dtype}{list(buffer.shape)}{_part_of(buffer, access)}"
@@ -152,13 +152,13 @@ class _Explanation:
         if not access.shape or not sources or not all(self._fixed(ins) for ins in sources):
             return
         state = MachineState(program.machine, program.dram_bytes)
-        state.dram[: program.constants.size] = program.constants
-        state.dram[program.set_address : program.set_address + program.sets.size] = program.sets.reshape(-1)
+        for address, data in program.areas.values():
+            state.dram[address : address + data.size] = data
         state.bases = program.bases(self.step)
         for ins in reversed(sources):
             BY_MNEMONIC[ins.op].execute(state, ins)
         values = access.values(state).ravel()
-        varies = any(r.base == 1 for ins in sources for r in BY_MNEMONIC[ins.op].footprint(ins)[0])
+        varies = any(r.base for ins in sources for r in BY_MNEMONIC[ins.op].footprint(ins)[0])
         when = f" of step {self.step}" if varies else ""
         more = f" (the first {SHOWN} of {values.size})" if values.size > SHOWN else ""
         if values.dtype.names is None:
@@ -169,11 +169,12 @@ class _Explanation:
             yield f"  [{number}] {_record(record)}"
 
     def _fixed(self, ins: Decoded) -> bool:
-        """Whether an instruction only copies constants or the step's parameter set."""
+        """Whether an instruction only copies constants or parameter sets."""
         program = self.program
         reads = BY_MNEMONIC[ins.op].footprint(ins)[0]
         return bool(reads) and all(
-            r.memory == "dram" and (r.base == 1 or (r.base == 0 and r.end <= program.constants.size)) for r in reads
+            r.memory == "dram" and (r.base in (1, 3) or (r.base == 0 and r.end <= program.constants.size))
+            for r in reads
         )
 
     def _tokens(self) -> Iterator[str]:

@@ -144,6 +144,12 @@ class MachineState:
         return Operand(self.window(memory, address, kind, shape, (*strides, kind.itemsize)), dtype, shape)
 
 
+def packed(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Elements (..., n) of ``bits`` bits each, packed row by row as `npusim.isa.encoding.ELEMENT_BITS` says."""
+    planes = (values[..., None] >> np.arange(bits) & 1).astype(np.uint8)
+    return np.packbits(planes.reshape(*values.shape[:-1], -1), axis=-1, bitorder="little")
+
+
 @dataclass(frozen=True)
 class Operand:
     """A strided operand in a memory: ``shape`` elements of type number ``dtype``; ``view`` are its bytes if packed."""
@@ -167,6 +173,4 @@ class Operand:
         if not is_packed(self.dtype):
             self.view[...] = values
             return
-        size = ELEMENT_BITS[DTYPE_NAMES[self.dtype]]
-        bits = (values[..., None] >> np.arange(size) & 1).astype(np.uint8)
-        self.view[...] = np.packbits(bits.reshape(*self.shape[:-1], -1), axis=-1, bitorder="little")
+        self.view[...] = packed(values, ELEMENT_BITS[DTYPE_NAMES[self.dtype]])

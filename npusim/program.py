@@ -1,8 +1,9 @@
 """The program container ``program.npu``: instruction words, constants, parameter sets and the map of DRAM, in one file.
 
-DRAM as the program sees it: ``constants`` from address 0, then one parameter set per denoising step, then buffers. The
-prologue runs once per video, the step code once per denoising step with base register 1 at the step's parameter set and
-base 2 at the step's noise. The file is safetensors.
+DRAM as the program sees it: ``constants`` from address 0, then one set of constants per denoising step, one parameter
+set per time range, and buffers. The prologue runs once per video, the step code once per denoising step with base
+register 1 at the step's constants, base 2 at the step's noise and base 3 at the set of the step's time range. The file
+is safetensors.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
-TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8}
+TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Program:
     """A compiled denoiser.
 
     ``prologue`` and ``step``: uint32 (count, 32). ``constants``: uint8. ``sets``: uint8 (steps, set_bytes), placed at
-    ``set_address``. ``buffers`` by name; ``buffers["noise"]``, if there is one, holds one plane per step. ``layers``
-    are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers, for the
-    host only; integers.
+    ``set_address``. ``range_sets``: uint8 (ranges, set_bytes), placed at ``range_address``; ``range_of_step`` says
+    which of them a step uses. ``buffers`` by name; ``buffers["noise"]``, if there is one, holds one plane per step.
+    ``layers`` are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers,
+    for the host only; integers.
     """
 
     machine: Machine
@@ -65,7 +67,10 @@ class Program:
     step: NDArray[np.uint32]
     constants: NDArray[np.uint8]
     sets: NDArray[np.uint8]
+    range_sets: NDArray[np.uint8]
     set_address: int
+    range_address: int
+    range_of_step: tuple[int, ...]
     dram_bytes: int
     buffers: dict[str, Buffer]
     layers: tuple[str, ...]
@@ -79,7 +84,17 @@ class Program:
         """Base registers in denoising step ``step``."""
         noise = self.buffers.get("noise")
         plane = noise.address + step * self.noise_bytes if noise else 0
-        return [0, self.set_address + step * self.sets.shape[1], plane]
+        range_set = self.range_address + self.range_of_step[step] * self.range_sets.shape[1]
+        return [0, self.set_address + step * self.sets.shape[1], plane, range_set]
+
+    @property
+    def areas(self) -> dict[str, tuple[int, NDArray[np.uint8]]]:
+        """What lies in DRAM before the host writes its inputs: name to address and bytes."""
+        return {
+            "constants": (0, self.constants),
+            "sets": (self.set_address, self.sets.reshape(-1)),
+            "range_sets": (self.range_address, self.range_sets.reshape(-1)),
+        }
 
     @property
     def noise_bytes(self) -> int:
@@ -96,6 +111,7 @@ class Program:
             ("dram", 0): self.dram_bytes,
             ("dram", 1): self.sets.shape[1],
             ("dram", 2): self.noise_bytes,
+            ("dram", 3): self.range_sets.shape[1],
         }
 
     def named(self, index: int, ins: Decoded) -> str:
@@ -148,6 +164,8 @@ def save_program(program: Program, path: Path) -> None:
         {
             "machine": program.machine.model_dump(mode="json"),
             "set_address": program.set_address,
+            "range_address": program.range_address,
+            "range_of_step": list(program.range_of_step),
             "dram_bytes": program.dram_bytes,
             "buffers": {n: [b.address, b.dtype, list(b.shape)] for n, b in program.buffers.items()},
             "layers": list(program.layers),
@@ -226,12 +244,17 @@ def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
         sizes = tuple(_whole(f"buffer {name}: size", size) for size in shape)
         buffers[name] = Buffer(_whole(f"buffer {name}: address", address), dtype, sizes)
     host = {name: _whole(f"host.{name}", value, low=-MAX_DRAM_BYTES) for name, value in fields.pop("host").items()}
-    set_address, dram_bytes = (_whole(name, fields.pop(name)) for name in ("set_address", "dram_bytes"))
+    set_address, range_address, dram_bytes = (
+        _whole(name, fields.pop(name)) for name in ("set_address", "range_address", "dram_bytes")
+    )
+    range_of_step = tuple(_whole("range_of_step", value) for value in fields.pop("range_of_step"))
     layers = tuple(str(name) for name in fields.pop("layers"))
     if fields:
         raise UserError(f"unknown header field {next(iter(fields))!r}")
-    prologue, step, constants, sets = (tensors[name] for name in TENSORS)
-    return Program(machine, prologue, step, constants, sets, set_address, dram_bytes, buffers, layers, host)
+    return Program(
+        machine=machine, set_address=set_address, range_address=range_address, range_of_step=range_of_step,
+        dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, **tensors,
+    )  # fmt: skip
 
 
 def _whole(name: str, value: Any, low: int = 0) -> int:
@@ -248,11 +271,14 @@ def _validate(program: Program) -> None:
         )
     if not 0 < program.steps <= MAX_STEPS:
         raise UserError(f"{program.steps} denoising steps; allowed 1..{MAX_STEPS}")
+    ranges = len(program.range_sets)
+    if len(program.range_of_step) != program.steps or any(r >= ranges for r in program.range_of_step):
+        raise UserError(
+            f"range_of_step = {list(program.range_of_step)}: allowed one of 0..{ranges - 1} for each of "
+            f"{program.steps} steps"
+        )
     spans = {name: (b.address, b.address + b.bytes) for name, b in program.buffers.items()}
-    spans |= {
-        "constants": (0, program.constants.size),
-        "sets": (program.set_address, program.set_address + program.sets.size),
-    }
+    spans |= {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
     for name, (start, end) in spans.items():
         if start < 0 or end > program.dram_bytes:
             raise UserError(
@@ -295,7 +321,7 @@ def bare_program(code: NDArray[np.uint32], machine: Machine) -> Program:
     buffers = {"dram": Buffer(0, "u8", (reach,))} if reach else {}
     layers = ("",) * (1 + max((ins.layer for ins in instructions), default=0))
     none, sets = np.zeros(0, np.uint8), np.zeros((1, 0), np.uint8)
-    program = Program(machine, code[:0], code, none, sets, 0, max(reach, 1), buffers, layers, {})
+    program = Program(machine, code[:0], code, none, sets, sets, 0, 0, (0,), max(reach, 1), buffers, layers, {})
     _validate(program)
     return program
 

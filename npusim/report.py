@@ -95,8 +95,10 @@ def as_dict(result: RunResult) -> dict[str, Any]:
             "prologue_instructions": len(program.prologue),
             "step_instructions": len(program.step),
             "constants_bytes": program.constants.size,
-            "parameter_set_bytes": program.sets.shape[1],
-            "parameter_sets": program.steps,
+            "step_set_bytes": program.sets.shape[1],
+            "step_sets": program.steps,
+            "range_set_bytes": program.range_sets.shape[1],
+            "range_sets": len(program.range_sets),
             "dram_bytes": program.dram_bytes,
         },
         "fidelity": {

@@ -104,9 +104,8 @@ class Simulation:
         self._verify, self._verify_prologue = frozenset(verify), verify_prologue
         self._code = program.decoded()
         self.state = MachineState(program.machine, program.dram_bytes)
-        self.state.dram[: program.constants.size] = program.constants
-        sets = program.sets.reshape(-1)
-        self.state.dram[program.set_address : program.set_address + sets.size] = sets
+        for address, data in program.areas.values():
+            self.state.dram[address : address + data.size] = data
         for name in input_buffers(program, chain(*self._code.values())):
             if name not in inputs:
                 raise UserError(f"input {name!r} is missing")

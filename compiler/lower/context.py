@@ -8,76 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import Builder, Value
+from compiler.lower.grids import Grid, grid_of
+from compiler.lower.linears import dynamic_linear, static_linear
 from compiler.lower.scales import (
     Activation,
     common_shift,
     fraction_bits,
     multiplier_shift,
-    multipliers_shifts,
     spline_knots,
+    symmetric,
 )
-from models.quantize import QuantizedLinear, QuantizedModel
+from models.quantize import QuantizedModel
 from npusim.errors import UserError
 from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
+Float64 = NDArray[Any]
+
 BRANCHES = 2
-CONST_FRACTION_BITS = 24
-"""Time-embedding constants are int32 with this many fractional bits."""
 IMMEDIATE_BITS = 24
-"""Width of immediate multipliers: a 16-bit one would itself cost up to one step of a 16-bit result."""
-BIAS_BITS = 32
-"""A bias, in steps of its channel's accumulator, fits this many signed bits: see ``coarsened``."""
+"""Width of multipliers that are immediate or per channel: 16 bits would cost up to one step of a 16-bit result."""
 
 
-def gelu_tanh(x: NDArray[Any]) -> NDArray[Any]:
+def gelu_tanh(x: Float64) -> Float64:
     """GELU, tanh form, as the model's MLPs use it."""
     return np.asarray(0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))))
-
-
-def coarsened(q: QuantizedLinear, in_scale: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Weight steps (n,) and weights on their unsigned grid (n, k), with every bias within ``BIAS_BITS``.
-
-    A channel without weights has a step as small as float64 allows (``models.grid.MIN_STEP``), in which its bias would
-    be a number that no accumulator holds. Such a channel gets the step that its bias needs; its weights are rounded to
-    it, to nothing in general. All other channels stay as they are.
-    """
-    w = q.weights[0]
-    most = (1 << (BIAS_BITS - 1)) - 1
-    needed = np.abs(q.bias) / (most * in_scale)
-    small = needed > w.scale
-    step = np.where(small, needed, w.scale)
-    weight = w.q.astype(np.int64)
-    ratio = (w.scale / step)[small, None]
-    zero_point = w.zero_point[small, None]
-    weight[small] = np.rint((weight[small] - zero_point) * ratio).astype(np.int64) + zero_point
-    return step, weight
-
-
-def check_linears(qm: QuantizedModel) -> None:
-    """Refuse linears that no lowering exists for yet. Raises UserError with the method, the layer and the reason."""
-    for name, q in qm.linears.items():
-        bits, act_bits = q.weights[0].bits, int(q.act_bits[0])
-        reasons = {
-            "quantizes activations at run time": q.dynamic,
-            "smooths its input": q.smoothed,
-            f"has {bits}-bit weights, not 8": bits != 8,
-            f"has {act_bits}-bit inputs, not 8 or 16": act_bits not in (8, 16),
-        }
-        for reason, holds in reasons.items():
-            if holds:
-                raise UserError(f"method {qm.method!r}: {name} {reason}; {COMPILED}")
-
-
-COMPILED = "the compiler takes cw_tw and cw_tw_gptq with 8-bit weights, 8- or 16-bit activations, one time range"
 
 
 class Lowering:
     """The graph builder with the quantized model's scales at hand. ``attention_bits``: 8 or 16, width of q, k, v."""
 
     def __init__(self, qm: QuantizedModel, attention_bits: int) -> None:
-        if qm.num_ranges != 1:
-            raise UserError(f"method {qm.method!r}: {qm.num_ranges} time ranges; {COMPILED}")
-        check_linears(qm)
         self.qm, self.attention_bits = qm, attention_bits
         config = qm.config
         self.frames, height, width = (int(n) for n in config["input_size"])
@@ -95,7 +55,7 @@ class Lowering:
         self.tokens = self.frames * self.positions
         self.hidden, self.heads, self.depth = int(config["hidden_size"]), int(config["num_heads"]), int(config["depth"])
         self.text_length = int(config["model_max_length"])
-        self.build = Builder(qm.num_steps, BRANCHES, self.frames, self.positions)
+        self.build = Builder(qm.num_steps, BRANCHES, self.frames, self.positions, qm.range_of_step.tolist())
 
     def absmax(self, point: str) -> float:
         """Largest calibrated magnitude at a point."""
@@ -103,45 +63,63 @@ class Lowering:
             raise UserError(f"quantized model has no calibrated point {point!r}")
         return float(self.qm.point_absmax[point].max())
 
-    def linear_input(self, layer: str) -> Activation:
-        """The grid of a linear's input: unsigned for 8 bits, shifted to the signed range for 16."""
+    def linear_input(self, layer: str) -> Grid:
+        """The grid of a linear's input."""
         q = self.qm.linears[layer]
-        if q.act_bits[0] == 8:
-            return Activation("u8", float(q.act_scale[0]), int(q.act_zp[0]))
-        return Activation("i16", float(q.act_scale[0]), int(q.act_zp[0]) - 32768)
+        return grid_of(layer, q, self.absmax(f"{layer}:{'divided' if q.dynamic else 'in'}"))
 
-    def value(self, name: str, rows: int, cols: int, kind: Activation) -> Value:
+    def value(self, name: str, rows: int, cols: int, kind: Activation | Grid) -> Value:
+        """A tensor that is still to be added to the graph."""
+        if isinstance(kind, Grid):
+            return Value(name, (rows, cols), kind.dtype, scale=float(kind.scale[0]), zero_point=kind.common)
         return Value(name, (rows, cols), kind.dtype, scale=kind.scale, zero_point=kind.zero_point)
 
     def linear(
-        self, layer: str, x: str, out: str, kind: Activation, channel_scale: NDArray[np.float64] | None = None,
-        order: NDArray[np.int64] | None = None,
+        self, layer: str, x: str, out: str, kind: Activation, channel_scale: Float64 | None = None,
+        offset: Float64 | None = None, order: NDArray[np.int64] | None = None,
     ) -> str:  # fmt: skip
         """Add a quantized linear.
 
-        ``channel_scale`` gives each output channel its own scale, ``order`` permutes the output channels. Channels
-        whose weights are next to nothing beside their bias get coarser weights (``coarsened``).
+        ``channel_scale``, (n,) or (R, n), gives each output channel its own scale, ``offset`` likewise a real number
+        beside the bias; ``order`` permutes the output channels.
         """
-        q: QuantizedLinear = self.qm.linears[layer]
+        q = self.qm.linears[layer]
         pick = np.arange(len(q.bias)) if order is None else order
-        source = self.build.values[x]
-        out_scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
-        weight_step, weight = coarsened(q, source.scale)
-        step = source.scale * weight_step[pick]
-        multiplier, shift = multipliers_shifts(step / out_scale, layer)
-        bias = np.rint(q.bias[pick] / step).astype(np.int64)
-        return self.build.linear(
-            layer, x, weight[pick].astype(np.uint8), self.value(out, source.shape[0], len(pick), kind),
-            multiplier=multiplier, shift=shift, bias=bias, weight_zp=q.weights[0].zero_point[pick].astype(np.int64),
-        )  # fmt: skip
+        target = self.value(out, self.build.values[x].shape[0], len(pick), kind)
+        scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
+        make = dynamic_linear if q.dynamic else static_linear
+        return make(self.build, layer, q, x, target, scale, np.zeros(1) if offset is None else offset, pick)
 
-    def convert(self, layer: str, a: str, out: str | Value) -> str:
-        """Change of scale, zero point and type of one symmetric tensor."""
-        source = self.build.values[a]
-        target = self.build.values[out] if isinstance(out, str) else out
-        bits = 31 if source.dtype == "i32" else IMMEDIATE_BITS
-        multiplier, shift = multiplier_shift(source.scale / target.scale, bits, layer)
-        return self.build.rescale(layer, a, out, multiplier=multiplier, shift=shift)
+    def quantized(self, layer: str, a: str, out: str | Value) -> str:
+        """A symmetric tensor as the input of the linear ``layer``, in a new tensor or a view ``out``.
+
+        A linear that quantizes its input at run time takes a 16-bit tensor as it is, unless it is smoothed.
+        """
+        q, grid = self.qm.linears[layer], self.linear_input(layer)
+        if q.dynamic and not q.smoothed and isinstance(out, Value):
+            return a
+        factors = self.build.values[a].scale / grid.units
+        if not grid.changes and np.ptp(factors) == 0:
+            bits = 31 if self.build.values[a].dtype == "i32" else IMMEDIATE_BITS
+            multiplier, shift = multiplier_shift(float(factors[0, 0]), bits, layer)
+            return self.build.rescale(layer, a, out, multiplier=multiplier, shift=shift)
+        shift = shared_shift(factors, grid)
+        bias = np.broadcast_to(grid.offset << shift, factors.shape)
+        a_mul = np.rint(factors * 2.0**shift).astype(np.int64)
+        return self.build.rescale(layer, a, out, multiplier=a_mul, shift=shift, bias=bias if bias.any() else 0)
+
+    def quantized_sum(self, layer: str, a: str, b: str, out: Value, b_rows: str) -> str:
+        """The sum of two symmetric tensors as the input of the linear ``layer``, with one rounding."""
+        grid = self.linear_input(layer)
+        factors = [self.build.values[name].scale / grid.units for name in (a, b)]
+        if not grid.changes and np.ptp(factors[0]) == 0:
+            return self.add(layer, a, b, out, b_rows)
+        shift = shared_shift(np.stack(factors), grid)
+        a_mul, b_mul = (np.rint(f * 2.0**shift).astype(np.int64) for f in factors)
+        bias = np.broadcast_to(grid.offset << shift, a_mul.shape)
+        return self.build.sum(
+            layer, a, b, out, a_mul=a_mul, b_mul=b_mul, shift=shift, bias=bias if bias.any() else 0, b_rows=b_rows
+        )
 
     def add(self, layer: str, a: str, b: str, out: str | Value, b_rows: str = "") -> str:
         """Sum of two symmetric tensors of any scales, with one rounding."""
@@ -151,72 +129,67 @@ class Lowering:
         a_mul, b_mul = (round(f * 2.0**shift) for f in factors)
         return self.build.sum(layer, a, b, out, a_mul=a_mul, b_mul=b_mul, shift=shift, b_rows=b_rows)
 
-    def gated_add(self, layer: str, x: str, branch: str, gate: tuple[str, int], largest_gate: float, out: Value) -> str:
-        """``x + branch * gate`` with the gate's channels from a table of per-step constants (see ``time_vector``)."""
+    def gated_add(self, layer: str, x: str, branch: str, gate: Float64, out: Value) -> str:
+        """``x + branch * gate``; ``gate``: (steps, C)."""
         factor = self.build.values[branch].scale / out.scale
         ratio = self.build.values[x].scale / out.scale
-        shift = max(common_shift(factor * largest_gate), 4)  # 4: the ratio is a number of sixteenths
-        name = self.time_vector(f"{out.name}.gate", gate, factor * 2.0**shift, "i16")
+        shift = max(common_shift(factor * float(np.abs(gate).max())), 4)  # 4: the ratio is a number of sixteenths
+        name = self.by_step(f"{out.name}.gate", gate * factor * 2.0**shift, "i16", 2.0**-shift / factor)
         return self.build.sum(layer, x, branch, out, a_mul=round(ratio * 2.0**shift), b_mul=name, shift=shift)
 
-    def time_vector(self, name: str, source: tuple[str, int], factor: float, dtype: str, offset: float = 0.0) -> str:
-        """``(row + offset) * factor`` as an integer per channel; ``source``: a fixed-point table and its row."""
-        table, row = source
-        multiplier, shift = multiplier_shift(factor * 2.0**-CONST_FRACTION_BITS, 31, name)
-        attrs = {
-            "row": row,
-            "offset": round(offset * 2**CONST_FRACTION_BITS),
-            "multiplier": multiplier,
-            "shift": shift,
-        }
-        value = Value(name, (self.hidden,), dtype, scale=1 / factor)
-        return self.build.op("const_scale", name, {"a": table}, value, **attrs)
+    def by_step(self, name: str, numbers: Float64, dtype: str, scale: float = 1.0) -> str:
+        """A vector for each step, rounded to integers."""
+        return self.build.const(name, np.rint(numbers).astype(np.int64), dtype, scale, per="step")
 
-    def time_table(
-        self, name: str, fixed: NDArray[np.float64], per_step: NDArray[np.float64]
-    ) -> tuple[str, NDArray[np.float64]]:
-        """Sum of a learned table (rows, C) and per-step values (steps, rows, C), as fixed point.
-
-        Returns the name and the real sum (steps, rows, C).
-        """
-        scale = 2.0**-CONST_FRACTION_BITS
-        learned = self.build.const(f"{name}.learned", np.rint(fixed / scale).astype(np.int64), "i32", scale)
-        stepwise = f"{name.split('.')[-1]}.time"
-        if stepwise not in self.build.values:
-            self.build.const(stepwise, np.rint(per_step / scale).astype(np.int64), "i32", scale, per_step=True)
-        table = Value(name, fixed.shape, "i32", scale=scale)
-        self.build.op("const_add", name, {"a": learned, "b": stepwise}, table)
-        return name, fixed[None] + per_step
-
-    def norm_modulate(
-        self, layer: str, x: str, out: str, kind: Activation, table: str, rows: tuple[int, int],
-        real: NDArray[np.float64],
-    ) -> str:  # fmt: skip
-        """LayerNorm, then ``* (1 + scale) + shift``; ``rows`` are those of (shift, scale) in ``table`` = ``real``."""
-        source = self.build.values[x]
+    def norm_modulate(self, layer: str, x: str, out: str, linear: str, add: Float64, scale: Float64) -> str:
+        """LayerNorm, then ``* (1 + scale) + add``, both (steps, C), as the input of the layer ``linear``."""
+        source, grid = self.build.values[x], self.linear_input(linear)
         bits = min(15, fraction_bits(self.absmax(f"{layer}:out")))
         columns = source.shape[1]
         epsilon = max(1, round(1e-6 * columns**2 / source.scale**2))
-        g_factor = 2.0**-bits / kind.scale
-        largest = float(np.abs(1 + real[:, rows[1]]).max()) * g_factor
-        offset = float(np.abs(real[:, rows[0]]).max()) / kind.scale
-        shift = min(common_shift(largest), common_shift(offset, bits=31))
-        g = self.time_vector(f"{out}.g", (table, rows[1]), g_factor * 2.0**shift, "i16", offset=1.0)
-        b = self.time_vector(f"{out}.b", (table, rows[0]), 2.0**shift / kind.scale, "i32")
-        value = self.value(out, source.shape[0], columns, kind)
-        return self.build.layernorm(layer, x, g, b, value, epsilon=epsilon, fraction_bits=bits, shift=shift)
+        range_of_step = self.qm.range_of_step
+        units = grid.units[range_of_step]
+        g, b = (1 + scale) * 2.0**-bits / units, add / units + grid.offset[range_of_step]
+        shift = min(common_shift(float(np.abs(g).max())), common_shift(float(np.abs(b).max()), bits=31))
+        g_name, b_name = (
+            self.by_step(f"{out}.g", g * 2.0**shift, "i16"),
+            self.by_step(f"{out}.b", b * 2.0**shift, "i32"),
+        )
+        value = self.value(out, source.shape[0], columns, grid)
+        return self.build.layernorm(layer, x, g_name, b_name, value, epsilon=epsilon, fraction_bits=bits, shift=shift)
 
-    def gelu(self, layer: str, x: str, out: str, kind: Activation) -> str:
-        """GELU (tanh form) by the 513-entry interpolating table."""
+    def gelu(self, layer: str, x: str, out: str, linear: str) -> str:
+        """GELU (tanh form) by the 513-entry interpolating table, as the input of the layer ``linear``.
+
+        A table knows no channels: where that input is smoothed, it becomes a 16-bit tensor first.
+        """
+        grid = self.linear_input(linear)
+        if self.qm.linears[linear].smoothed:
+            kind = symmetric(self.absmax(f"{linear}:in"))
+            one = np.ones((1, 1))
+            whole = Grid(kind.dtype, np.array([kind.scale]), np.zeros(1, np.int64), one)
+            name = self._gelu_table(layer, x, f"{out}.whole", whole)
+            rows, cols = self.build.values[x].shape
+            return self.quantized(linear, name, self.value(out, rows, cols, grid))
+        return self._gelu_table(layer, x, out, grid)
+
+    def _gelu_table(self, layer: str, x: str, out: str, grid: Grid) -> str:
         source = self.build.values[x]
         samples = np.arange(-1, TABLE_ENTRIES + 1) * 128.0 - 32768.0
-        knots = spline_knots(gelu_tanh((samples - source.zero_point) * source.scale))
+        # One step of the result, and what lies above the common zero point, in each range: entries follow the range.
+        knots = spline_knots(gelu_tanh((samples - source.zero_point) * source.scale)) / grid.units[:, :1] + grid.offset
         # GELU is nearly all positive: entries count from the middle of its range, by whole steps of the output.
-        centre = round((knots.max() + knots.min()) / 2 / kind.scale)
-        knots = knots - centre * kind.scale
+        centre = round((knots.max() + knots.min()) / 2)
+        knots = knots - centre
         # The entries' step follows from the multiplier, not the other way round: so the multiplier is exact.
-        multiplier, shift = multiplier_shift(np.abs(knots).max() / 32700 / 128 / kind.scale, 16, layer)
-        step = multiplier * 2.0**-shift * 128 * kind.scale
-        table = self.build.const(f"{out}.table", np.rint(knots / step).astype(np.int64), "i16", step)
-        value = self.value(out, source.shape[0], source.shape[1], kind)
+        multiplier, shift = multiplier_shift(np.abs(knots).max() / 32700 / 128, 16, layer)
+        entries = np.rint(knots / (multiplier * 2.0**-shift * 128)).astype(np.int64)
+        table = self.build.const(f"{out}.table", entries, "i16", per="range")
+        value = self.value(out, source.shape[0], source.shape[1], grid)
         return self.build.table(layer, x, table, value, multiplier=multiplier, shift=shift, offset=centre)
+
+
+def shared_shift(factors: Float64, grid: Grid) -> int:
+    """The right shift with which all factors have up to ``IMMEDIATE_BITS``, and the zero points fit a 32-bit bias."""
+    largest = float(np.abs(grid.offset).max())
+    return min(common_shift(float(factors.max()), IMMEDIATE_BITS, most=40), common_shift(largest, bits=31, most=40))

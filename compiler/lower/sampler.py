@@ -51,7 +51,7 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
     a_mul = np.rint(keep * 2.0**shift).astype(np.int64)
     b_mul = np.rint(drop * 2.0 ** (shift + STATE_FRACTION_BITS - bits)).astype(np.int64)
     vectors = [
-        build.const(f"update.{n}", np.repeat(values[:, None], width, axis=1), "i32", per_step=True)
+        build.const(f"update.{n}", np.repeat(values[:, None], width, axis=1), "i32", per="step")
         for n, values in (("a", a_mul), ("b", b_mul))
     ]
     mean = Value("state.mean", (tokens, width), "i32", scale=2.0**-STATE_FRACTION_BITS)
@@ -59,7 +59,7 @@ def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits
 
     samples = (np.arange(-1, TABLE_ENTRIES + 1) * 128.0 - 32768.0) * 2.0**-v_bits
     table = np.clip(np.rint(spline_knots(sigma(samples)) * 2.0**SIGMA_FRACTION_BITS), 0, 32767).astype(np.int64)
-    name = build.const("sigma.table", table, "i16", 2.0**-SIGMA_FRACTION_BITS, per_step=True)
+    name = build.const("sigma.table", table, "i16", 2.0**-SIGMA_FRACTION_BITS, per="step")
     deviation = Value("sigma", (tokens, width), "i16", scale=2.0**-SIGMA_FRACTION_BITS)
     build.table("deviation", v, name, deviation, multiplier=1 << 14, shift=21)
     noise_scaled = Value("noise.scaled", (tokens, width), "i32", scale=2.0**-STATE_FRACTION_BITS)

@@ -48,9 +48,10 @@ def multiplier_shift(factor: float, bits: int = 16, where: str = "") -> tuple[in
 
 
 def multipliers_shifts(factors: NDArray[np.float64], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Vector form of ``multiplier_shift`` for 16-bit multipliers."""
-    pairs = np.array([multiplier_shift(float(f), 16, where) for f in factors], np.int64)
-    return pairs[:, 0], pairs[:, 1]
+    """``multiplier_shift`` of each of many factors (any shape), for 16-bit multipliers."""
+    different, where_from = np.unique(factors, return_inverse=True)
+    pairs = np.array([multiplier_shift(float(f), 16, where) for f in different], np.int64)[where_from.reshape(-1)]
+    return pairs[:, 0].reshape(factors.shape), pairs[:, 1].reshape(factors.shape)
 
 
 def fraction_bits(largest: float, bits: int = 16, headroom: float = HEADROOM) -> int:

@@ -6,9 +6,12 @@ projection and the keys and values of cross-attention depend on the prompt only 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import log2
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compiler.graph import Graph, Value
 from compiler.lower.context import BRANCHES, Lowering
@@ -75,33 +78,81 @@ def _prologue(low: Lowering) -> None:
     for index, source in enumerate(("text", "text.null")):
         rows = index * length, (index + 1) * length
         part = build.view(f"text.all.{index}", "text.all", rows, (0, low.qm.y_embedding.shape[1]))
-        low.convert(layer, source, part)
+        low.quantized(layer, source, part)
     hidden = low.linear(layer, "text.all", "y.hidden", gelu_input(low.absmax(f"{layer}:out")))
     layer = "y_embedder.y_proj.fc2"
-    low.gelu(layer, hidden, "y.gelu", low.linear_input(layer))
+    low.gelu(layer, hidden, "y.gelu", layer)
     low.linear(layer, "y.gelu", "y", symmetric(low.absmax(f"{layer}:out")))
     for i in range(low.depth):
         name = f"blocks.{i}.cross_attn"
-        kind = low.linear_input(f"{name}.kv_linear")
-        low.convert(f"{name}.kv_linear", "y", low.value(f"{name}.y", BRANCHES * length, low.hidden, kind))
-        _projection(low, name, f"{name}.kv_linear", f"{name}.y", "kv")
+        layer = f"{name}.kv_linear"
+        out = low.value(f"{name}.y", BRANCHES * length, low.hidden, low.linear_input(layer))
+        _projection(low, name, layer, low.quantized(layer, "y", out), "kv")
+
+
+@dataclass(frozen=True)
+class Values:
+    """How an attention's values stand for reals, so that the weighted sum lies on the grid of the projection behind it.
+
+    ``scale``: of each channel, (R, C) or (1, C). ``offset``: a real number added to each, likewise; the weights of a
+    row sum to 1, so its result has as much more. ``factor``: from a step of the values to one of the result.
+    """
+
+    scale: NDArray[Any]
+    offset: NDArray[Any]
+    factor: float
+
+
+def folds(low: Lowering, name: str) -> bool:
+    """Whether the projection's smoothing and grids can lie in the rows that make the values.
+
+    Values of cross-attention are made once per prompt, so nothing in them can change with the time range.
+    """
+    return not (name.endswith("cross_attn") and low.linear_input(f"{name}.proj").changes)
+
+
+def _values(low: Lowering, name: str) -> Values:
+    dtype = f"i{low.attention_bits}"
+    if not folds(low, name):
+        scale = symmetric(low.absmax(f"{name}.tap_v:out"), dtype).scale
+        return Values(np.full((1, low.hidden), scale), np.zeros((1, low.hidden)), scale / _whole(low, name).scale)
+    grid = low.linear_input(f"{name}.proj")
+    offset = grid.offset * grid.units
+    limit, headroom = (127, 1.0) if dtype == "i8" else (32767, HEADROOM)
+    steps = (headroom * np.maximum(low.qm.value_absmax[name], 1e-9) + np.abs(offset)) / grid.units
+    factor = float(steps.max()) / limit
+    return Values(factor * grid.units, offset, factor)
+
+
+def _whole(low: Lowering, name: str) -> Activation:
+    """The 16-bit tensor that attention leaves where ``folds`` does not hold."""
+    return symmetric(low.absmax(f"{name}.proj:in"))
 
 
 def _projection(low: Lowering, name: str, layer: str, x: str, parts: str) -> None:
     """A fused q/k/v linear: each part has its own symmetric scale, through the per-channel multipliers."""
     dtype = f"i{low.attention_bits}"
     kinds = [symmetric(low.absmax(f"{name}.tap_{part}:out"), dtype) for part in parts]
-    scales = np.repeat([kind.scale for kind in kinds], low.hidden)
-    out = low.linear(layer, x, f"{name}.{parts}" if len(parts) > 1 else f"{name}.{parts}.all", kinds[0], scales)
-    rows = low.build.values[out].shape[0]
+    scales = [np.full((1, low.hidden), kind.scale) for kind in kinds]
+    offsets = [np.zeros((1, low.hidden)) for _ in kinds]
+    if parts[-1] == "v":
+        values = _values(low, name)
+        scales[-1], offsets[-1] = values.scale, values.offset
+    # A range or the channels may differ in the values alone.
+    rows = max(map(len, scales))
+    scale, offset = (np.hstack([np.broadcast_to(a, (rows, low.hidden)) for a in each]) for each in (scales, offsets))
+    target = f"{name}.{parts}" if len(parts) > 1 else f"{name}.{parts}.all"
+    out = low.linear(layer, x, target, kinds[0], scale, offset)
+    count = low.build.values[out].shape[0]
     for index, (part, kind) in enumerate(zip(parts, kinds, strict=True)):
         columns = index * low.hidden, (index + 1) * low.hidden
-        low.build.view(f"{name}.{part}.part", out, (0, rows), columns, kind.scale)
+        step = float(scales[index][0, 0]) if part == "v" else kind.scale
+        low.build.view(f"{name}.{part}.part", out, (0, count), columns, step)
 
 
 def _embed(low: Lowering) -> str:
     build, layer = low.build, "x_embedder.proj"
-    low.convert(layer, "state", low.value("state.in", low.tokens, 16, low.linear_input(layer)))
+    low.quantized(layer, "state", low.value("state.in", low.tokens, 16, low.linear_input(layer)))
     kind = residual(low.absmax("tap_embed:out"))
     largest = low.absmax(f"{layer}:out") * HEADROOM
     low.linear(layer, "state.in", "patch", Activation("i16", fitted_step(kind.scale, largest)))
@@ -113,31 +164,37 @@ def _embed(low: Lowering) -> str:
         part = build.view(f"x.{branch}", "x", (branch * low.tokens, (branch + 1) * low.tokens), (0, low.hidden))
         low.add("pos_embed", "patch", "pos_embed", part, b_rows="position")
     # A power of two times the step of the sum's grid: the addition then has one inexact factor, not two.
-    step = fitted_step(low.linear_input("blocks.0.attn_temp.qkv").scale, float(np.abs(low.qm.pos_embed_temporal).max()))
+    unit = float(low.linear_input("blocks.0.attn_temp.qkv").scale[0])
+    step = fitted_step(unit, float(np.abs(low.qm.pos_embed_temporal).max()))
     build.const("pos_embed_temporal", np.rint(low.qm.pos_embed_temporal / step).astype(np.int64), "i16", step)
     return "x"
 
 
-def _attention(low: Lowering, name: str, over: str, q: str, k: str, v: str) -> str:
+def _attention(low: Lowering, name: str, over: str) -> str:
     """softmax(q k^T / sqrt(d)) v with an unnormalised exponential; output on the grid of the following projection."""
     values = low.build.values
+    q, k, v = (f"{name}.{part}.part" for part in "qkv")
     bits = max(0, min(16, fraction_bits(low.absmax(f"{name}.tap_logits:out") * log2(np.e), headroom=LOGIT_HEADROOM)))
     width = low.hidden // low.heads
     logit = values[q].scale * values[k].scale * width**-0.5 * log2(np.e) * 2.0**bits
-    kind = low.linear_input(f"{name}.proj")
-    return low.build.attention(
-        name, q, k, v, low.value(f"{name}.out", values[q].shape[0], low.hidden, kind), heads=low.heads,
-        logit=multiplier_shift(logit, 16, f"{name} logits"),
-        output=multiplier_shift(values[v].scale / kind.scale, 32, f"{name} output"),
+    rows, layer = values[q].shape[0], f"{name}.proj"
+    grid = low.linear_input(layer)
+    kind = grid if folds(low, name) else _whole(low, name)
+    out = low.value(f"{name}.out" if folds(low, name) else f"{name}.whole", rows, low.hidden, kind)
+    out_name = low.build.attention(
+        name, q, k, v, out, heads=low.heads, logit=multiplier_shift(logit, 16, f"{name} logits"),
+        output=multiplier_shift(_values(low, name).factor, 32, f"{name} output"),
         fraction_bits=bits, p_bits=8 if low.attention_bits == 8 else 15,
         valid="text_len" if over == "cross" else "", over=over,
     )  # fmt: skip
+    return (
+        out_name if kind is grid else low.quantized(layer, out_name, low.value(f"{name}.out", rows, low.hidden, grid))
+    )
 
 
 def _block(low: Lowering, i: int, x: str) -> str:
     qm, name, rows = low.qm, f"blocks.{i}", BRANCHES * low.tokens
-    table, real = low.time_table(f"{name}.mod", qm.scale_shift_table[i], qm.t0)
-    gates = [float(np.abs(real[:, row]).max()) for row in (GATE_MSA, GATE_MLP)]
+    time = qm.scale_shift_table[i][None] + qm.t0  # (steps, 6, C)
 
     def carried(tap: str) -> Value:
         before = low.build.values[x]
@@ -147,37 +204,36 @@ def _block(low: Lowering, i: int, x: str) -> str:
     def project(layer: str, source: str) -> str:
         return low.linear(layer, source, f"{layer}.out", symmetric(low.absmax(f"{layer}:out")))
 
-    kind = low.linear_input(f"{name}.attn.qkv")
-    low.norm_modulate(f"{name}.norm1", x, f"{name}.attn.in", kind, table, (SHIFT_MSA, SCALE_MSA), real)
-    _projection(low, f"{name}.attn", f"{name}.attn.qkv", f"{name}.attn.in", "qkv")
-    out = _attention(low, f"{name}.attn", "spatial", *(f"{name}.attn.{p}.part" for p in "qkv"))
-    branch = project(f"{name}.attn.proj", out)
-    x = low.gated_add(f"{name}.attn", x, branch, (table, GATE_MSA), gates[0], carried("tap_spatial"))
+    def before(layer: str, out: str) -> Value:
+        return low.value(out, rows, low.hidden, low.linear_input(layer))
+
+    layer = f"{name}.attn"
+    low.norm_modulate(f"{name}.norm1", x, f"{layer}.in", f"{layer}.qkv", time[:, SHIFT_MSA], time[:, SCALE_MSA])
+    _projection(low, layer, f"{layer}.qkv", f"{layer}.in", "qkv")
+    branch = project(f"{layer}.proj", _attention(low, layer, "spatial"))
+    x = low.gated_add(layer, x, branch, time[:, GATE_MSA], carried("tap_spatial"))
 
     layer = f"{name}.attn_temp"
-    source = low.value(f"{layer}.in", rows, low.hidden, low.linear_input(f"{layer}.qkv"))
+    source = before(f"{layer}.qkv", f"{layer}.in")
     if i == 0:
-        low.add(f"{layer}.qkv", x, "pos_embed_temporal", source, b_rows="frame")
+        taken = low.quantized_sum(f"{layer}.qkv", x, "pos_embed_temporal", source, b_rows="frame")
     else:
-        low.convert(f"{layer}.qkv", x, source)
-    _projection(low, layer, f"{layer}.qkv", source.name, "qkv")
-    branch = project(f"{layer}.proj", _attention(low, layer, "temporal", *(f"{layer}.{p}.part" for p in "qkv")))
-    x = low.gated_add(layer, x, branch, (table, GATE_MSA), gates[0], carried("tap_temporal"))
+        taken = low.quantized(f"{layer}.qkv", x, source)
+    _projection(low, layer, f"{layer}.qkv", taken, "qkv")
+    branch = project(f"{layer}.proj", _attention(low, layer, "temporal"))
+    x = low.gated_add(layer, x, branch, time[:, GATE_MSA], carried("tap_temporal"))
 
     layer = f"{name}.cross_attn"
-    source = low.value(f"{layer}.in", rows, low.hidden, low.linear_input(f"{layer}.q_linear"))
-    low.convert(f"{layer}.q_linear", x, source)
-    _projection(low, layer, f"{layer}.q_linear", source.name, "q")
-    branch = project(f"{layer}.proj", _attention(low, layer, "cross", *(f"{layer}.{p}.part" for p in "qkv")))
+    taken = low.quantized(f"{layer}.q_linear", x, before(f"{layer}.q_linear", f"{layer}.in"))
+    _projection(low, layer, f"{layer}.q_linear", taken, "q")
+    branch = project(f"{layer}.proj", _attention(low, layer, "cross"))
     x = low.add(layer, x, branch, carried("tap_cross"))
 
-    kind = low.linear_input(f"{name}.mlp.fc1")
-    low.norm_modulate(f"{name}.norm2", x, f"{name}.mlp.in", kind, table, (SHIFT_MLP, SCALE_MLP), real)
-    layer = f"{name}.mlp.fc1"
-    hidden = low.linear(layer, f"{name}.mlp.in", f"{layer}.out", gelu_input(low.absmax(f"{layer}:out")))
-    low.gelu(f"{name}.mlp.gelu", hidden, f"{name}.mlp.gelu", low.linear_input(f"{name}.mlp.fc2"))
-    branch = project(f"{name}.mlp.fc2", f"{name}.mlp.gelu")
-    return low.gated_add(f"{name}.mlp", x, branch, (table, GATE_MLP), gates[1], carried("tap_mlp"))
+    layer = f"{name}.mlp"
+    low.norm_modulate(f"{name}.norm2", x, f"{layer}.in", f"{layer}.fc1", time[:, SHIFT_MLP], time[:, SCALE_MLP])
+    hidden = low.linear(f"{layer}.fc1", f"{layer}.in", f"{layer}.fc1.out", gelu_input(low.absmax(f"{layer}.fc1:out")))
+    branch = project(f"{layer}.fc2", low.gelu(f"{layer}.gelu", hidden, f"{layer}.gelu", f"{layer}.fc2"))
+    return low.gated_add(layer, x, branch, time[:, GATE_MLP], carried("tap_mlp"))
 
 
 def _final(low: Lowering, x: str) -> tuple[str, int]:
@@ -186,10 +242,10 @@ def _final(low: Lowering, x: str) -> tuple[str, int]:
     Output columns are reordered to eps then v, each (channel, patch row, patch column).
     """
     layer = "final_layer.linear"
-    table, real = low.time_table("final.table", low.qm.final_table, np.repeat(low.qm.te[:, None], 2, axis=1))
-    low.norm_modulate("final_layer.norm_final", x, "final.in", low.linear_input(layer), table, (0, 1), real)
+    add, scale = (row + low.qm.te for row in low.qm.final_table)
+    low.norm_modulate("final_layer.norm_final", x, "final.in", layer, add, scale)
     column = np.arange(32).reshape(4, 8)  # (patch position, channel): channel fastest, as the model emits them
     order = np.concatenate([column[:, :4].T.ravel(), column[:, 4:].T.ravel()])
     eps_bits = min(14, fraction_bits(low.absmax(f"{layer}:out"), headroom=HEADROOM))
     scales = np.repeat([2.0**-eps_bits, 2.0**-V_FRACTION_BITS], 16)
-    return low.linear(layer, "final.in", "raw", Activation("i16", 2.0**-eps_bits), scales, order), eps_bits
+    return low.linear(layer, "final.in", "raw", Activation("i16", 2.0**-eps_bits), scales, order=order), eps_bits

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from compiler.graph import Graph
-from compiler.passes.fold_constants import fold_constants
 from compiler.passes.fold_zero_points import fold_zero_points
 from compiler.passes.fuse_modulation import fuse_modulation
 
-PASSES: tuple[Callable[[Graph], Graph], ...] = (fold_constants, fold_zero_points, fuse_modulation)
+PASSES: tuple[Callable[[Graph], Graph], ...] = (fold_zero_points, fuse_modulation)

@@ -1,14 +1,19 @@
 """Rewrite each linear into what the array computes: signed raw products, and a requantization record per channel.
 
-``sum (x - zx)(w - zw) + bias = sum x w - zw sum x + (bias - zx sum w + K zx zw)``, with w and zw shifted by 128 to the
-signed range. The last bracket is a constant; ``sum x`` comes from the row-sum column.
+With ``x' = (x - zx) 2^e``, e the input channel's shift: ``sum x' (w - zw) + bias = sum x 2^e w - zw sum x 2^e +
+(bias - zx sum 2^e w + zx zw sum 2^e)``, with w and zw moved down to the signed range. The last bracket is a constant;
+``sum x 2^e`` comes from the row-sum column.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from compiler.graph import Graph, Op, Value
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.graph import BITS, Graph, Op, Value
+from compiler.semantics import input_shifts
 from npusim.errors import UserError
 from npusim.isa.matmul import RECORD
 
@@ -18,27 +23,52 @@ BIAS_BITS = 48
 def fold_zero_points(graph: Graph) -> Graph:
     """Replace every ``linear_centred`` by a ``linear``. Raises UserError if a folded bias needs more than 48 bits."""
     values = dict(graph.values)
-    prologue, step = ([_fold(values, op) for op in ops] for ops in (graph.prologue, graph.step))
+    prologue, step = ([_fold(graph, values, op) for op in ops] for ops in (graph.prologue, graph.step))
     return graph.rewritten(values, prologue, step)
 
 
-def _fold(values: dict[str, Value], op: Op) -> Op:
+def _fold(graph: Graph, values: dict[str, Value], op: Op) -> Op:
     if op.kind != "linear_centred":
         return op
-    constants = {
-        role: data.astype(np.int64) for role, name in op.inputs.items() if (data := values[name].data) is not None
-    }
-    weight, zero_point = constants["weight"] - 128, constants["weight_zp"] - 128
-    in_zp = op.attrs["in_zp"]
-    bias = constants["bias"] - in_zp * weight.sum(axis=1) + weight.shape[1] * in_zp * zero_point
+    constants = {role: values[name] for role, name in op.inputs.items() if role != "x"}
+    weight = constants["weight"]
+    half = 1 << (BITS[weight.dtype] - 1)
+    name = op.inputs["weight"].removesuffix(".weight")
+    assert weight.data is not None
+    signed = (weight.data.astype(np.int16) - half).astype(np.int8)
+    dtype = f"i{BITS[weight.dtype]}"
+    values[f"{name}.signed"] = Value(f"{name}.signed", weight.shape, dtype, weight.kind, data=signed)
+    by_range = any(value.kind == "range_const" for value in constants.values())
+    records = np.stack([
+        _records(op.layer, {role: _at(value, index) for role, value in constants.items()}, half)
+        for index in range(graph.ranges if by_range else 1)
+    ])  # fmt: skip
+    kind, records = ("range_const", records) if by_range else ("const", records[0])
+    values[f"{name}.records"] = Value(f"{name}.records", records.shape[-1:], "record", kind, data=records)
+    inputs = {"x": op.inputs["x"], "weight": f"{name}.signed", "records": f"{name}.records"}
+    if "shifts" in op.inputs:
+        inputs["shifts"] = op.inputs["shifts"]
+    return Op("linear", op.layer, inputs, op.output, op.attrs)
+
+
+def _at(value: Value, time_range: int) -> NDArray[Any]:
+    """What a constant of a linear holds in a time range."""
+    assert value.data is not None
+    return np.asarray(value.data[time_range] if value.kind == "range_const" else value.data)
+
+
+def _records(layer: str, constants: dict[str, NDArray[Any]], half: int) -> NDArray[Any]:
+    weight = constants["weight"].astype(np.int64) - half
+    zero_point = constants["weight_zp"].astype(np.int64) - half
+    in_zp = int(constants["in_zp"][0])
+    packed = constants.get("shifts")
+    gain = np.int64(1) << (0 if packed is None else input_shifts(packed.astype(np.int64), weight.shape[1]))
+    gain = np.broadcast_to(gain, weight.shape[1])
+    bias = constants["bias"] - in_zp * (weight @ gain) + in_zp * zero_point * gain.sum()
     if np.abs(bias).max() >= 1 << (BIAS_BITS - 1):
-        raise UserError(f"{op.layer}: a folded bias of {np.abs(bias).max()} needs more than {BIAS_BITS} bits")
+        raise UserError(f"{layer}: a folded bias of {np.abs(bias).max()} needs more than {BIAS_BITS} bits")
     records = np.zeros(len(bias), RECORD)
     records["bias_low"], records["bias_high"] = bias & 0xFFFF_FFFF, bias >> 32
     records["zero_point"], records["shift"] = zero_point, constants["shift"]
     records["multiplier"] = constants["multiplier"]
-    name = op.inputs["weight"].removesuffix(".weight")
-    values[f"{name}.weight_i8"] = Value(f"{name}.weight_i8", weight.shape, "i8", "const", data=weight.astype(np.int8))
-    values[f"{name}.records"] = Value(f"{name}.records", records.shape, "record", "const", data=records)
-    inputs = {"x": op.inputs["x"], "weight": f"{name}.weight_i8", "records": f"{name}.records"}
-    return Op("linear", op.layer, inputs, op.output, op.attrs)
+    return records

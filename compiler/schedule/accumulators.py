@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.graph import Graph, Op
+from compiler.semantics import input_shifts
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPES
@@ -19,8 +20,9 @@ def prove_accumulators(graph: Graph, machine: Machine) -> None:
     """Raise UserError naming layer, channel or product, and the numbers, where a sum could exceed ``acc_bits``."""
     acc_bits = machine.mac_array.acc_bits
     for op in (*graph.prologue, *graph.step):
-        if op.kind == "linear":
-            _prove_linear(graph, op, acc_bits)
+        if op.kind.startswith("linear"):
+            for time_range in range(graph.ranges):
+                _prove_linear(graph, op, time_range, acc_bits)
         elif op.kind == "attention":
             _prove_attention(graph, op, acc_bits)
 
@@ -31,14 +33,19 @@ def largest(graph: Graph, name: str) -> int:
     return max(-low, high)
 
 
-def _prove_linear(graph: Graph, op: Op, acc_bits: int) -> None:
-    weight, records = (graph.values[op.inputs[role]].data for role in ("weight", "records"))
-    assert weight is not None
-    assert records is not None
-    x, k = largest(graph, op.inputs["x"]), weight.shape[1]
-    products = x * np.abs(weight.astype(np.int64)).sum(axis=1)
-    correction = x * k * np.abs(records["zero_point"].astype(np.int64))
-    bias = np.abs(bias_of(records))
+def _prove_linear(graph: Graph, op: Op, time_range: int, acc_bits: int) -> None:
+    step = graph.range_of_step.index(time_range) if graph.range_of_step else 0
+    weight, records = (graph.constant(op.inputs[role], step) for role in ("weight", "records"))
+    k = weight.shape[1]
+    dynamic = op.kind == "linear_dynamic"
+    # Rows quantized at run time lie within the steps of their grid on either side of their zero point.
+    x = (1 << op.attrs["bits"]) - 1 if dynamic else largest(graph, op.inputs["x"])
+    gain = np.ones(k, np.int64)
+    if "shifts" in op.inputs:
+        gain <<= input_shifts(graph.constant(op.inputs["shifts"], step).astype(np.int64), k)
+    products = x * (np.abs(weight.astype(np.int64)) @ gain)
+    correction = x * gain.sum() * np.abs(records["zero_point"].astype(np.int64))
+    bias = np.zeros_like(products) if dynamic else np.abs(bias_of(records))
     bound = products + correction + bias
     channel = int(bound.argmax())
     parts = f"products {products[channel]} + zero point {correction[channel]} + bias {bias[channel]}"

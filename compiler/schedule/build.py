@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import OUTPUT_BUFFERS, Graph, Op
+from compiler.graph import BITS, OUTPUT_BUFFERS, Graph, Op
 from compiler.schedule import tile_attention, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
+from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
 from compiler.schedule.tokens import insert_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -25,6 +25,7 @@ TILERS = {
     "table": tile_rows.table,
     "layernorm_modulate": tile_rows.layernorm_modulate,
     "linear": tile_rows.linear,
+    "linear_dynamic": tile_rows.linear,
     "attention": tile_attention.attention,
 }
 
@@ -39,6 +40,7 @@ def build_program(graph: Graph, machine: Machine) -> Program:
         raise UserError("mac_array.row_sum_column = false: asymmetric weights need that column; allowed: true")
     _check_overwritten(graph)
     _check_multipliers(graph, machine)
+    _check_types(graph, machine)
     prove_accumulators(graph, machine)
     layout = Layout(graph)
     layers: list[str] = []
@@ -48,14 +50,16 @@ def build_program(graph: Graph, machine: Machine) -> Program:
         spill.live = []
         homes = place(graph, phase, pinned, Zones.of(machine), spill)
         code[phase] = _phase(graph, phase, Emitter(graph, machine, layout, homes, layers))
-    sets = np.frombuffer(b"".join(bytes(part) for part in layout.set_parts), np.uint8)
     return Program(
         machine=machine,
         prologue=code["prologue"],
         step=code["step"],
         constants=np.frombuffer(bytes(layout.constants), np.uint8),
-        sets=sets.reshape(graph.steps, -1),
+        sets=np.array([np.frombuffer(part, np.uint8) for part in layout.step_sets]),
+        range_sets=np.array([np.frombuffer(part, np.uint8) for part in layout.range_sets]),
         set_address=layout.set_address,
+        range_address=layout.range_address,
+        range_of_step=graph.range_of_step or (0,) * graph.steps,
         dram_bytes=spill.start + spill.peak,
         buffers=buffers,
         layers=tuple(layers),
@@ -80,16 +84,38 @@ def _check_multipliers(graph: Graph, machine: Machine) -> None:
     bits = machine.mac_array.requant_multiplier_bits
     for op in (*graph.prologue, *graph.step):
         records = graph.values[op.inputs["records"]].data if op.kind == "linear" else None
-        if records is not None and (wide := np.flatnonzero(records["multiplier"] >= 1 << (bits - 1))).size:
+        if records is not None and (wide := np.argwhere(records["multiplier"] >= 1 << (bits - 1))).size:
             raise UserError(
-                f"{op.layer}: output channel {wide[0]}: multiplier {records['multiplier'][wide[0]]}; "
+                f"{op.layer}: output channel {wide[0][-1]}: multiplier {records['multiplier'][tuple(wide[0])]}; "
                 f"mac_array.requant_multiplier_bits = {bits}; allowed: 0..{(1 << (bits - 1)) - 1}"
             )
 
 
+def _check_types(graph: Graph, machine: Machine) -> None:
+    """Raise UserError naming the layer where a linear needs what this machine's array or vector unit has not."""
+    array, run_time = machine.mac_array, machine.vector_unit.runtime_quantization
+    for op in (op for op in (*graph.prologue, *graph.step) if op.kind.startswith("linear")):
+        dynamic, shifts = op.kind == "linear_dynamic", "shifts" in op.inputs
+        act_bits = op.attrs["bits"] if dynamic else BITS[graph.values[op.inputs["x"]].dtype]
+        weight_bits = BITS[graph.values[op.inputs["weight"]].dtype]
+        narrowest = array.narrowest_activation_bits, array.narrowest_weight_bits
+        wrong = {
+            f"quantizes its input at run time; vector_unit.runtime_quantization = {run_time}": dynamic and not run_time,
+            f"has a factor for each row; mac_array.factored_requant = {array.factored_requant}":
+                dynamic and not array.factored_requant,
+            f"shifts input channels; mac_array.input_shift = {array.input_shift}": shifts and not array.input_shift,
+            f"shifts inputs of {act_bits} bits; the array shifts at most 8": shifts and act_bits > 8,
+            f"has {act_bits}-bit inputs; mac_array.narrowest_activation_bits = {narrowest[0]}": act_bits < narrowest[0],
+            f"has {weight_bits}-bit weights; mac_array.narrowest_weight_bits = {narrowest[1]}":
+                weight_bits < narrowest[1],
+        }  # fmt: skip
+        for what in (what for what, holds in wrong.items() if holds):
+            raise UserError(f"{op.layer} {what}; allowed: a machine that can do it, or another method or width")
+
+
 def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, Home], dict[str, Buffer], FirstFit]:
     """Pin inputs, outputs and what the prologue hands to the steps in DRAM, above constants and parameter sets."""
-    address = layout.set_address + graph.steps * len(layout.set_parts[0])
+    address = layout.end
     pinned, buffers = dict(layout.homes), {}
     handed = lifetimes(graph, graph.prologue).keys() & lifetimes(graph, graph.step).keys()
     inputs = [v.name for v in graph.values.values() if v.kind == "input" and v.base is None]
@@ -100,7 +126,7 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
             continue
         per_step = name == "noise"
         shape = (graph.steps, *value.shape) if per_step else value.shape
-        pinned[name] = Home("dram", 0 if per_step else address, 2 if per_step else 0)
+        pinned[name] = Home("dram", 0 if per_step else address, NOISE_BASE if per_step else 0)
         if name in inputs or name in graph.outputs:
             buffers[name] = Buffer(address, value.dtype, shape)
         address += aligned(value_bytes(value) * (graph.steps if per_step else 1))

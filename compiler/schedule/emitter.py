@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler.graph import Graph, Value
-from compiler.schedule.place import Home, Layout, Ring, Zones, element_bytes, value_bytes
+from compiler.graph import BITS, Graph, Value
+from compiler.schedule.place import Home, Layout, Ring, Zones, row_bytes, value_bytes
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
@@ -56,13 +56,15 @@ class Emitter:
     def offset(self, name: str, row: int, col: int) -> tuple[int, int]:
         """Byte offset of element (row, col) of a value or view in its owner, and the owner's row size in bytes."""
         value, owner = self.graph.values[name], self.graph.base(name)
-        pitch = owner.shape[-1] * element_bytes(owner)
-        return (row + value.row) * pitch + (col + value.col) * element_bytes(owner), pitch
+        pitch, bits = row_bytes(owner, owner.shape[-1]), BITS[owner.dtype] * (col + value.col)
+        if bits % 8:
+            raise UserError(f"{self.layer}: column {col + value.col} of %{name} ({owner.dtype}) begins inside a byte")
+        return (row + value.row) * pitch + bits // 8, pitch
 
     def row_bytes(self, name: str) -> int:
         """Bytes of one row (of the view, if it is one)."""
         value = self.graph.values[name]
-        return value.shape[-1] * element_bytes(value)
+        return row_bytes(value, value.shape[-1])
 
     def load(self, home: Home, offset: int, local: int, row_bytes: int, **loops: int) -> None:
         """LOAD into SRAM; ``loops``: rows, planes, dram_row, dram_plane, local_row, local_plane (default: one run)."""
@@ -92,12 +94,19 @@ class Emitter:
             self.load_parameters(self.homes[name], 0, address, size)
         return addresses
 
-    def records(self, name: str, first: int, count: int) -> int:
-        """Load the requantization records of some channels into parameter memory; return the address."""
-        size = element_bytes(self.graph.values[name])
-        address = self.params.take(count * size, self.layer)
-        self.load_parameters(self.homes[name], first * size, address, count * size)
-        return address
+    def records(self, name: str, first: int, count: int, table: str = "") -> tuple[int, int]:
+        """Load the requantization records of some channels, and a ``table`` beside them, into parameter memory.
+
+        Returns both addresses, 0 for a table that is not asked for.
+        """
+        size = row_bytes(self.graph.values[name], 1)
+        sizes = [count * size, *([value_bytes(self.graph.values[table])] if table else [])]
+        addresses = self.params.take_together(sizes, self.layer)
+        self.load_parameters(self.homes[name], first * size, addresses[0], count * size)
+        if not table:
+            return addresses[0], 0
+        self.load_parameters(self.homes[table], 0, addresses[1], sizes[1])
+        return addresses[0], addresses[1]
 
     def constant_parameter(self, data: bytes) -> int:
         """Load anonymous constant bytes into parameter memory; return the address."""
@@ -137,7 +146,7 @@ class Emitter:
             offset, pitch = self.offset(name, row, col)
             return Place(self.home(name).address + offset, pitch)
         value = self.graph.values[name]
-        width = (value.shape[-1] if cols is None else cols) * element_bytes(value)
+        width = row_bytes(value, value.shape[-1] if cols is None else cols)
         return Place(self.tiles.take(rows * width, self.layer), width)
 
     def commit(self, name: str, row: int, rows: int, place: Place, col: int = 0) -> None:

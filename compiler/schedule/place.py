@@ -7,27 +7,39 @@ DRAM. Parameter memory is a ring too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compiler.graph import BITS, Graph, Op, Value
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.matmul import RECORD
+from npusim.memory import packed
 
 ALIGN = 64
+STEP_BASE, NOISE_BASE, RANGE_BASE = 1, 2, 3
+"""Base registers: see `npusim.isa.addressing.BASES`."""
 
 
 def aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def element_bytes(value: Value) -> int:
-    return BITS[value.dtype] // 8
+def row_bytes(value: Value, count: int) -> int:
+    """Bytes of ``count`` consecutive elements; a row of packed ones begins at a byte."""
+    return -(-count * BITS[value.dtype] // 8)
 
 
 def value_bytes(value: Value) -> int:
-    return int(np.prod(value.shape, dtype=np.int64)) * element_bytes(value)
+    rows = int(np.prod(value.shape[:-1], dtype=np.int64))
+    return rows * row_bytes(value, value.shape[-1])
+
+
+def contents(value: Value, data: NDArray[Any]) -> bytes:
+    """A constant's bytes in memory."""
+    return (packed(data, BITS[value.dtype]) if BITS[value.dtype] < 8 else data).tobytes()
 
 
 @dataclass(frozen=True)
@@ -122,21 +134,27 @@ def logit_record(op: Op) -> bytes:
 
 
 class Layout:
-    """DRAM addresses of everything, and the bytes of constants and parameter sets."""
+    """DRAM addresses of everything, and the bytes of constants and of the sets of steps and time ranges."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.constants, self.set_parts = bytearray(), [bytearray() for _ in range(graph.steps)]
+        self.constants = bytearray()
+        self.step_sets = [bytearray() for _ in range(graph.steps)]
+        self.range_sets = [bytearray() for _ in range(graph.ranges)]
         self.homes: dict[str, Home] = {}
         self.known: dict[bytes, int] = {}
+        sets = {"step_const": (self.step_sets, STEP_BASE), "range_const": (self.range_sets, RANGE_BASE)}
         for value in graph.values.values():
-            if value.kind == "const" and value.data is not None:
-                self.homes[value.name] = Home("dram", self.constant(value.data.tobytes()))
-            elif value.kind == "step_const" and value.data is not None:
-                self.homes[value.name] = Home("dram", len(self.set_parts[0]), 1)
-                for part, data in zip(self.set_parts, value.data, strict=True):
-                    part += data.tobytes()
-                    part += bytes(aligned(len(part)) - len(part))
+            if value.data is None:
+                continue
+            if value.kind == "const":
+                self.homes[value.name] = Home("dram", self.constant(contents(value, value.data)))
+                continue
+            parts, base = sets[value.kind]
+            self.homes[value.name] = Home("dram", len(parts[0]), base)
+            for part, data in zip(parts, value.data, strict=True):
+                part += contents(value, data)
+                part += bytes(aligned(len(part)) - len(part))
 
         for op in (*graph.prologue, *graph.step):
             if op.kind == "attention":
@@ -144,8 +162,18 @@ class Layout:
 
     @property
     def set_address(self) -> int:
-        """Where the first step's parameter set lies: right behind the constants."""
+        """Where the first step's constants lie: right behind those of the program."""
         return len(self.constants)
+
+    @property
+    def range_address(self) -> int:
+        """Where the first time range's parameter set lies: right behind the steps'."""
+        return self.set_address + sum(map(len, self.step_sets))
+
+    @property
+    def end(self) -> int:
+        """The first address behind all constants and sets."""
+        return self.range_address + sum(map(len, self.range_sets))
 
     def constant(self, data: bytes) -> int:
         """DRAM address of constant bytes; equal contents share one place."""

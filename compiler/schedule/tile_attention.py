@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from compiler.graph import Op
 from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import ALIGN, element_bytes, logit_record
+from compiler.schedule.place import ALIGN, logit_record, row_bytes
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPE_NAMES, NO_ADDRESS
 from npusim.isa.matmul import ROW_RECORD, RQ_MODES
@@ -95,7 +95,7 @@ class Shape:
         }
         for name, tokens in sides.items():
             if not emitter.in_sram(name):
-                size += groups * heads * tokens * self.width * element_bytes(emitter.graph.values[name])
+                size += groups * heads * tokens * row_bytes(emitter.graph.values[name], self.width)
         return size + BUFFERS * ALIGN
 
 
@@ -144,7 +144,7 @@ def _emit_block(emitter: Emitter, op: Op, shape: Shape, block: Block, record: in
     name, size = p_type(op)
     scores, p = _packed(emitter, block, n, 2), _packed(emitter, block, n, size)
     sums, factors = (emitter.tiles.take(batches * m * each, emitter.layer) for each in (4, ROW_RECORD.itemsize))
-    element = {role: element_bytes(emitter.graph.values[names[role]]) for role in "kv"}
+    element = {role: row_bytes(emitter.graph.values[names[role]], 1) for role in "kv"}
     common = {"m": m, "batch0": block.groups, "batch1": block.heads}
     emitter.emit(
         "matmul", **common, k=shape.width, n=n, **_operand("a", q), **_operand("out", scores),
@@ -195,8 +195,7 @@ def _start(shape: Shape, walk: Walk, block: Block, rows: tuple[int, int]) -> tup
 
 def _place(emitter: Emitter, name: str, shape: Shape, walk: Walk, block: Block, rows: tuple[int, int]) -> Tile:
     """Where a block's tokens of one tensor stand in SRAM: in place, or a new buffer (groups, tokens, heads * width)."""
-    element = element_bytes(emitter.graph.values[name])
-    head = shape.width * element
+    head = row_bytes(emitter.graph.values[name], shape.width)
     if emitter.in_sram(name):
         offset, pitch = emitter.offset(name, *_start(shape, walk, block, rows))
         return Tile(emitter.home(name).address + offset, walk.group_step * pitch, head, walk.token_step * pitch)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from compiler.graph import Op
-from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import ALIGN
+from compiler.graph import BITS, Op
+from compiler.schedule.emitter import Emitter, Place
+from compiler.schedule.place import ALIGN, aligned, value_bytes
 from npusim.errors import UserError
-from npusim.isa.encoding import NO_ADDRESS
+from npusim.isa.encoding import DTYPE_NAMES, NO_ADDRESS, row_bytes
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import RECORD, RQ_MODES
+from npusim.isa.matmul import RQ_MODES, SCALARS
 
 MNEMONICS = {"elementwise": "ewlin", "product": "ewmul"}
 
@@ -46,6 +46,8 @@ def elementwise(emitter: Emitter, op: Op) -> None:
     fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
     fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
     fields["out_dtype"] = emitter.dtype(op.output)
+    if any(graph.values[op.inputs[f"{r}_mul"]].dtype == "i32" for r in "ab" if f"{r}_mul" in op.inputs):
+        fields["wide"] = 1
     unit = graph.positions if pattern else 1
     moving = [name for role, name in matrices.items() if role not in fixed]
     step = rows_per_tile(emitter, moved(emitter, *moving, op.output), rows, unit)
@@ -73,7 +75,7 @@ def elementwise(emitter: Emitter, op: Op) -> None:
 
 def _known(op: Op, fields: dict[str, int]) -> dict[str, int]:
     """EWMUL has no multipliers."""
-    drop = ("a_mul", "b_mul", "a_mul_addr", "b_mul_addr", "bias_addr") if op.kind == "product" else ()
+    drop = ("a_mul", "b_mul", "a_mul_addr", "b_mul_addr", "bias_addr", "wide") if op.kind == "product" else ()
     return {key: value for key, value in fields.items() if key not in drop}
 
 
@@ -110,40 +112,73 @@ def layernorm_modulate(emitter: Emitter, op: Op) -> None:
 
 
 def linear(emitter: Emitter, op: Op) -> None:
-    """MATMUL: weights stay for a block of output channels while row tiles stream."""
-    x, weight = op.inputs["x"], op.inputs["weight"]
-    (n, k), rows = emitter.graph.values[weight].shape, emitter.graph.values[x].shape[0]
+    """MATMUL: weights stay for a block of output channels while row tiles stream.
+
+    With run-time quantization each tile goes through RTQUANT first, once for each block of output channels.
+    """
+    graph, x, weight = emitter.graph, op.inputs["x"], op.inputs["weight"]
+    (n, k), rows = graph.values[weight].shape, graph.values[x].shape[0]
+    dynamic, k_bytes, shifts = op.kind == "linear_dynamic", emitter.row_bytes(weight), op.inputs.get("shifts", "")
+    packed = BITS[graph.values[weight].dtype] < 8
+    mode = "factored_row" if dynamic else "channel"
     fields = {
-        "k": k, "batch0": 1, "batch1": 1, "b_k": 1, "b_n": k, "out_zp": op.attrs["out_zp"],
-        "rq_mode": RQ_MODES.index("channel"), "a_dtype": emitter.dtype(x), "b_dtype": emitter.dtype(weight),
-        "out_dtype": emitter.dtype(op.output),
+        "k": k, "batch0": 1, "batch1": 1, "b_k": 0 if packed else 1, "b_n": k_bytes, "out_zp": op.attrs["out_zp"],
+        "rq_mode": RQ_MODES.index(mode), "a_dtype": emitter.dtype(x), "b_dtype": emitter.dtype(weight),
+        "out_dtype": emitter.dtype(op.output), "shifted": int(bool(shifts)),
     }  # fmt: skip
-    block = channels_per_block(emitter, n, k)
+    inner = []
+    if dynamic:
+        fields |= {"a_dtype": run_time_type(op), "fraction_bits": op.attrs["fraction_bits"]}
+        inner = [row_bytes(run_time_type(op), k), SCALARS.itemsize]
+    block = channels_per_block(emitter, op)
     for column in range(0, n, block):
         width = min(block, n - column)
-        address = emitter.weights.take(width * k, emitter.layer)
-        emitter.load(emitter.homes[weight], column * k, address, width * k)
-        records = emitter.records(op.inputs["records"], column, width)
-        sizes = moved(emitter, x) + [size * width // n for size in moved(emitter, op.output)]
+        address = emitter.weights.take(width * k_bytes, emitter.layer)
+        emitter.load(emitter.homes[weight], column * k_bytes, address, width * k_bytes)
+        records, fields["shift_addr"] = emitter.records(op.inputs["records"], column, width, shifts)
+        sizes = [*moved(emitter, x), *inner, *(size * width // n for size in moved(emitter, op.output))]
         step = rows_per_tile(emitter, sizes, rows)
         for row in range(0, rows, step):
             count = min(step, rows - row)
-            a, out = emitter.source(x, row, count), emitter.target(op.output, row, count, column, width)
+            a = emitter.source(x, row, count)
+            if dynamic:
+                a, fields["scalars_addr"] = quantized_rows(emitter, op, a, count, k)
+            out = emitter.target(op.output, row, count, column, width)
             place = {"a_addr": a.address, "a_row": a.row, "out_addr": out.address, "out_row": out.row}
             emitter.emit("matmul", **fields, **place, b_addr=address, rq_addr=records, m=count, n=width)
             emitter.commit(op.output, row, count, out, column)
 
 
-def channels_per_block(emitter: Emitter, n: int, k: int) -> int:
+def run_time_type(op: Op) -> int:
+    """Number of the element type that RTQUANT makes."""
+    return DTYPE_NAMES.index(f"u{op.attrs['bits']}")
+
+
+def quantized_rows(emitter: Emitter, op: Op, a: Place, rows: int, cols: int) -> tuple[Place, int]:
+    """RTQUANT of a tile; where the rows and their SCALARS stand."""
+    dtype = run_time_type(op)
+    out = Place(emitter.tiles.take(rows * row_bytes(dtype, cols), emitter.layer), row_bytes(dtype, cols))
+    scalars = emitter.tiles.take(rows * SCALARS.itemsize, emitter.layer)
+    emitter.emit(
+        "rtquant", a_addr=a.address, a_row=a.row, out_addr=out.address, out_row=out.row, rows=rows, cols=cols,
+        scalars_addr=scalars, multiplier=op.attrs["row_multiplier"], shift=op.attrs["row_shift"], out_dtype=dtype,
+    )  # fmt: skip
+    return out, scalars
+
+
+def channels_per_block(emitter: Emitter, op: Op) -> int:
     """Output channels whose weights and records are held at once: all, or a multiple of the array's columns."""
-    columns = emitter.machine.mac_array.cols
+    graph, columns = emitter.graph, emitter.machine.mac_array.cols
+    n, k_bytes = graph.values[op.inputs["weight"]].shape[0], emitter.row_bytes(op.inputs["weight"])
+    record = BITS[graph.values[op.inputs["records"]].dtype] // 8
+    table = aligned(value_bytes(graph.values[op.inputs["shifts"]])) if "shifts" in op.inputs else 0
     least = min(n, columns)
-    block = min(n, emitter.weights.half // k, emitter.params.half // RECORD.itemsize)
+    block = min(n, emitter.weights.half // k_bytes, (emitter.params.half - table) // ALIGN * ALIGN // record)
     if block < least:
         raise UserError(
-            f"{emitter.layer}: {least} output channels need {least * k} bytes of weights and {least * RECORD.itemsize} "
-            f"bytes of records; half the SRAM weight zone has {emitter.weights.half}, half of parameter memory "
-            f"{emitter.params.half}; the machine is too small: allowed is a larger sram.capacity_bytes or "
-            "param_memory.capacity_bytes"
+            f"{emitter.layer}: {least} output channels need {least * k_bytes} bytes of weights and "
+            f"{least * record + table} bytes of parameters; half the SRAM weight zone has {emitter.weights.half}, half "
+            f"of parameter memory {emitter.params.half}; the machine is too small: allowed is a larger "
+            "sram.capacity_bytes or param_memory.capacity_bytes"
         )
     return n if block == n else block // columns * columns

@@ -88,7 +88,7 @@ def quantize(
         linears={},
         num_steps=stats.steps,
         range_of_step=plan.range_of_step,
-        point_absmax={point: _absmax(stats, point, plan.range_of_step) for point in stats.minimum},
+        point_absmax={point: _absmax(stats, point, plan.range_of_step) for point in stats.minimum} | plan.divided(),
         value_absmax={name: _value_absmax(stats, name, plan.range_of_step) for name in attentions(model)},
         **constants(model, stats),
     )
@@ -164,6 +164,19 @@ class _Plan:
         for name, module in executed_linears(self.model).items():
             yield name, self._linear(name, module)
 
+    def divided(self) -> dict[str, Float64]:
+        """By NAME:divided, the largest magnitude of a smoothed input that is quantized at run time: (R,)."""
+        found = {}
+        for name, module in executed_linears(self.model).items() if self.method.dynamic else ():
+            if name in SIDE_LINEARS:
+                continue
+            point, weight = f"{name}:in", float64(module.weight).reshape(module.weight.shape[0], -1)
+            reach = np.maximum(np.abs(self.stats.channel_min[point]), np.abs(self.stats.channel_max[point]))
+            found[f"{name}:divided"] = _by_range(
+                (reach / self._smoothing(name, weight)[0]).max(axis=-1), self.range_of_step
+            )
+        return found
+
     def sets(self, name: str) -> tuple[list[tuple[int, int]], Int64]:
         """The weight sets of a linear, each (index of its smoothing, bits), and (R,) which of them a range uses."""
         wanted = []
@@ -201,8 +214,11 @@ class _Plan:
         return self.method.shifts or not self.method.smooths_ranges or _runs_per_prompt(name)
 
     def _steps(self, name: str, time_range: int) -> NDArray[np.bool_]:
-        """The steps (steps,) whose statistics make a linear's parameters in a range: those of the method's range."""
-        if _runs_per_prompt(name):
+        """The steps (steps,) whose statistics make a linear's parameters in a range: those of the method's range.
+
+        All steps where 16 bits leave nothing to gain, and where the layer runs once for all of them.
+        """
+        if name in SIDE_LINEARS or _runs_per_prompt(name):
             return np.ones(self.stats.steps, bool)
         return np.asarray(self.coarse == self.coarse_of_range[time_range])
 

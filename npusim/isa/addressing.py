@@ -7,8 +7,9 @@ from typing import Any
 
 from npusim.isa.encoding import Decoded, Region, Rule, row_bytes
 
-BASES = 3
-"""Base registers of DRAM addresses: 0 absolute, 1 the step's parameter set, 2 the step's noise."""
+BASES = 4
+"""Base registers of DRAM addresses: 0 absolute, 1 the step's set of constants, 2 the step's noise, 3 the set of
+parameters of the step's time range."""
 
 Loops = tuple[tuple[int, int], ...]
 """Nested loops as (count, byte stride)."""

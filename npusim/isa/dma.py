@@ -1,8 +1,9 @@
 """LOAD and STORE: three-dimensional strided copies between DRAM and an on-chip memory.
 
 ``planes`` x ``rows`` runs of ``row_bytes`` bytes. The DRAM address is relative to a base register, so that the same
-code serves every denoising step: 0 absolute, 1 the step's parameter set, 2 the step's noise. On-chip memories are the
-scratchpad (``sram``), the parameter memory (``param``), and its bank that no instruction reads (``param_next``).
+code serves every denoising step: 0 absolute, 1 the step's set of constants, 2 the step's noise, 3 the parameter set of
+the step's time range. On-chip memories are the scratchpad (``sram``), the parameter memory (``param``), and its bank
+that no instruction reads (``param_next``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from npusim.isa.encoding import Decoded, Field, Instruction, Region, Rule, at_le
 MEMORIES = ("sram", "param", "param_next")
 FIELDS = (
     Field("dram_addr", 2, 0, 64, doc="first byte in DRAM, relative to the base register"),
-    Field("base", 4, 0, 8, doc="base register: 0 absolute, 1 the step's parameter set, 2 the step's noise"),
+    Field(
+        "base", 4, 0, 8, doc="base register: 0 absolute, 1 the step's constants, 2 its noise, 3 its time range's set"
+    ),
     Field("memory", 4, 8, 8, names=MEMORIES, doc="the on-chip memory"),
     Field("local_addr", 5, doc="first byte in the on-chip memory"),
     Field("row_bytes", 6, doc="bytes of one run"),

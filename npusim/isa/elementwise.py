@@ -2,8 +2,8 @@
 
 ``EWLIN: out = clamp(((a * ma + b * mb + bias) + 2^(shift-1) >> shift) + out_zp)``: residual and gated additions,
 modulation, conversion between types, guidance and the sampler's update are all this instruction. ``ma`` and ``mb`` are
-an immediate or one signed 16-bit value per channel in parameter memory (32-bit for a 32-bit operand, at most 2^30);
-``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
+an immediate or one signed value per channel in parameter memory: of 16 bits, or of 32 with ``wide`` or for a 32-bit
+operand (at most 2^30 then); ``bias`` is int32 per channel. Operand b and the per-channel vectors are optional.
 
 ``EWMUL: out = clamp((a * b + 2^(shift-1) >> shift) + out_zp)``.
 
@@ -58,9 +58,10 @@ def _fields(b: str) -> tuple[Field, ...]:
 _MULTIPLIERS = (
     Field("a_mul", 16, signed=True, doc="multiplier of a where a_mul_addr is absent"),
     Field("b_mul", 17, signed=True, doc="multiplier of b where b_mul_addr is absent"),
-    Field("a_mul_addr", 18, doc="parameter memory: int16 (int32 for i32 operands) per channel; or absent"),
+    Field("a_mul_addr", 18, doc="parameter memory: int16 (int32 if wide, or for i32 operands) per channel; or absent"),
     Field("b_mul_addr", 19, doc="parameter memory: the same for b; or absent"),
     Field("bias_addr", 20, doc="parameter memory: int32 per channel; or absent"),
+    Field("wide", 21, 0, 1, doc="1: multipliers per channel have 32 bits"),
 )
 
 MAX_MULTIPLIER = 1 << 30
@@ -75,19 +76,27 @@ def operand(state: Any, ins: Decoded, name: str) -> Any:
 
 
 def multiplier(state: Any, ins: Decoded, name: str) -> Any:
-    """Multiplier of operand ``a`` or ``b``: an int, or int64 per channel. Raises ValueError beyond 2^30 at 32 bits."""
+    """Multiplier of operand ``a`` or ``b``: an int, or int64 per channel.
+
+    Raises ValueError where that of a 32-bit operand is beyond 2^30.
+    """
     address = getattr(ins, f"{name}_mul_addr")
     if address == NO_ADDRESS:
         return getattr(ins, f"{name}_mul")
     values = state.vector("param", address, multiplier_type(ins, name), ins.cols).astype(np.int64)
-    if (np.abs(values) > MAX_MULTIPLIER).any():
+    if is_wide(ins, name) and (np.abs(values) > MAX_MULTIPLIER).any():
         raise ValueError(f"a multiplier of {name} at param byte {address} is outside -2^30..2^30")
     return values
 
 
 def multiplier_type(ins: Decoded, name: str) -> Any:
-    """Per-channel multipliers have 16 bits, those of a 32-bit operand 32."""
-    return np.dtype(np.int32 if DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32" else np.int16)
+    """Per-channel multipliers have 16 bits; 32 where the instruction says so, or for a 32-bit operand."""
+    return np.dtype(np.int32 if ins.wide or is_wide(ins, name) else np.int16)
+
+
+def is_wide(ins: Decoded, name: str) -> bool:
+    """Whether operand ``a`` or ``b`` has 32 bits."""
+    return bool(DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32")
 
 
 def bias(state: Any, ins: Decoded) -> Any:
@@ -115,8 +124,7 @@ def execute_product(state: Any, ins: Decoded) -> None:
 
 def _immediate_rule(name: str) -> Rule:
     def holds(ins: Decoded, machine: Any) -> bool:
-        wide = DTYPE_NAMES[getattr(ins, f"{name}_dtype")] == "i32"
-        return not wide or bool(abs(getattr(ins, f"{name}_mul")) <= MAX_MULTIPLIER)
+        return not is_wide(ins, name) or bool(abs(getattr(ins, f"{name}_mul")) <= MAX_MULTIPLIER)
 
     return Rule((f"{name}_dtype", f"{name}_mul"), "at most 2^30 for a 32-bit operand, so that int64 suffices", holds)
 
@@ -139,14 +147,10 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
         return window("sram", address, dtype, (ins.batch, ins.rows, ins.cols), strides)
 
     reads = [region("a")] + ([region("b")] if ins.b_addr != NO_ADDRESS else [])
-    sizes = {
-        "a_mul_addr": multiplier_type(ins, "a").itemsize,
-        "b_mul_addr": multiplier_type(ins, "b").itemsize,
-        "bias_addr": 4,
-    }
-    for name, size in sizes.items():
-        address = getattr(ins, name, NO_ADDRESS)
+    for name in ("a_mul", "b_mul", "bias"):
+        address = getattr(ins, f"{name}_addr", NO_ADDRESS)  # a product has none
         if address != NO_ADDRESS:
+            size = 4 if name == "bias" else multiplier_type(ins, name[0]).itemsize
             reads.append(vector("param", address, ins.cols * size))
     return reads, [region("out")]
 

@@ -34,12 +34,12 @@ def assert_golden(program: Program, path: str | Path) -> None:
 
 def golden_text(program: Program) -> str:
     """What a golden file holds; equal programs give equal text, others give different text."""
-    data = {"constants": program.constants, "sets": program.sets}
-    lines = [f"# {name} sha256 {hashlib.sha256(values.tobytes()).hexdigest()}" for name, values in data.items()]
+    areas = program.areas.items()
+    lines = [f"# {name} at {at} sha256 {hashlib.sha256(data.tobytes()).hexdigest()}" for name, (at, data) in areas]
     machine = json.dumps(program.machine.model_dump(mode="json"), sort_keys=True)
     lines += [
         f"# machine {program.machine.name} sha256 {hashlib.sha256(machine.encode()).hexdigest()}",
-        f"# steps {program.steps}, sets at {program.set_address}, {program.dram_bytes} bytes of DRAM",
+        f"# steps {program.steps} of ranges {list(program.range_of_step)}, {program.dram_bytes} bytes of DRAM",
         *(f"# buffer {name} {b.dtype}{list(b.shape)} at {b.address}" for name, b in program.buffers.items()),
         *(f"# layer {number} {name}" for number, name in enumerate(program.layers)),
         *(f"# host {name} {value}" for name, value in program.host.items()),

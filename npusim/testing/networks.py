@@ -9,28 +9,30 @@ import numpy as np
 
 from compiler import Builder, Graph, compile_graph
 from compiler.graph import Value
+from compiler.operations import ELEMENTS, HOST_TYPES, LINEAR_INPUTS
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPES, ELEMENT_BITS
 from npusim.program import Program
 from npusim.testing._hypothesis import hypothesis, st
 
-ELEMENTS = ("u8", "i8", "i16", "i32")
-
 
 @st.composite
 def graphs(draw: st.DrawFn, most_operations: int = 6) -> Graph:
-    """A legal graph of 1 to ``most_operations`` operations of every kind, some in the prologue, with 1 or 2 steps.
+    """A legal graph of 1 to ``most_operations`` operations of every kind, some in the prologue, with 1 to 3 steps.
 
     Scales keep results within their types for the most part. Every graph compiles for a machine that is large enough.
     """
-    net = _Network(draw, Builder(steps=draw(st.integers(1, 2))))
+    ranges = draw(st.sampled_from([(0,), (0, 0), (0, 1), (0, 1, 0)]))
+    net = _Network(draw, Builder(len(ranges), range_of_step=ranges))
     for phase in ("prologue", "step"):
         net.build.phase = phase
         for _ in range(draw(st.integers(phase == "step", most_operations // 2))):
             net.add()
     # The last result, and any others: a result that nobody reads is computed all the same.
-    computed = [name for name in net.names if net.build.values[name].kind == "value"]
+    values = net.build.values
+    computed = [name for name in net.names if values[name].kind == "value" and values[name].dtype in HOST_TYPES]
+    hypothesis.assume(computed)
     for name in {*draw(st.sets(st.sampled_from(computed))), computed[-1]}:
         net.build.output(name)
     return net.build.graph()
@@ -78,34 +80,44 @@ class _Network:
         if known and fitting:
             return self.draw(st.sampled_from(fitting))
         rows = shape[0] or self.draw(st.integers(1, 20))
-        dtype = self.draw(st.sampled_from(types))
+        dtype = self.draw(st.sampled_from([t for t in types if t in HOST_TYPES]))
         zero_point = 0 if symmetric else self.draw(st.integers(*DTYPES[dtype][1:]))
         width = shape[1] or self.draw(st.integers(1, 24))
         name = self.build.input(f"in{len(values)}", (rows, width), dtype, zero_point=zero_point)
         self.names.append(name)
         return name
 
-    def _out(self, name: str, shape: tuple[int, ...]) -> Value:
-        dtype = self.draw(st.sampled_from(ELEMENTS))
+    def _out(self, name: str, shape: tuple[int, ...], types: tuple[str, ...] = ELEMENTS) -> Value:
+        dtype = self.draw(st.sampled_from(types))
         return Value(name, shape, dtype, zero_point=self.draw(st.sampled_from([0, 0, 0, 5, -3])))
 
     def _vector(self, count: int, low: int, high: int) -> Any:
         return self.rng.integers(low, high, count, endpoint=True)
 
     def _linear(self, name: str) -> str:
-        x = self._operand(("u8", "i8", "i16"), symmetric=False)
-        rows, k = self.build.values[x].shape
-        n = self.draw(st.integers(1, 40))
-        kind = np.uint8 if self.draw(st.booleans()) else np.int8
+        x = self._operand(LINEAR_INPUTS, symmetric=False)
+        source = self.build.values[x]
+        rows, k = source.shape
+        n, weight_bits = self.draw(st.integers(1, 40)), self.draw(st.sampled_from([4, 6, 8, 8]))
+        low = -(1 << (weight_bits - 1)) if self.draw(st.booleans()) else 0
+        high, kind = low + (1 << weight_bits) - 1, np.int8 if low else np.uint8
         out = self._out(name, (rows, n))
-        bits = ELEMENT_BITS[self.build.values[x].dtype] + 8 + k.bit_length() // 2
+        bits = ELEMENT_BITS[source.dtype] + weight_bits + k.bit_length() // 2
         shift = max(1, 15 + bits - min(ELEMENT_BITS[out.dtype], 16) - self.draw(st.integers(0, 3)))
-        info = np.iinfo(kind)
+        shifts = ELEMENT_BITS[source.dtype] <= 8 and self.draw(st.booleans())
+        _, x_low, x_high = DTYPES[source.dtype]
         return self.build.linear(
-            name, x, self.rng.integers(info.min, info.max, (n, k), kind, endpoint=True), out,
-            multiplier=self._vector(n, 1 << 14, (1 << 15) - 1), shift=shift,
-            bias=self._vector(n, -(1 << bits), 1 << bits), weight_zp=self._vector(n, info.min, info.max),
+            name, x, self._ranged((n, k), low, high).astype(kind), out, weight_bits=weight_bits,
+            multiplier=self._ranged((n,), 1 << 14, (1 << 15) - 1), shift=shift,
+            bias=self._ranged((n,), -(1 << bits), 1 << bits), weight_zp=self._ranged((n,), low, high),
+            x_zp=self._ranged((1,), x_low, x_high), x_shift=self._ranged((k,), 0, 3) if shifts else 0,
         )  # fmt: skip
+
+    def _ranged(self, shape: tuple[int, ...], low: int, high: int) -> Any:
+        """Numbers of ``shape``, or as many for each time range."""
+        if self.build.phase == "step" and self.build.ranges > 1 and self.draw(st.booleans()):
+            shape = (self.build.ranges, *shape)
+        return self.rng.integers(low, high, shape, endpoint=True)
 
     def _sum(self, name: str) -> str:
         a = self._operand(ELEMENTS)
@@ -120,9 +132,9 @@ class _Network:
         if form == "number":
             return self.draw(st.integers(-300, 300))
         if form == "vector" or self.build.phase == "prologue" or role != "bias":
-            return self._vector(columns, -300, 300)
+            return self._ranged((columns,), *self.draw(st.sampled_from([(-300, 300), (-(1 << 20), 1 << 20)])))
         data = self._vector(self.build.sizes["steps"] * columns, -300, 300).reshape(-1, columns)
-        return self.build.const(f"{name}.{role}", data, "i32", per_step=True)
+        return self.build.const(f"{name}.{role}", data, "i32", per="step")
 
     def _product(self, name: str) -> str:
         a = self._operand(ELEMENTS)
@@ -157,6 +169,6 @@ class _Network:
         if self.draw(st.booleans()):
             valid = self.build.input(f"{name}.valid", (1, 1), "i32")
         return self.build.attention(
-            name, q, k, v, self._out(name, self.build.values[q].shape), heads=heads, fraction_bits=9, p_bits=p_bits,
-            logit=(20000, bits), output=(3 << 29, 31), valid=valid,
+            name, q, k, v, self._out(name, self.build.values[q].shape, HOST_TYPES), heads=heads, fraction_bits=9,
+            p_bits=p_bits, logit=(20000, bits), output=(3 << 29, 31), valid=valid,
         )  # fmt: skip

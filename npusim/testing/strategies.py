@@ -10,6 +10,7 @@ import numpy as np
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, BY_OPCODE, violations
+from npusim.isa.addressing import BASES
 from npusim.isa.encoding import (
     DTYPE_NAMES,
     DTYPES,
@@ -127,8 +128,8 @@ def dma(draw: st.DrawFn, on: Machine) -> Case:
         draw(st.sampled_from(ON_CHIP if state.param_next.size else ON_CHIP[:2])),
     )
     planes, rows, row_bytes = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
-    base = draw(st.integers(0, 2))
-    state.bases = [0, 100, 301]
+    base = draw(st.integers(0, BASES - 1))
+    state.bases = [0, 100, 301, 77]
     load = op == "load"
     dram_row = _stride(draw, row_bytes, repeat=load)
     dram_plane = _stride(draw, rows * max(dram_row, row_bytes), repeat=load)
@@ -171,6 +172,7 @@ def elementwise(draw: st.DrawFn, on: Machine, op: str = "ewlin") -> Case:
                 low, high = draw(st.sampled_from([(-3, 4), (-(2**30), 2**30)]))
                 _put(state.param, values[f"{name}_mul_addr"], np.dtype("<i4"), _random(draw, low, high, cols))
         values["bias_addr"] = draw(st.one_of(st.just(NO_ADDRESS), st.integers(0, state.param.size - 4 * cols)))
+        values["wide"] = draw(st.integers(0, 1))
         _repair_multipliers(state, kinds, values, cols)
     values |= {"batch": batch, "rows": rows, "cols": cols, "shift": draw(shifts), "out_zp": draw(zero_points)}
     return _case(state, make(op, **values))

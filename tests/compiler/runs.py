@@ -44,8 +44,8 @@ def loaded(program: Program, inputs: Inputs) -> MachineState:
     rng = np.random.default_rng(99)
     for memory in (state.dram, state.sram, state.param):
         memory[...] = rng.integers(0, 256, memory.size, np.uint8)
-    state.dram[: program.constants.size] = program.constants
-    state.dram[program.set_address : program.set_address + program.sets.size] = program.sets.ravel()
+    for address, data in program.areas.values():
+        state.dram[address : address + data.size] = data
     for name, values in inputs.items():
         window(program, state, name)[...] = values
     return state

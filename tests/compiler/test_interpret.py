@@ -20,7 +20,7 @@ def graph_of_sums() -> Graph:
     inputs = {"a": "x"}
     build.op("elementwise", "twice", inputs, Value("y", (2, 2), "i16"), a_mul=4, shift=1, out_zp=0)
     build.phase = "step"
-    build.const("factor", np.array([[2], [6]]), "i16", per_step=True)
+    build.const("factor", np.array([[2], [6]]), "i16", per="step")
     build.add(Value("z", (2, 2), "i16"))
     left = build.view("y.left", "y", (0, 2), (0, 1))
     sides = [build.view(f"z.{side}", "z", (0, 2), (side, side + 1)) for side in range(2)]

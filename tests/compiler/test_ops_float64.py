@@ -48,23 +48,24 @@ def calibrated():
     return workload, model, collect(model, workload)
 
 
-def check(findings: list[Finding], attention_bits: int, sampler_clips: bool = False) -> None:
+def check(findings: list[Finding], attention_bits: int, sampler_clips: bool = False, exact: bool = True) -> None:
+    """``exact``: multipliers are as wide as needed; smoothing folded into 16-bit factors costs up to a step of 16."""
     assert {f.kind for f in findings} >= NONLINEAR | {"linear_centred", "elementwise", "product", "modulate"}
     for f in findings:
-        assert f.clipped <= 0.01 or (sampler_clips and f.layer in SAMPLER), f
+        assert f.clipped <= 0.02 or (sampler_clips and f.layer in SAMPLER), f
         if f.kind == "attention" and attention_bits == 8:
             continue  # With 8-bit queries, keys and probabilities the products inside are 8-bit, whatever the output.
         if f.dtype == "i32":  # The sampler's state: a step is 2^-24, beside values that may be large.
             assert f.largest_lsb <= 1.0 or f.sqnr_db >= 130, f
-        elif f.kind in NONLINEAR and f.dtype == "i16":
+        elif f.dtype == "i16" and (f.kind in NONLINEAR or not exact):
             assert f.sqnr_db >= 60.0, f
         else:
             assert f.largest_lsb <= 1.0 + 1e-6, f
 
 
-def audited(workload, model, stats, state_of, act_bits: int, attention_bits: int, steps) -> list[Finding]:
+def audited(workload, model, stats, state_of, quantization, attention_bits: int, steps) -> list[Finding]:
     """Findings over ``steps``; ``state_of(step)`` is the latent (4, T, H, W) that enters a step."""
-    qm = quantize(model, stats, act_bits=act_bits)
+    qm = quantize(model, stats, *quantization)
     graph = lower(qm, attention_bits)
     states, mask = workload.text(workload.calibration_captions[0])
     _, noise = draw_noise(workload.calibration_seeds[0], workload.latent_shape, workload.num_steps)
@@ -80,14 +81,22 @@ def audited(workload, model, stats, state_of, act_bits: int, attention_bits: int
     return findings
 
 
-@pytest.mark.parametrize(("act_bits", "attention_bits"), [(8, 16), (16, 16), (8, 8)])
-def test_every_op_against_float64(calibrated, act_bits: int, attention_bits: int) -> None:
+@pytest.mark.parametrize(
+    ("quantization", "attention_bits"),
+    [
+        (("cw_tw", 8, 8), 16), (("cw_tw", 8, 16), 16), (("cw_tw", 8, 8), 8), (("tsw", 8, 8), 16), (("asq", 4, 8), 16),
+        (("tsq", 8, 8), 16), (("tsq", 8, 16), 16), (("tsq_pot", 6, 6), 16), (("dynamic", 8, 8), 16),
+    ],
+)  # fmt: skip
+def test_every_op_against_float64(calibrated, quantization: tuple[str, int, int], attention_bits: int) -> None:
     workload, model, stats = calibrated
     start, noise = draw_noise(workload.calibration_seeds[0], workload.latent_shape, workload.num_steps)
     states_in = [start, *noise]
     steps = (0, workload.num_steps // 2, workload.num_steps - 1)
-    findings = audited(workload, model, stats, lambda i: states_in[i], act_bits, attention_bits, steps)
-    check(findings, attention_bits, sampler_clips=True)  # Random weights drive the sampler out of its range.
+    findings = audited(workload, model, stats, lambda i: states_in[i], quantization, attention_bits, steps)
+    check(
+        findings, attention_bits, sampler_clips=True, exact=quantization[0] == "cw_tw"
+    )  # Random weights drive the sampler out of its range.
 
 
 @pytest.mark.slow
@@ -100,4 +109,5 @@ def test_every_op_of_the_trained_model_against_float64(act_bits: int) -> None:
     start, noise = draw_noise(workload.calibration_seeds[0], workload.latent_shape, workload.num_steps)
     trajectory = denoise(predict, start, noise, sampler)
     stats = workload.load_stats()
-    check(audited(workload, model, stats, trajectory.states.__getitem__, act_bits, 16, (0, 10, 19)), 16)
+    quantization = "cw_tw", 8, act_bits
+    check(audited(workload, model, stats, trajectory.states.__getitem__, quantization, 16, (0, 10, 19)), 16)

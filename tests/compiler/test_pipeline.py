@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def test_no_float_in_a_program_file(program_file: Path) -> None:
     with safe_open(str(program_file), "numpy") as file:
         kinds = {name: file.get_tensor(name).dtype.kind for name in file.keys()}  # noqa: SIM118
         header = json.loads(file.metadata()["header"], parse_float=refuse, parse_constant=refuse)
-    assert kinds == {"prologue": "u", "step": "u", "constants": "u", "sets": "u"}
+    assert kinds == {"prologue": "u", "step": "u", "constants": "u", "sets": "u", "range_sets": "u"}
     assert header["host"]
 
 
@@ -95,18 +94,9 @@ def test_every_stage_can_be_dumped(qm: QuantizedModel, tiny_machine: Machine) ->
     np.testing.assert_array_equal(assemble(stages[f"{len(PASSES) + 1:02d}_step"]), program.step)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"range_of_step": np.array([0, 0, 1, 1])}, "2 time ranges; the compiler takes cw_tw"),
-        ({"point_absmax": {}}, "no calibrated point 'y_embedder.y_proj.fc1:in'"),
-    ],
-)
-def test_unsupported_model_is_refused(
-    qm: QuantizedModel, edge_machine: Machine, change: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        compile_model(replace(qm, **change), edge_machine)  # type: ignore[arg-type]
+def test_model_without_its_calibrated_points_is_refused(qm: QuantizedModel, edge_machine: Machine) -> None:
+    with pytest.raises(UserError, match=r"no calibrated point 'y_embedder\.y_proj\.fc1:in'"):
+        compile_model(replace(qm, point_absmax={}), edge_machine)
 
 
 def test_unsupported_patch_size_is_refused(qm: QuantizedModel, edge_machine: Machine) -> None:
@@ -120,11 +110,10 @@ def test_unsupported_attention_bits_are_refused(qm: QuantizedModel, edge_machine
         compile_model(qm, edge_machine, attention_bits=12)
 
 
-def test_constant_out_of_range_is_refused(quantized: Callable[[int], QuantizedModel], edge_machine: Machine) -> None:
-    # Time-step constants have 7 bits before the binary point.
-    model = quantized(8)
-    with pytest.raises(UserError, match=r"do not fit i32"):
-        compile_model(replace(model, t0=model.t0 * 1e4), edge_machine)
+def test_gate_out_of_range_is_refused(qm: QuantizedModel, edge_machine: Machine) -> None:
+    # The residual's exact ratio leaves the gate four fractional bits at least.
+    with pytest.raises(UserError, match=r"constant blocks\.0\.tap_\w+\.gate: values .* do not fit i16"):
+        compile_model(replace(qm, t0=qm.t0 * 1e4), edge_machine)
 
 
 def test_machine_without_row_sums_is_refused(qm: QuantizedModel, edge_machine: Machine) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compiler.graph import Graph, Op, Value
+from compiler.graph import Builder, Graph, Op, Value
+from compiler.interpret import run_graph
 from compiler.passes.fold_zero_points import fold_zero_points
 from compiler.semantics import SEMANTICS, attention_parts
 from npusim import numerics
@@ -55,30 +56,35 @@ def linear_case(seed: int, act: str) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     rows, k, n = rng.integers(1, 6, 3)
     low, high = DTYPES[act][1:]
-    weight, x = rng.integers(0, 256, (n, k)), rng.integers(low, high + 1, (rows, k))
-    weight[0], x[0] = rng.choice([0, 255], k), rng.choice([low, high], k)
+    bits = int(rng.choice([4, 6, 8]))
+    top = (1 << bits) - 1
+    weight, x = rng.integers(0, top + 1, (n, k)), rng.integers(low, high + 1, (rows, k))
+    weight[0], x[0] = rng.choice([0, top], k), rng.choice([low, high], k)
     shift = rng.integers(8, 30, n)
     return {
         "x": x,
         "weight": weight,
-        "weight_zp": rng.integers(0, 256, n),
+        "bits": bits,
+        "weight_zp": rng.integers(0, top + 1, n),
         "bias": rng.integers(-(2**20), 2**20, n),
         "multiplier": rng.integers(1, 2**15, n),
         "shift": shift,
-        "in_zp": int(rng.integers(low, high + 1)),
+        "in_zp": rng.integers(low, high + 1, 1),
+        "x_shift": rng.integers(0, 4, k) if seed % 2 else np.zeros(k, np.int64),
         "out_zp": int(rng.integers(-100, 100)),
         "out": str(rng.choice(["u8", "i8", "i16"])),
     }
 
 
 def linear_by_hand(c: dict[str, Any]) -> list[list[int]]:
-    """Products of (q - z) in Python integers, then one exact rounding."""
+    """Products of (q - z) 2^s in Python integers, then one exact rounding."""
     result = []
     for row in c["x"].tolist():
         line = []
         for j, weights in enumerate(c["weight"].tolist()):
-            zero = int(c["weight_zp"][j])
-            total = int(c["bias"][j]) + sum((x - c["in_zp"]) * (w - zero) for x, w in zip(row, weights, strict=True))
+            zero, total = int(c["weight_zp"][j]), int(c["bias"][j])
+            for x, w, s in zip(row, weights, c["x_shift"].tolist(), strict=True):
+                total += (x - int(c["in_zp"][0])) * 2**s * (w - zero)
             scaled = nearest(Fraction(total * int(c["multiplier"][j]), 1 << int(c["shift"][j])))
             line.append(clamp(clamp(scaled, "i32") + c["out_zp"], c["out"]))
         result.append(line)
@@ -88,21 +94,61 @@ def linear_by_hand(c: dict[str, Any]) -> list[list[int]]:
 @pytest.mark.parametrize("act", ["u8", "i16"])
 @pytest.mark.parametrize("seed", range(20))
 def test_linear_before_and_after_folding(seed: int, act: str) -> None:
-    c = linear_case(seed, act)
-    roles = ("weight", "weight_zp", "bias", "multiplier", "shift")
-    shape, attrs = (len(c["x"]), len(c["weight"])), {"in_zp": c["in_zp"], "out_zp": c["out_zp"]}
-    expected = linear_by_hand(c)
-    centred = run("linear_centred", {"x": c["x"], **{r: c[r] for r in roles}}, shape, c["out"], **attrs)
-    assert centred.tolist() == expected
+    """Two time ranges, each with numbers of its own."""
+    cases = [linear_case(seed, act) for _ in range(2)]
+    rng = np.random.default_rng(seed)
+    for name in ("weight_zp", "bias", "multiplier", "in_zp"):
+        cases[1][name] = rng.permutation(cases[1][name]) // 2
+    c = cases[0]
+    build = Builder(steps=2, range_of_step=(0, 1))
+    build.input("x", c["x"].shape, act)
+    roles = {name: np.stack([case[name] for case in cases]) for name in ("weight_zp", "bias", "multiplier", "shift")}
+    out = Value("out", (len(c["x"]), len(c["weight"])), c["out"], zero_point=c["out_zp"])
+    build.linear(
+        "l", "x", c["weight"].astype(np.uint8), out, **roles, weight_bits=c["bits"], x_shift=c["x_shift"],
+        x_zp=np.stack([case["in_zp"] for case in cases]),
+    )  # fmt: skip
+    build.output("out")
+    graph = build.graph()
+    folded = fold_zero_points(graph)
+    data = folded.values[folded.step[0].inputs["weight"]].data
+    assert data is not None
+    assert data.dtype == np.int8
+    for step, case in enumerate(cases):
+        expected = linear_by_hand(case)
+        for made in (graph, folded):
+            assert run_graph(made, {"x": c["x"]}, (step,))[0]["out"].tolist() == expected
 
-    values = {"x": Value("x", c["x"].shape, act, "input"), "out": Value("out", shape, c["out"])}
-    values |= {f"l.{r}": Value(f"l.{r}", c[r].shape, "i64", "const", data=c[r]) for r in roles}
-    op = Op("linear_centred", "l", {"x": "x", **{r: f"l.{r}" for r in roles}}, "out", attrs)
-    folded = fold_zero_points(Graph(values, (), (op,), 1, 1, 1, 1, ("out",)))
-    data = {role: folded.values[name].data for role, name in folded.step[0].inputs.items() if role != "x"}
-    assert data["weight"] is not None
-    assert data["weight"].dtype == np.int8
-    assert run("linear", {"x": c["x"], **data}, shape, c["out"], **attrs).tolist() == expected  # type: ignore[arg-type]
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("seed", range(10))
+def test_linear_dynamic_against_real_numbers(seed: int, bits: int) -> None:
+    """Rows of very different size, one of zeros: within a step of what exact arithmetic on Eq. 1's grids gives."""
+    rng = np.random.default_rng(seed)
+    rows, k, n, top = 5, 40, 6, (1 << bits) - 1
+    x = (rng.normal(0, 1, (rows, k)) * 10.0 ** rng.uniform(1, 4, (rows, 1))).astype(np.int64).clip(-32768, 32767)
+    x[1] = 0
+    weight, zero_point = rng.integers(0, 1 << bits, (n, k), np.uint8), rng.integers(0, 1 << bits, n)
+    multiplier, shift, bias = rng.integers(2**14, 2**15, n), np.full(n, 8), rng.integers(-(2**20), 2**20, n)
+    row = int(rng.integers(2**30, 2**31)), 40 + bits
+    build = Builder()
+    build.input("x", x.shape, "i16")
+    build.linear_dynamic(
+        "l", "x", weight, "i16", bits=bits, row=row, multiplier=multiplier, shift=shift, bias=bias,
+        weight_zp=zero_point, weight_bits=bits, fraction_bits=12,
+    )  # fmt: skip
+    build.output("l")
+    found = run_graph(build.graph(), {"x": x})[0]["l"]
+    low, high = np.minimum(x.min(1), 0)[:, None], np.maximum(x.max(1), 0)[:, None]
+    reach = (high - low).astype(float)
+    scale = np.where(reach == 0, 1, reach) / top
+    zero = np.round(-low / scale)
+    q = np.clip(np.round(x / scale) + zero, 0, top) - zero
+    acc = q @ (weight.astype(float) - zero_point[:, None]).T
+    real = acc * multiplier * 2.0**-8 * (reach * row[0] * 2.0 ** -row[1])
+    exact = np.clip((real + bias) / 2**12, -32768, 32767)
+    # The row's 16-bit multiplier is off by up to 2^-15; ties of the grid may round the other way.
+    assert np.abs(found - exact).max() <= 1 + np.abs(exact).max() * 2.0**-14 + 2 * 2.0 ** (15 - bits) * (bits > 8)
 
 
 # Element by element
@@ -181,22 +227,6 @@ def test_table_interpolates_between_its_entries(seed: int) -> None:
         left, part = divmod(value + 32768, 128)
         at = int(table[left]) * (128 - part) + int(table[left + 1]) * part  # 128 times the straight line's value
         assert found == clamp(nearest(Fraction(at * multiplier, 1 << shift)) + 3, "i16")
-
-
-# Constants
-
-
-def test_const_add_and_const_scale() -> None:
-    rng = np.random.default_rng(0)
-    table, time = (rng.integers(-(2**28), 2**28, (6, 5)) for _ in range(2))
-    total = run("const_add", {"a": table, "b": time}, (6, 5), "i32")
-    for sums, rows in zip(total.tolist(), zip(table.tolist(), time.tolist(), strict=True), strict=True):
-        assert sums == [a + b for a, b in zip(*rows, strict=True)]
-    attrs = {"row": 4, "offset": 1 << 24, "multiplier": 2**30 - 77, "shift": 44}
-    result = run("const_scale", {"a": total}, (5,), "i16", **attrs)
-    for found, value in zip(result.tolist(), total[4].tolist(), strict=True):
-        scaled = Fraction((value + attrs["offset"]) * attrs["multiplier"], 1 << attrs["shift"])
-        assert found == clamp(nearest(scaled), "i16")
 
 
 # LayerNorm

@@ -117,7 +117,7 @@ def test_several_steps_with_constants_by_step_and_a_prologue(tiny_machine: Machi
     net.phase = "prologue"
     shown = net.rescale("text", text, Value("shown", (2, 4), "i16"), multiplier=4, shift=1)
     net.phase = "step"
-    factor = net.const("factor", np.array([[2] * 4, [4] * 4, [-2] * 4]), "i32", per_step=True)
+    factor = net.const("factor", np.array([[2] * 4, [4] * 4, [-2] * 4]), "i32", per="step")
     scaled = net.sum("scale", state, shown, "i32", a_mul=factor, b_mul=2, shift=1)
     net.output(net.sum("add", scaled, noise, Value("state.next", (2, 4), "i32"), a_mul=2, b_mul=2, shift=1))
     graph, program = net.graph(), compile_graph(net.graph(), tiny_machine)
@@ -170,7 +170,7 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.linear("fc", "x", W[0], "i16", **LINEAR), r"fc: linear: weight is int8\[6\]"),
     (lambda n: n.linear("fc", "small", W, "i16", **LINEAR), r"fc: linear_centred: x has shape \(4, 5\); .*\(4, 6\)"),
     (lambda n: n.linear("fc", "wide", W, "i16", **LINEAR), r"fc: linear_centred: x %wide has type i32; allowed: u8"),
-    (lambda n: n.linear("fc", "x", W, "f8", **LINEAR), r"fc: out = 'f8'; allowed: u8, i8, i16, i32, a Value"),
+    (lambda n: n.linear("fc", "x", W, "f8", **LINEAR), r"fc: out = 'f8'; allowed: u8, i8, i16, i32, u4, u6, a Value"),
     (lambda n: n.linear("fc", "x", W, "i16", multiplier=-1, shift=1), r"fc: linear: multiplier -1..-1; allowed: 0.."),
     (lambda n: n.linear("fc", "x", W, "i16", multiplier=1, shift=0), r"fc: linear: shift 0..0; allowed: 1..62"),
     (lambda n: n.linear("fc", "x", W, "i16", multiplier=0.5, shift=1), r"fc: multiplier is float64\[\]; allowed: int"),
@@ -182,8 +182,8 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "shift": 63}), r"add: elementwise: shift = 63; allowed: 1..62"),
     (lambda n: n.sum("add", "wide", "x", "i16", **{**SUM, "a_mul": 2**30 + 1}), r"a_mul = 1073741825; allowed: -"),
     (
-        lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "a_mul": [2**15] * 6}),
-        r"constant add.a_mul: .* do not fit i16",
+        lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "a_mul": [2**31] * 6}),
+        r"constant add.a_mul: .* do not fit i32",
     ),
     (lambda n: n.sum("add", "x", "x", "i16", **SUM, b_rows="row"), r"b_rows = 'row'; allowed: '', position, frame"),
     (lambda n: n.product("p", "x", "small", "i16", shift=1), r"p: product: b has shape \(4, 5\)"),

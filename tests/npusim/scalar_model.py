@@ -83,7 +83,7 @@ def elementwise(state: MachineState, ins: Decoded) -> Iterator[Write]:
         address = getattr(ins, f"{name}_mul_addr")
         if address == NO_ADDRESS:
             return int(getattr(ins, f"{name}_mul"))
-        return number(state.param, address, I32 if getattr(ins, f"{name}_dtype") == I32 else I16, col)
+        return number(state.param, address, I32 if ins.wide or getattr(ins, f"{name}_dtype") == I32 else I16, col)
 
     for batch, row, col in product(range(ins.batch), range(ins.rows), range(ins.cols)):
         a, b = number(state.sram, row_at("a", batch, row), ins.a_dtype, col), 0

@@ -182,7 +182,10 @@ def test_help_lists_the_commands(capsys):
         (["--workload", "emojy"], "workload 'emojy' is unknown; allowed: emoji, tiny, "),
         (["--method", "cwtw"], "method 'cwtw' is unknown; allowed: dynamic, cw_tw, tsw, "),
         (["--method", "fp16"], "method 'fp16' is floating-point and runs in torch only; allowed: dynamic, cw_tw, "),
-        (["--workload", "tiny", "--method", "asq"], "method 'asq': blocks.0.attn.qkv smooths its input; the compiler"),
+        (
+            ["--workload", "tiny", "--method", "dynamic"],
+            "quantizes its input at run time; vector_unit",
+        ),
         (["--prompt", "rain bow"], "'rainbow'"),
         (["--verify", "al"], "did you mean 'all'"),
         (["--act-bits", "5"], "act_bits=5: allowed: 4, 6, 8, 16; nearest: 4"),

@@ -280,8 +280,8 @@ def test_a_program_runs_from_its_words() -> None:
     states = []
     for executor in (engine, reference):
         state = MachineState(program.machine, program.dram_bytes)
-        state.dram[: program.constants.size] = program.constants
-        state.dram[program.set_address :][: program.sets.size] = program.sets.ravel()
+        for start, contents in program.areas.values():
+            state.dram[start:][: contents.size] = contents
         state.vector("dram", 0xC0, np.int16, 32)[:] = np.arange(32) - 16
         executor.run(state, program.prologue)
         for step in range(program.steps):

@@ -32,7 +32,7 @@ step instruction 3 of 6: ewlin on unit vector, layer sampler.add
   SUMMARY
   number 1 of 1 ewlin in this layer, which has 1 ewlin
   a_row=0 a_batch=0 b_row=0 b_batch=0 out_row=0 out_batch=0 rows=1 cols=16 batch=1 a_dtype=i32 b_dtype=i16 \
-out_dtype=i32 shift=1 out_zp=0 a_mul=2 b_mul=3
+out_dtype=i32 shift=1 out_zp=0 a_mul=2 b_mul=3 wide=0
   absent operands: a_mul, b_mul
 
 operands
@@ -41,7 +41,7 @@ operands
   reads  b: sram 0x40..0x60 (32 bytes), i16[1, 1, 16], strides [0, 0, 2] bytes
       written by step instruction 1 (load, layer (no name)), from base 2: the step's noise, bytes 0..32 of 32
   reads  bias: param 0x0..0x40 (64 bytes), i32[16], strides [4] bytes
-      written by step instruction 2 (load, layer (no name)), from base 1: the step's parameter set, bytes 0..64 of 64
+      written by step instruction 2 (load, layer (no name)), from base 1: the step's constants, bytes 0..64 of 64
       values of step 1 (the first 4 of 16): 16777472, 16777472, 16777472, 16777472
   writes out: sram 0x0..0x40 (64 bytes), i32[1, 1, 16], strides [0, 0, 4] bytes
 

@@ -123,7 +123,7 @@ ROWS = {"rows": 1, "cols": 1, "multiplier": 1 << 30, "shift": 34, "scalars_addr"
 EXP = {"rows": 1, "cols": 1, "p_bits": 8, "sum_addr": 1 << 20}
 UNDEFINED = [
     ("load", {"rows": 0, "planes": 1, "row_bytes": 1}, "rows = 0: allowed"),
-    ("load", {"rows": 1, "planes": 1, "row_bytes": 1, "base": 3}, r"base = 3: allowed 0..2"),
+    ("load", {"rows": 1, "planes": 1, "row_bytes": 1, "base": 4}, r"base = 4: allowed 0..3"),
     ("ewlin", {**WINDOWS, "cols": 0}, "cols = 0: allowed"),
     ("ewlin", {**WINDOWS, "shift": 63}, r"shift = 63: allowed 1..62"),
     (

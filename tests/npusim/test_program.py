@@ -20,7 +20,7 @@ from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.assembly import assemble
 from npusim.isa.encoding import encode
-from npusim.program import TENSORS, Buffer, Program, load_program, save_program
+from npusim.program import FORMAT_VERSION, TENSORS, Buffer, Program, load_program, save_program
 from tests.npusim.strategies import DRAM, machine, small_program
 
 
@@ -46,15 +46,32 @@ def test_round_trip(path: Path) -> None:
     for name in TENSORS:
         assert getattr(again, name).dtype == getattr(program, name).dtype
         assert np.array_equal(getattr(again, name), getattr(program, name))
-    for name in ("machine", "set_address", "dram_bytes", "buffers", "layers", "host", "steps"):
+    for name in (
+        "machine",
+        "set_address",
+        "range_address",
+        "range_of_step",
+        "dram_bytes",
+        "buffers",
+        "layers",
+        "host",
+        "steps",
+    ):
         assert getattr(again, name) == getattr(program, name)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_bases_of_a_step() -> None:
     program = small_program()
-    assert program.bases(0) == [0, 64, 0xC0]
-    assert program.bases(1) == [0, 128, 0xE0]
+    assert program.bases(0) == [0, 64, 0xC0, 192]
+    assert program.bases(1) == [0, 128, 0xE0, 192]
+
+
+def test_base_of_a_time_range() -> None:
+    ranges = {"range_sets": np.zeros((2, 8), np.uint8), "range_address": 256, "range_of_step": (1, 0)}
+    program = small_program(lambda v: v.update(ranges))
+    assert [program.bases(step)[3] for step in (0, 1)] == [264, 256]
+    assert program.limits["dram", 3] == 8
 
 
 def test_the_same_program_gives_the_same_bytes_in_every_process(path: Path, repository: Path) -> None:
@@ -142,6 +159,8 @@ def parts(program: Program) -> tuple[dict[str, Any], dict[str, str]]:
         {
             "machine": program.machine.model_dump(mode="json"),
             "set_address": program.set_address,
+            "range_address": program.range_address,
+            "range_of_step": list(program.range_of_step),
             "dram_bytes": program.dram_bytes,
             "buffers": {n: [b.address, b.dtype, list(b.shape)] for n, b in program.buffers.items()},
             "layers": list(program.layers),
@@ -150,7 +169,7 @@ def parts(program: Program) -> tuple[dict[str, Any], dict[str, str]]:
     )
     return {name: getattr(program, name) for name in TENSORS}, {
         "format": "npusim-program",
-        "version": "2",
+        "version": str(FORMAT_VERSION),
         "header": header,
     }
 
@@ -181,11 +200,11 @@ def test_a_missing_or_misshapen_tensor(path: Path, name: str) -> None:
     assert refused(path) == "a tensor has the wrong type or rank"
 
 
-@pytest.mark.parametrize("version", ["0", "1", "", "2.0"])
+@pytest.mark.parametrize("version", ["0", "2", "", "3.0"])
 def test_another_version(path: Path, version: str) -> None:
     tensors, metadata = parts(small_program())
     resealed(path, tensors, {**metadata, "version": version})
-    assert refused(path) == f"format version {version!r}; this npusim reads version 2"
+    assert refused(path) == f"format version {version!r}; this npusim reads version 3"
 
 
 def test_a_wrong_or_missing_digest(path: Path) -> None:
@@ -215,6 +234,11 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"dram_bytes": 0}, "needs 0 bytes of DRAM"),
     ({"dram_bytes": 1 << 39}, "needs 549755813888 bytes of DRAM; the machine's budget is 134217728"),
     ({"set_address": -1}, "set_address is -1"),
+    ({"range_address": 513}, r"range_sets at bytes 513\.\.513 lies outside the program's 512 bytes of DRAM"),
+    ({"range_of_step": [0]}, r"range_of_step = \[0\]: allowed one of 0\.\.0 for each of 2 steps"),
+    ({"range_of_step": [0, 1]}, r"range_of_step = \[0, 1\]: allowed one of 0\.\.0"),
+    ({"range_of_step": [0, -1]}, "range_of_step is -1"),
+    ({"range_of_step": 7}, "damaged header"),
     ({"set_address": 480}, r"sets at bytes 480\.\.608 lies outside the program's 512 bytes of DRAM"),
     ({"buffers": {"noise": [500, "i16", [2, 16]]}}, r"noise at bytes 500\.\.564 lies outside"),
     ({"buffers": {"noise": [0, "i16", [10**9, 10**9]]}}, "noise at bytes 0.* lies outside"),

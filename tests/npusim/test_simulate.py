@@ -45,8 +45,8 @@ def test_memories_equal_those_of_the_reference_alone(tiny):
     """The whole run once more, without any code of `Simulation`."""
     program = tiny.program
     state = MachineState(program.machine, program.dram_bytes)
-    state.dram[: program.constants.size] = program.constants
-    state.dram[program.set_address : program.set_address + program.sets.size] = program.sets.ravel()
+    for start, contents in program.areas.values():
+        state.dram[start : start + contents.size] = contents
     for name, values in tiny.inputs.items():
         address, data = program.buffers[name].address, values.tobytes()
         state.dram[address : address + len(data)] = np.frombuffer(data, np.uint8)

@@ -11,8 +11,7 @@ import pytest
 from compiler.lower import lower
 from compiler.pipeline import compile_model, integer_graph
 from models.grid import MIN_STEP
-from models.quantize import QuantizedModel, quantize
-from models.workloads import get_workload
+from models.quantize import QuantizedModel
 from npusim.config import Machine
 from npusim.errors import UserError
 from tests.compiler.runs import Inputs, assert_same_bits, run_graph, run_program
@@ -80,20 +79,3 @@ def test_sampler_setting_that_is_missing(qm: QuantizedModel, key: str) -> None:
     settings = {name: value for name, value in qm.iddpm.items() if name != key}
     with pytest.raises(UserError, match=f"^quantized model has no sampler setting '{key}'$"):
         lower(replace(qm, iddpm=settings))
-
-
-@pytest.mark.parametrize(
-    ("method", "bits", "message"),
-    [
-        ("dynamic", (8, 8), r"method 'dynamic': blocks\.0\.attn\.qkv quantizes activations at run time; the compiler"),
-        ("asq", (8, 8), r"method 'asq': blocks\.0\.attn\.qkv smooths its input; the compiler"),
-        ("cw_tw", (4, 8), r"method 'cw_tw': blocks\.0\.attn\.qkv has 4-bit weights, not 8; the compiler"),
-        ("cw_tw", (8, 6), r"method 'cw_tw': blocks\.0\.attn\.qkv has 6-bit inputs, not 8 or 16; the compiler"),
-        ("tsw", (8, 8), "4 time ranges; the compiler takes cw_tw"),
-    ],
-)
-def test_methods_without_a_lowering_are_refused(method: str, bits: tuple[int, int], message: str) -> None:
-    workload = get_workload("tiny")
-    quantized = quantize(workload.load_model(), workload.load_stats(), method, *bits)
-    with pytest.raises(UserError, match=message):
-        lower(quantized)

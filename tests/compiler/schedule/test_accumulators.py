@@ -32,11 +32,12 @@ def linear(k: int, bias: int, zero_point: int = 128, dtype: str = "i16") -> Grap
         "x": "x",
         "weight": build.const("l.weight", np.repeat([[128], [0]], k, axis=1), "u8"),
         "weight_zp": build.const("l.weight_zp", np.array([128, zero_point]), "i16"),
+        "in_zp": build.const("l.in_zp", np.zeros(1, np.int64), "i32"),
         "bias": build.const("l.bias", np.array([0, bias]), "i64"),
         "multiplier": build.const("l.multiplier", np.array([1 << 14, 1 << 14]), "i32"),
         "shift": build.const("l.shift", np.array([20, 31]), "u8"),
     }
-    build.op("linear_centred", "layer", roles, Value("out", (3, 2), "i16"), in_zp=0, out_zp=0)
+    build.op("linear_centred", "layer", roles, Value("out", (3, 2), "i16"), out_zp=0)
     return fold_zero_points(one_step(build, ("out",), 1, 1, 3))
 
 

@@ -169,7 +169,7 @@ def test_buffers_are_those_of_the_host_and_do_not_overlap(graph_of: GraphOf, tin
         "text": ("i16", (16, 384)), "text_len": ("i32", (1, 1)), "state": ("i32", (64, 16)),
         "noise": ("i16", (4, 64, 16)), "eps": ("i32", (64, 16)), "raw": ("i16", (128, 32)),
     }  # fmt: skip
-    spans = [(0, program.constants.size), (program.set_address, program.set_address + program.sets.size)]
+    spans = [(address, address + data.size) for address, data in program.areas.values() if data.size]
     spans += [(buffer.address, buffer.address + buffer.bytes) for buffer in program.buffers.values()]
     for (_, end), (start, _) in zip(sorted(spans), sorted(spans)[1:], strict=False):
         assert end <= start

@@ -91,5 +91,5 @@ def test_constants_of_equal_bytes_are_stored_once(graph_of: Callable[[int, int],
         elif value.kind == "step_const" and value.data is not None:
             home = layout.homes[value.name]
             assert home.base == 1
-            for part, data in zip(layout.set_parts, value.data, strict=True):
+            for part, data in zip(layout.step_sets, value.data, strict=True):
                 assert bytes(part[home.address : home.address + data.nbytes]) == data.tobytes()

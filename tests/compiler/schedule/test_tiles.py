@@ -104,20 +104,34 @@ def linears(draw: st.DrawFn) -> tuple[Graph, Inputs]:
     rows, k, n = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     x = Value("x", (rows, k), draw(st.sampled_from(["u8", "i16"])), "input")
+    bits, shifted = draw(st.sampled_from([4, 6, 8])), x.dtype == "u8" and draw(st.booleans())
     build = Builder()
     build.phase = "step"
     build.add(x)
-    roles = {
-        "x": "x",
-        "weight": build.const("l.weight", rng.integers(0, 256, (n, k)), "u8"),
-        "weight_zp": build.const("l.weight_zp", rng.integers(0, 256, n), "i16"),
-        "bias": build.const("l.bias", rng.integers(-(2**38), 2**38, n) // 2 ** rng.integers(0, 38, n), "i64"),
-        "multiplier": build.const("l.multiplier", rng.integers(1, 2**15, n), "i32"),
-        "shift": build.const("l.shift", rng.integers(12, 36, n), "u8"),
-    }
-    out = Value("out", (rows, n), draw(st.sampled_from(["u8", "i8", "i16"])))
-    build.op("linear_centred", "layer", roles, out, in_zp=draw(st.integers(-100, 200)), out_zp=draw(st.integers(-9, 9)))
+    build.linear(
+        "layer", "x", rng.integers(0, 1 << bits, (n, k), np.uint8),
+        Value("out", (rows, n), draw(st.sampled_from(["u8", "i8", "i16"])), zero_point=draw(st.integers(-9, 9))),
+        multiplier=rng.integers(1, 2**15, n), shift=rng.integers(12, 36, n), weight_bits=bits,
+        bias=rng.integers(-(2**38), 2**38, n) // 2 ** rng.integers(0, 38, n), weight_zp=rng.integers(0, 1 << bits, n),
+        x_zp=draw(st.integers(-100, 200)), x_shift=rng.integers(0, 4, k) if shifted else 0,
+    )  # fmt: skip
     return fold_zero_points(one_step(build, ("out",), 1, 1, rows)), {"x": integers(rng, x.dtype, x.shape)}
+
+
+@st.composite
+def dynamic_linears(draw: st.DrawFn) -> tuple[Graph, Inputs]:
+    rows, k, n = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 60))
+    rng, bits = np.random.default_rng(draw(st.integers(0, 1000))), draw(st.sampled_from([4, 6, 8]))
+    build = Builder()
+    build.phase = "step"
+    build.add(Value("x", (rows, k), "i16", "input"))
+    build.linear_dynamic(
+        "layer", "x", rng.integers(0, 1 << bits, (n, k), np.uint8), Value("out", (rows, n), "i16"),
+        bits=draw(st.sampled_from([4, 6, 8])), row=(int(rng.integers(2**30, 2**31)), int(rng.integers(40, 50))),
+        multiplier=rng.integers(1, 2**15, n), shift=rng.integers(2, 16, n), bias=rng.integers(-(2**27), 2**27, n),
+        weight_zp=rng.integers(0, 1 << bits, n), weight_bits=bits, fraction_bits=draw(st.integers(1, 15)),
+    )  # fmt: skip
+    return one_step(build, ("out",), 1, 1, rows), {"x": integers(rng, "i16", (rows, k))}
 
 
 @given(
@@ -131,6 +145,13 @@ def test_linear(
     sizes = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
     machine = machine_like(tiny_machine, mac_array={"rows": array[0], "cols": array[1]}, **sizes)
     assert_equal_or_refused(graph, machine, inputs)
+
+
+@given(case=dynamic_linears(), sram_words=st.integers(64, 512))
+def test_linear_with_run_time_quantization(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
+    graph, inputs = case
+    able = {"sram": {"capacity_bytes": 16 * sram_words}, "vector_unit": {"runtime_quantization": True}}
+    assert_equal_or_refused(graph, machine_like(tiny_machine, **able), inputs)
 
 
 def chain(branches: int, frames: int, positions: int, cols: int, seed: int, pattern: str = "", **changes: Any) -> Graph:

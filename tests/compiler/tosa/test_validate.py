@@ -119,7 +119,7 @@ def test_a_wrong_constant_in_memory_is_named_with_element_and_values(
 ) -> None:
     """One bit of one weight."""
     graph = graph_of(8, 16)
-    weight = graph.values["blocks.1.mlp.fc2.weight_i8"].data
+    weight = graph.values["blocks.1.mlp.fc2.signed"].data
     assert weight is not None
 
     def built(graph: Graph, machine: Machine) -> Program:

@@ -53,8 +53,8 @@ def test_the_first_instruction_that_differs_is_shown(program: Program, golden: P
 
 
 @pytest.mark.parametrize(("change", "line"), [
-    (lambda p: replace(p, constants=np.append(p.constants, 0).astype(np.uint8)), "# constants sha256"),
-    (lambda p: replace(p, dram_bytes=p.dram_bytes + 1), "# steps 1, sets at"),
+    (lambda p: replace(p, constants=np.append(p.constants, 0).astype(np.uint8)), "# constants at 0 sha256"),
+    (lambda p: replace(p, dram_bytes=p.dram_bytes + 1), "# steps 1 of ranges"),
     (lambda p: replace(p, machine=p.machine.model_copy(update={"barrier_cycles": 61})), "# machine tiny_8x8"),
     (lambda p: replace(p, layers=(*p.layers, "new")), "# layer 4 new"),
 ])  # fmt: skip

@@ -21,7 +21,11 @@ def program(machine: Machine, prologue: Words, step: Words, steps: int) -> Progr
     sets = np.zeros((steps, 16), np.uint8)
     for code in (prologue, step):  # a part has no halt inside
         code[:-1, 0] += (code[:-1, 0] & 0xFF) == BY_MNEMONIC["halt"].opcode
-    return Program(machine, prologue, step, np.zeros(16, np.uint8), sets, 64, 1 << 16, {"noise": noise}, ("layer",), {})
+    constants, none, ranges = np.zeros(16, np.uint8), np.zeros((1, 0), np.uint8), (0,) * steps
+    buffers = {"noise": noise}
+    return Program(
+        machine, prologue, step, constants, sets, none, 64, 64 + sets.size, ranges, 1 << 16, buffers, ("layer",), {}
+    )
 
 
 def test_reuse_gives_the_totals_of_the_long_run(tiny_machine: Machine) -> None:
