@@ -12,6 +12,7 @@ from typing import Any
 
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
+from npusim.isa.control import named_tokens
 from npusim.isa.encoding import HEADER, NO_ADDRESS, UNITS, Decoded, Region
 from npusim.memory import MachineState
 from npusim.operands import Access, accesses
@@ -178,22 +179,19 @@ class _Explanation:
         )
 
     def _tokens(self) -> Iterator[str]:
-        all_tokens = tokens(self.code[self.part])
-        for kind in ("raw", "war"):
-            for unit, name in enumerate(UNITS):
-                if getattr(self.ins, f"wait_{kind}") >> unit & 1:
-                    senders = [t.sender for t in all_tokens if t.taker == self.index and t.kind == kind]
-                    sender = [i for i in senders if self.code[self.part][i].unit == unit]
-                    who = self._name(Writer(self.part, sender[0])) if sender else "nobody"
-                    yield f"  waits for a {kind} token from {name}, sent by {who}"
-        for kind in ("raw", "war"):
-            for unit, name in enumerate(UNITS):
-                if getattr(self.ins, f"signal_{kind}") >> unit & 1:
-                    takers = [t.taker for t in all_tokens if t.sender == self.index and t.kind == kind]
-                    taker = [i for i in takers if self.code[self.part][i].unit == unit]
-                    who = self._name(Writer(self.part, taker[0])) if taker else "nobody"
-                    yield f"  sends a {kind} token to {name}, taken by {who}"
-        if not any(getattr(self.ins, f"{action}_{kind}") for action in ("wait", "signal") for kind in ("raw", "war")):
+        code, found = self.code[self.part], tokens(self.code[self.part])
+        sent = {(t.kind, code[t.sender].unit): t.sender for t in found if t.taker == self.index}
+        taken = {(t.kind, code[t.taker].unit): t.taker for t in found if t.sender == self.index}
+
+        def name(index: int | None) -> str:
+            return "nobody" if index is None else self._name(Writer(self.part, index))
+
+        waits, signals = named_tokens(self.ins, "wait"), named_tokens(self.ins, "signal")
+        for kind, unit in waits:
+            yield f"  waits for a {kind} token from {UNITS[unit]}, sent by {name(sent.get((kind, unit)))}"
+        for kind, unit in signals:
+            yield f"  sends a {kind} token to {UNITS[unit]}, taken by {name(taken.get((kind, unit)))}"
+        if not waits and not signals:
             yield "  none"
 
     def _cost(self) -> Iterator[str]:
