@@ -15,7 +15,7 @@ from npusim.config import Machine
 from npusim.engine import matmul
 from npusim.isa.matmul import RECORD
 from npusim.memory import MachineState, Sums
-from npusim.testing.strategies import make
+from npusim.testing.cases import make
 from tests.conformance import mapping
 
 Array = NDArray[Any]

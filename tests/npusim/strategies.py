@@ -13,8 +13,10 @@ from npusim.config import Machine, load_machine
 from npusim.isa.assembly import assemble
 from npusim.isa.encoding import Instruction
 from npusim.program import Buffer, Program
-from npusim.testing.strategies import DRAM_BYTES as DRAM
-from npusim.testing.strategies import Case, families, fill, make, matmuls
+from npusim.testing.cases import DRAM_BYTES as DRAM
+from npusim.testing.cases import Case, fill, make
+from npusim.testing.matmuls import matmuls
+from npusim.testing.strategies import families
 
 __all__ = ["DRAM", "FAMILIES", "PARAM", "Case", "any_fields", "fill", "machine", "make", "small_program"]
 
