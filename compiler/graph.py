@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from compiler.arguments import checked
 from compiler.operations import ELEMENTS, HOST_TYPES, SHIFTS_PER_BYTE, faults
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPES, ELEMENT_BITS, MAX_SHIFT
@@ -137,6 +138,7 @@ class Graph:
         return "\n".join(lines) + "\n"
 
 
+@checked(Out=(lambda out: isinstance(out, str | Value), "an element type, a Value, or the name of a view"))
 class Builder:
     """Makes a graph, one operation at a time.
 
@@ -218,6 +220,8 @@ class Builder:
         A range constant that is the same in all ranges becomes a constant of the whole program. Raises UserError if a
         number does not fit.
         """
+        if dtype not in BITS or per not in CONSTANTS:
+            raise UserError(f"constant {name}: {dtype!r} per {per!r}; allowed: {', '.join(BITS)} per '', step or range")
         array = np.asarray(data)
         if dtype not in RECORDS:
             if array.dtype.kind not in "iu":

@@ -11,6 +11,7 @@ from compiler.schedule.build import build_program
 from compiler.verify import verify
 from compiler.verify_graph import verify_graph
 from npusim.config import Machine
+from npusim.errors import UserError
 from npusim.isa.assembly import disassemble
 from npusim.program import Program
 
@@ -71,6 +72,12 @@ def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> P
 
     Raises UserError when the graph is not legal or does not fit the machine, naming the layer and what clashes.
     """
+    for name, value, kind, source in (
+        ("graph", graph, Graph, "Builder.graph() makes one"),
+        ("machine", machine, Machine, "npusim.config.load_machine reads one from a file"),
+    ):
+        if not isinstance(value, kind):
+            raise UserError(f"{name} is {value!r} of type {type(value).__name__}; allowed: a {kind.__name__}: {source}")
     program = build_program(run_passes(graph, dump), machine)
     if dump:
         for part, code in program.code():

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from compiler.accesses import READ, WRITE, Accesses
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, broken_rules, decode
-from npusim.isa.control import JOINS
+from npusim.isa import BY_MNEMONIC, broken_rules
+from npusim.isa.control import JOINS, named_tokens
 from npusim.isa.encoding import UNITS, Decoded
 from npusim.program import Program, outside
 
@@ -28,11 +28,7 @@ class Fault(NamedTuple):
 
 def verify(program: Program) -> None:
     """Raise UserError naming part, instruction, layer and rule if the program is not legal."""
-    for part, code in program.code():
-        try:
-            instructions = decode(code)
-        except UserError as error:
-            raise UserError(f"{part}: {error}") from None
+    for part, instructions in program.decoded().items():
         # In this order: an address means nothing in an undefined instruction, an overlap nothing outside a memory.
         faults = (
             broken_rules(instructions, program.machine)
@@ -74,7 +70,7 @@ def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list
     for index, ins in enumerate(instructions):
         barrier = ins.op in JOINS
         known = list(counts) if barrier else list(last[ins.unit])
-        for kind, unit in _bits(ins, "wait"):
+        for kind, unit in named_tokens(ins, "wait"):
             if not sent[kind, unit, ins.unit]:
                 faults.append(Fault(index, f"waits for a {kind} token that {UNITS[unit]} has not been told to send"))
                 continue
@@ -83,7 +79,7 @@ def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list
             known[unit] = max(known[unit], position[producer] + 1)
         if barrier:
             faults += _left_over(sent)
-        for kind, unit in _bits(ins, "signal"):
+        for kind, unit in named_tokens(ins, "signal"):
             sent[kind, ins.unit, unit].append(index)
         known[ins.unit] = counts[ins.unit]
         position.append(counts[ins.unit])
@@ -91,13 +87,6 @@ def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list
         counts[ins.unit] += 1
         last = [list(counts) for _ in UNITS] if barrier else [*last[: ins.unit], known, *last[ins.unit + 1 :]]
     return knowledge, faults + _left_over(sent)
-
-
-def _bits(ins: Decoded, action: str) -> Iterator[tuple[str, int]]:
-    """The (kind, unit) pairs that an instruction waits for or signals."""
-    for kind in ("raw", "war"):
-        mask = getattr(ins, f"{action}_{kind}")
-        yield from ((kind, unit) for unit in range(len(UNITS)) if mask >> unit & 1)
 
 
 def _left_over(sent: dict[tuple[str, int, int], list[int]]) -> list[Fault]:

@@ -6,6 +6,7 @@ that equal contents give byte-identical files. Nothing here unpickles.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -71,6 +72,9 @@ class ArrayWriter:
         path, kind, version, metadata: as `save_arrays` takes them.
         layout: shape and dtype of every array that will be put, each exactly once.
 
+    Attributes:
+        digests: `array_sha256` of every array put so far, by name.
+
     Raises:
         ModelError: the folder cannot be made or written, also from `put` and at the end of the block.
     """
@@ -96,6 +100,7 @@ class ArrayWriter:
         text += b" " * (-len(text) % 8)
         self._head = len(text).to_bytes(8, "little") + text
         self._missing = set(layout)
+        self.digests: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         with _os_errors(self._path):
@@ -112,6 +117,7 @@ class ArrayWriter:
         assert array.shape == shape, name
         assert array.dtype == np.dtype(dtype), name
         self._missing.remove(name)
+        self.digests[name] = array_sha256(array)
         with _os_errors(self._path):
             self._file.seek(len(self._head) + self._starts[name])
             self._file.write(np.ascontiguousarray(array).data)
@@ -165,6 +171,13 @@ def load_arrays(path: Path, kind: str, version: int, mapped: bool = False) -> tu
     if found != version:
         raise ModelError(f"{path}: {kind} file version {found}, this program reads version {version}")
     return arrays, header
+
+
+def array_sha256(array: Array) -> str:
+    """SHA-256 of an array's dtype, shape and values."""
+    digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _mapped(path: Path) -> dict[str, Array]:

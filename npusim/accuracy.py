@@ -19,7 +19,7 @@ import numpy as np
 
 from npusim import numerics
 from npusim.engine import scalar
-from npusim.engine.cache import kernel
+from npusim.engine.cache import inlined, kernel
 from npusim.program import write_atomically
 
 FILE = Path(__file__).parent / "isa" / "accuracy.json"
@@ -29,22 +29,27 @@ _rsqrt, _reciprocal, _rescale = scalar.rsqrt, scalar.reciprocal, scalar.rescale
 _table, _normalised, _exp2 = scalar.table_lookup_16, scalar.normalised_multiplier, scalar.exp2_negative
 
 
+@inlined
+def _rsqrt_error(value: Any) -> Any:
+    mantissa, shift = _rsqrt(np.int64(value))
+    return abs(mantissa * 2.0**-shift * math.sqrt(float(value)) - 1.0)
+
+
 @kernel
 def rsqrt_errors(first: int, last: int) -> Any:
     """Greatest relative error of ``rsqrt`` for the values first..last - 1."""
     worst = 0.0
     for value in range(first, last):
-        mantissa, shift = _rsqrt(np.int64(value))
-        worst = max(worst, abs(mantissa * 2.0**-shift * math.sqrt(float(value)) - 1.0))
+        worst = max(worst, _rsqrt_error(value))
     return worst
 
 
 @kernel
 def wide_rsqrt_errors(values: Any) -> Any:
+    """The same for an array of values."""
     worst = 0.0
     for value in values:
-        mantissa, shift = _rsqrt(value)
-        worst = max(worst, abs(mantissa * 2.0**-shift * math.sqrt(float(value)) - 1.0))
+        worst = max(worst, _rsqrt_error(value))
     return worst
 
 

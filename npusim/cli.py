@@ -25,7 +25,7 @@ from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
 from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
-from npusim.program import load_program, save_program, write_atomically
+from npusim.program import bare_program, load_program, save_program, write_atomically
 
 app = typer.Typer(
     add_completion=False,
@@ -178,6 +178,8 @@ def compile_(
     from models.quantize import QuantizedModel
     from npusim.config import load_machine
 
+    if quantized.is_dir():
+        raise UserError(f"{quantized}: is a folder; did you mean {quantized / 'quantized.safetensors'}?")
     if out.is_dir():
         raise UserError(f"{out}: is a folder; allowed: a file to write")
     check_above(out)
@@ -200,39 +202,58 @@ def compile_(
 @app.command(epilog="Example: npusim disasm runs/demo/program.npu --part step > step.s")
 def disasm(
     program: Annotated[
-        Path, typer.Argument(help="Program file (.npu), or instruction words as `npusim asm` writes them.")
+        Path, typer.Argument(help="Program file, or instruction words as `npusim asm` writes them without --hw.")
     ],
     part: Annotated[Part, typer.Option(help="Which code of a program.")] = Part.ALL,
 ) -> None:
     """Print code as assembler text, which `npusim asm` reads (npusim.isa.assembly.disassemble)."""
-    if program.suffix == ".npu":
+    words = _read_words(program)
+    if words is None:
         pieces = {name: code for name, code in load_program(program).code() if part in (Part.ALL, name)}
+    elif part is Part.ALL:
+        pieces = {"code": words}
     else:
-        pieces = {"code": _read_words(program)}
+        raise UserError(f"{program}: instruction words have no parts; allowed: --part with a program file only")
     for name, code in pieces.items():
         typer.echo(f"# {name}: {len(code)} instructions\n{disassemble(code)}", nl=False)
 
 
-@app.command(epilog="Example: npusim asm step.s -o step.bin")
+@app.command(epilog="Example: npusim asm step.s --hw hwconfigs/tiny_8x8.yaml -o step.npu")
 def asm(
     file: Annotated[Path, typer.Argument(help="Assembler text.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File of instruction words, 128 little-endian bytes each.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    hw: Annotated[Path | None, typer.Option(help="Machine file: write a program for it, which verify takes.")] = None,
 ) -> None:
-    """Assemble text to instruction words (npusim.isa.assembly.assemble)."""
+    """Assemble text to instruction words, 128 little-endian bytes each (npusim.isa.assembly.assemble).
+
+    With --hw, check each instruction against the machine and write a program of one step that runs the text's code;
+    the DRAM that it reaches is its only buffer (npusim.program.bare_program).
+    """
+    from npusim.config import load_machine
+
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable text file ({error})") from None
-    code = assemble(text, str(file))
-    with _writing(out):
-        write_atomically(out, code.astype("<u4").tobytes())
+        raise UserError(f"{file}: not a readable text file ({getattr(error, 'strerror', None) or error})") from None
+    machine = None if hw is None else load_machine(hw)
+    code = assemble(text, str(file), machine)
+    if machine is None:
+        with _writing(out):
+            write_atomically(out, code.astype("<u4").tobytes())
+    else:
+        with _naming(file):
+            program = bare_program(code, machine)
+        with _writing(out):
+            save_program(program, out)
     typer.echo(f"{out}: {len(code)} instructions")
 
 
 @app.command(epilog="Example: npusim verify runs/demo/program.npu --orders 5, or npusim verify runs/demo --tosa")
 def verify(
     source: Annotated[Path, typer.Argument(help="Program file; with --tosa a run folder, or a quantized model.")],
-    steps: Annotated[int | None, typer.Option(help="Steps to run on both executors (1); 0: legality only.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps on both executors behind the prologue (1); 0 alone: legality.")
+    ] = None,
     orders: Annotated[int | None, typer.Option(help="Random orders that the tokens allow, on the engine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random inputs and orders.")] = None,
     tosa: Annotated[bool, typer.Option("--tosa", help="Compare with Arm's TOSA reference model, bit for bit.")] = False,
@@ -292,7 +313,11 @@ def rtl(hw: Hardware, out: Annotated[Path, typer.Option(help="Folder to write.")
     typer.echo(f"check with: cd {shlex.quote(str(out))} && {LINT}")
 
 
-@app.command(epilog="Example: npusim explain runs/demo/program.npu 120 --part step")
+# So that -1 is taken for an instruction's number, which has a message of its own, not for an option.
+@app.command(
+    epilog="Example: npusim explain runs/demo/program.npu 120 --part step",
+    context_settings={"ignore_unknown_options": True},
+)
 def explain(
     program: Annotated[Path, typer.Argument(help="Program file.")],
     index: Annotated[int, typer.Argument(help="Number of the instruction, counted from 0.")],
@@ -316,15 +341,19 @@ def _naming(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_words(path: Path) -> NDArray[np.uint32]:
+def _read_words(path: Path) -> NDArray[np.uint32] | None:
+    """Words (count, 32) of a file of instruction words; None for a file that begins as programs do, or that is none."""
+    if not path.is_file():
+        return None
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) % INSTRUCTION_BYTES:
+    if data[8:].startswith(b'{"__metadata__"'):
+        return None
+    if not data or len(data) % INSTRUCTION_BYTES:
         raise UserError(
-            f"{path}: {len(data)} bytes; allowed: a program file named *.npu, or whole instructions of "
-            f"{INSTRUCTION_BYTES} bytes"
+            f"{path}: {len(data)} bytes; allowed: a program file, or whole instructions of {INSTRUCTION_BYTES} bytes"
         )
     return np.frombuffer(data, "<u4").reshape(-1, WORDS).astype(np.uint32)
 

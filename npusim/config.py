@@ -121,6 +121,12 @@ class MacArray(_Section):
                 f"double does not fit mac_array.requant_multiplier_bits {self.requant_multiplier_bits}: TOSA defines "
                 "double rounding for 32-bit multipliers only; allowed: single, or double with 32-bit multipliers",
             )
+        if self.factored_requant and self.requant_rounding == "double":
+            raise _clash(
+                "factored_requant",
+                "true does not fit mac_array.requant_rounding double: the factored modes round each of their products "
+                "once; allowed: false, or true with single rounding",
+            )
         widths = ("pass_cycles_a8w8", "pass_cycles_a16w8", "pass_cycles_a16w16")
         for narrow, wide in pairwise(widths):
             if getattr(self, wide) < getattr(self, narrow):

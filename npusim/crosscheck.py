@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from numpy.typing import NDArray
 
 from npusim import engine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
-from npusim.memory import MEMORIES, MachineState
-from npusim.operands import accesses
+from npusim.memory import ACCUMULATORS, MachineState
 from npusim.orders import token_legal_order
 from npusim.program import Program, input_buffers
-from npusim.simulate import PROLOGUE, BitExact, Difference, Simulation
+from npusim.simulate import PROLOGUE, BitExact, Simulation
 
 Notify = Callable[[str, int, int], None]
 
@@ -62,7 +62,7 @@ def crosscheck(
 
     Args:
         program: a legal program (see `compiler.verify.verify`).
-        steps: 1 to ``program.steps``.
+        steps: 0 to ``program.steps``; with 0 the executors are compared behind the prologue only.
         orders: random orders that the tokens allow, each of the prologue and the first step, on the engine.
         seed: of the inputs and the orders.
         inputs: contents of the program's input buffers; random ones (`random_inputs`) if absent.
@@ -71,10 +71,11 @@ def crosscheck(
     Raises:
         UserError: an argument is out of range, an input does not fit, or an instruction meets undefined contents.
     """
-    if not 1 <= steps <= program.steps:
-        raise UserError(f"steps = {steps}: the program has {program.steps}; allowed 1..{program.steps}")
-    if orders < 0:
-        raise UserError(f"orders = {orders}: allowed: at least 0")
+    if not 0 <= steps <= program.steps:
+        raise UserError(f"steps = {steps}: the program has {program.steps}; allowed 0..{program.steps}")
+    for name, value in (("orders", orders), ("seed", seed)):
+        if value < 0:
+            raise UserError(f"{name} = {value}: allowed: at least 0")
     inputs = random_inputs(program, seed) if inputs is None else inputs
     simulation = Simulation(program, inputs, range(steps), verify_prologue=True)
     first = simulation.twin()
@@ -85,7 +86,7 @@ def crosscheck(
     notify("compare", steps, steps)
     found = simulation.bit_exact.first_difference
     changed = _order_difference(first, orders, seed, notify) if found is None else None
-    return Crosscheck(simulation.bit_exact, described(program, found) if found else None, orders, changed)
+    return Crosscheck(simulation.bit_exact, str(found) if found else None, orders, changed)
 
 
 def random_inputs(program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -94,7 +95,7 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
     Rows of a buffer have different magnitudes, from a few units to the type's range. A single i32 counts columns (how
     many keys of an attention are valid); it lies between 1 and the columns of the widest softmax.
     """
-    code = [ins for _, words in program.code() for ins in decode(words)]
+    code = list(chain(*program.decoded().values()))
     widest = max((ins.cols for ins in code if getattr(ins, "valid_addr", NO_ADDRESS) != NO_ADDRESS), default=1)
     inputs = {}
     for name in input_buffers(program, code):
@@ -110,22 +111,11 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
     return inputs
 
 
-def described(program: Program, difference: Difference) -> str:
-    """A difference of engine and reference with the index of the element in its operand."""
-    code = program.prologue if difference.part == PROLOGUE else program.step
-    ins = decode(code)[difference.instruction]
-    for access in accesses(ins, program.machine):
-        if access.written and access.memory == difference.memory:
-            index = access.element(difference.byte)
-            if index is not None:
-                return f"{difference}; element {list(index)} of {access.name} {list(access.shape)}"
-    return str(difference)
-
-
 def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify) -> str | None:
     """The first byte that another order changes, after the prologue and the first step."""
     program = first.program
-    parts = [(PROLOGUE, decode(program.prologue), [0] * BASES), ("step 0", decode(program.step), program.bases(0))]
+    prologue, step = program.decoded().values()
+    parts = [(PROLOGUE, prologue, [0] * BASES), ("step 0", step, program.bases(0))]
     start = first.state
     for part, code, bases in parts:
         start.bases = bases
@@ -136,13 +126,12 @@ def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify)
             order = token_legal_order(code, np.random.default_rng([seed, number]))
             state = start.copy()
             _execute(program, state, part, code, order)
-            for memory in MEMORIES:
-                left, right = getattr(expected, memory), getattr(state, memory)
-                if not np.array_equal(left, right):
-                    byte = int(np.flatnonzero(left != right)[0])
-                    values = f"is {left[byte]} in program order, {right[byte]} in random order {number}"
-                    writers = _writers(program, part, code, order, memory, byte)
-                    return f"{part}: {memory} byte {byte} (u8) {values}; {writers}"
+            if place := expected.difference(state):
+                memory, byte = place
+                left, right = (each.contents(memory)[byte] for each in (expected, state))
+                values = f"is {left} in program order, {right} in random order {number}"
+                writers = _writers(program, code, order, memory, byte)
+                return f"{part}: {memory} byte {byte} (u8) {values}; {writers}"
         start = expected
     return None
 
@@ -156,15 +145,18 @@ def _execute(program: Program, state: MachineState, part: str, code: list[Decode
             raise UserError(f"{part}, instruction {index} ({code[index].op}, layer {layer}): {error}") from None
 
 
-def _writers(program: Program, part: str, code: list[Decoded], order: list[int], memory: str, byte: int) -> str:
+def _writers(program: Program, code: list[Decoded], order: list[int], memory: str, byte: int) -> str:
     """Who wrote a byte last in each order."""
+
+    def writes(ins: Decoded) -> bool:
+        if memory == ACCUMULATORS:
+            return bool(ins.op == "matmul")
+        regions = BY_MNEMONIC[ins.op].footprint(ins)[1]  # stores go through base 0 only
+        return any(region.memory == memory and region.start <= byte < region.end for region in regions)
+
     names = []
-    for title, indices in (("program order", range(len(code))), ("the random one", order)):
-        last = None
-        for index in indices:
-            for region in BY_MNEMONIC[code[index].op].footprint(code[index])[1]:
-                if region.memory == memory and region.start <= byte < region.end:  # stores go through base 0 only
-                    last = index
+    for title, indices in (("program order", list(range(len(code)))), ("the random one", order)):
+        last = next((index for index in reversed(indices) if writes(code[index])), None)
         if last is not None:
             names.append(f"{title} instruction {last} ({code[last].op}, layer {program.layers[code[last].layer]})")
     return "last written in " + ", in ".join(names) if names else "nobody writes it"

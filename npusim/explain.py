@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
-
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, HEADER, NO_ADDRESS, UNITS, Decoded, Region
+from npusim.isa import BY_MNEMONIC
+from npusim.isa.control import named_tokens
+from npusim.isa.encoding import HEADER, NO_ADDRESS, UNITS, Decoded, Region
 from npusim.memory import MachineState
 from npusim.operands import Access, accesses
 from npusim.orders import tokens
@@ -39,7 +38,7 @@ def explain(program: Program, index: int, part: str = "step", step: int = 0) -> 
 
     Raises UserError if there is no such instruction or step, or the code cannot be decoded.
     """
-    code = {name: decode(words) for name, words in program.code()}
+    code = program.decoded()
     if part not in code:
         raise UserError(f"part = {part!r}: allowed prologue, step")
     if not 0 <= index < len(code[part]):
@@ -159,7 +158,7 @@ class _Explanation:
         state.bases = program.bases(self.step)
         for ins in reversed(sources):
             BY_MNEMONIC[ins.op].execute(state, ins)
-        values = _values(state, access)
+        values = access.values(state).ravel()
         varies = any(r.base for ins in sources for r in BY_MNEMONIC[ins.op].footprint(ins)[0])
         when = f" of step {self.step}" if varies else ""
         more = f" (the first {SHOWN} of {values.size})" if values.size > SHOWN else ""
@@ -180,22 +179,19 @@ class _Explanation:
         )
 
     def _tokens(self) -> Iterator[str]:
-        all_tokens = tokens(self.code[self.part])
-        for kind in ("raw", "war"):
-            for unit, name in enumerate(UNITS):
-                if getattr(self.ins, f"wait_{kind}") >> unit & 1:
-                    senders = [t.sender for t in all_tokens if t.taker == self.index and t.kind == kind]
-                    sender = [i for i in senders if self.code[self.part][i].unit == unit]
-                    who = self._name(Writer(self.part, sender[0])) if sender else "nobody"
-                    yield f"  waits for a {kind} token from {name}, sent by {who}"
-        for kind in ("raw", "war"):
-            for unit, name in enumerate(UNITS):
-                if getattr(self.ins, f"signal_{kind}") >> unit & 1:
-                    takers = [t.taker for t in all_tokens if t.sender == self.index and t.kind == kind]
-                    taker = [i for i in takers if self.code[self.part][i].unit == unit]
-                    who = self._name(Writer(self.part, taker[0])) if taker else "nobody"
-                    yield f"  sends a {kind} token to {name}, taken by {who}"
-        if not any(getattr(self.ins, f"{action}_{kind}") for action in ("wait", "signal") for kind in ("raw", "war")):
+        code, found = self.code[self.part], tokens(self.code[self.part])
+        sent = {(t.kind, code[t.sender].unit): t.sender for t in found if t.taker == self.index}
+        taken = {(t.kind, code[t.taker].unit): t.taker for t in found if t.sender == self.index}
+
+        def name(index: int | None) -> str:
+            return "nobody" if index is None else self._name(Writer(self.part, index))
+
+        waits, signals = named_tokens(self.ins, "wait"), named_tokens(self.ins, "signal")
+        for kind, unit in waits:
+            yield f"  waits for a {kind} token from {UNITS[unit]}, sent by {name(sent.get((kind, unit)))}"
+        for kind, unit in signals:
+            yield f"  sends a {kind} token to {UNITS[unit]}, taken by {name(taken.get((kind, unit)))}"
+        if not waits and not signals:
             yield "  none"
 
     def _cost(self) -> Iterator[str]:
@@ -231,16 +227,6 @@ def _part_of(buffer: Buffer, access: Access) -> str:
     if 0 < run < pitch and column + run <= pitch:
         return f"{rows}, columns {column // size}..{(column + run) // size}"
     return rows
-
-
-def _values(state: MachineState, access: Access) -> NDArray[Any]:
-    """The operand's elements in order, flat."""
-    if not isinstance(access.dtype, str):
-        return state.window(access.memory, access.start, access.dtype, access.shape, access.strides).ravel()
-    if access.bits < 8:
-        number = DTYPE_NAMES.index(access.dtype)
-        return state.operand(access.memory, access.start, number, access.shape, access.strides[:-1]).values().ravel()
-    return state.window(access.memory, access.start, DTYPES[access.dtype][0], access.shape, access.strides).ravel()
 
 
 def _record(record: Any) -> str:

@@ -14,6 +14,8 @@ from npusim.isa.addressing import BASES, span
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, Decoded, is_packed, row_bytes
 
 MEMORIES = ("dram", "sram", "param", "param_next")
+ACCUMULATORS = "accumulators"
+"""Name of the held sums where two states are compared."""
 
 
 def _too_large(dram_bytes: int, sram_bytes: int, param_bytes: int) -> UserError:
@@ -93,6 +95,22 @@ class MachineState:
         except MemoryError:
             raise _too_large(self.dram.size, self.sram.size, self.param.size + self.param_next.size) from None
         return twin
+
+    def contents(self, memory: str) -> NDArray[np.uint8]:
+        """The bytes of a memory. Of ``ACCUMULATORS``: int64 m, n, the held sums (m, n), those of the rows of a (m,)."""
+        if memory != ACCUMULATORS:
+            return np.asarray(getattr(self, memory))
+        held = self.held or Sums(np.zeros((0, 0), np.int64), np.zeros((0, 1), np.int64))
+        return np.concatenate([held.products.shape, held.products.ravel(), held.rows.ravel()]).view(np.uint8)
+
+    def difference(self, other: MachineState) -> tuple[str, int] | None:
+        """Memory (held sums are one) and address of the first byte in which two states of a machine differ."""
+        for memory in (*MEMORIES, ACCUMULATORS):
+            left, right = self.contents(memory), other.contents(memory)
+            if not np.array_equal(left, right):
+                size = min(left.size, right.size)  # sums of other shapes differ in their first two numbers
+                return memory, int(np.flatnonzero(left[:size] != right[:size])[0])
+        return None
 
     def window(
         self, memory: str, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]

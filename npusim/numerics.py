@@ -17,7 +17,8 @@ Int64 = NDArray[np.int64]
 def rescale(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Int64:
     """``(value * multiplier + 2^(shift-1)) >> shift``, ties to +infinity: TOSA 1.0 ``apply_scale_16`` and ``_32``.
 
-    int64 arrays (broadcast); the caller keeps ``|value * multiplier| < 2^62``. ``shift`` is 1 to 62.
+    int64 arrays (broadcast). ``shift`` is 1 to 62; the caller keeps ``|value * multiplier| <= 2^63 - 1 - 2^(shift-1)``,
+    so that the sum fits int64.
     """
     v, m, s = (np.asarray(a, np.int64) for a in (value, multiplier, shift))
     return (v * m + (np.int64(1) << (s - 1))) >> s
@@ -26,7 +27,8 @@ def rescale(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Int64:
 def rescale_double(value: ArrayLike, multiplier: ArrayLike, shift: ArrayLike) -> Int64:
     """TOSA ``apply_scale_32`` with DOUBLE_ROUND, equal to gemmlowp.
 
-    Above a shift of 31 it rounds twice: at bit 31 with ties to +infinity, then the rest with ties away from zero.
+    Above a shift of 31 it rounds twice: at bit 31 with ties to +infinity, then the rest with ties away from zero. The
+    caller keeps ``|value * multiplier|`` 2^30 below the bound of `rescale`.
     """
     v, m, s = (np.asarray(a, np.int64) for a in (value, multiplier, shift))
     extra = np.where(s > 31, np.where(v >= 0, np.int64(1 << 30), np.int64(-(1 << 30))), np.int64(0))

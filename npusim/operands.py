@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import DTYPE_NAMES, ELEMENT_BITS, NO_ADDRESS, Decoded, is_packed
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, NO_ADDRESS, Decoded, is_packed
 from npusim.memory import MachineState, Operand
 
 _MARK = 80
@@ -53,24 +54,19 @@ class Access:
         """The element type, or the fields of a record."""
         return self.dtype if isinstance(self.dtype, str) else f"record({', '.join(self.dtype.names or ())})"
 
-    def element(self, byte: int) -> tuple[int, ...] | None:
-        """Index of the element that holds a byte of the memory; the first one if several do, None if none does."""
-        rest, index = byte - self.start, []
-        loops = sorted(
-            ((stride, axis) for axis, stride in enumerate(self.strides) if stride and self.shape[axis] > 1),
-            reverse=True,
-        )
-        place = [0] * len(self.shape)
-        for stride, axis in loops:
-            place[axis] = min(rest // stride, self.shape[axis] - 1)
-            rest -= place[axis] * stride
-        index = place
-        if not self.shape or rest < 0:
-            return None
-        if isinstance(self.dtype, str) and self.bits < 8:
-            index[-1] = rest * 8 // self.bits
-            return tuple(index) if index[-1] < self.shape[-1] else None
-        return tuple(index) if rest * 8 < self.bits else None
+    def address(self, index: tuple[int, ...]) -> int:
+        """The byte that an element begins in."""
+        byte = self.start + sum(i * stride for i, stride in zip(index, self.strides, strict=True))
+        return byte + (index[-1] * self.bits // 8 if self.bits < 8 else 0)
+
+    def values(self, state: MachineState) -> NDArray[Any]:
+        """The elements in ``state``, of ``shape``."""
+        start = self.start + (state.bases[self.base] if self.memory == "dram" else 0)
+        if self.bits < 8:
+            number = DTYPE_NAMES.index(str(self.dtype))
+            return state.operand(self.memory, start, number, self.shape, self.strides[:-1]).values()
+        kind = DTYPES[self.dtype][0] if isinstance(self.dtype, str) else self.dtype
+        return state.window(self.memory, start, kind, self.shape, self.strides)
 
 
 def accesses(ins: Decoded, machine: Machine) -> list[Access]:
@@ -80,13 +76,14 @@ def accesses(ins: Decoded, machine: Machine) -> list[Access]:
         if f.name.endswith("addr") and getattr(ins, f.name) != NO_ADDRESS:
             names[number] = f.name.removesuffix("addr").rstrip("_")
             setattr(marked, f.name, getattr(ins, f.name) + (number << _MARK))
-    notes = _Notes(machine)
-    # Made-up memory contents may be undefined; what was asked for before that stands.
-    with suppress(ValueError, TypeError, OverflowError, IndexError, MemoryError):
+    regions = spec.footprint(marked)
+    notes = _Notes(machine, {(region.memory, region.start) for region in chain(*regions)})
+    # It stops when every operand was asked for. Made-up memory contents may be undefined; what was noted before stands.
+    with suppress(_AllSeenError, ValueError, TypeError, OverflowError, IndexError, MemoryError):
         spec.execute(notes, marked)
     found = []
-    for written, regions in enumerate(spec.footprint(marked)):
-        for region in regions:
+    for written, some in enumerate(regions):
+        for region in some:
             mark, start = region.start >> _MARK, region.start & ((1 << _MARK) - 1)
             end = start + region.end - region.start
             name = names.get(mark, "")
@@ -95,11 +92,16 @@ def accesses(ins: Decoded, machine: Machine) -> list[Access]:
     return found
 
 
+class _AllSeenError(Exception):
+    """Every operand was asked for: what follows is arithmetic."""
+
+
 class _Notes(MachineState):
     """Memories without contents: every element reads as 1, a value that no family finds undefined."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, wanted: set[tuple[str, int]]) -> None:
         super().__init__(machine, 0)
+        self.wanted = wanted
         self.seen: dict[tuple[str, int], tuple[str | np.dtype[Any], tuple[int, ...], tuple[int, ...]]] = {}
 
     def window(
@@ -107,7 +109,7 @@ class _Notes(MachineState):
     ) -> NDArray[Any]:
         kind = np.dtype(dtype)
         name = kind if kind.names else f"{kind.kind}{kind.itemsize * 8}"
-        self.seen.setdefault((memory, address), (name, shape, strides))
+        self._note(memory, address, name, shape, strides)
         contents = np.zeros(shape, kind)
         for field in kind.names or ():
             contents[field] = 1
@@ -117,5 +119,12 @@ class _Notes(MachineState):
         self, memory: str, address: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> Operand:
         last = 0 if is_packed(dtype) else ELEMENT_BITS[DTYPE_NAMES[dtype]] // 8
-        self.seen.setdefault((memory, address), (DTYPE_NAMES[dtype], shape, (*strides, last)))
+        self._note(memory, address, DTYPE_NAMES[dtype], shape, (*strides, last))
         return super().operand(memory, address, dtype, shape, strides)
+
+    def _note(
+        self, memory: str, address: int, dtype: str | np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> None:
+        self.seen.setdefault((memory, address), (dtype, shape, strides))
+        if self.wanted <= self.seen.keys():
+            raise _AllSeenError

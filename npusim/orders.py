@@ -14,10 +14,8 @@ import numpy as np
 
 from npusim import reference
 from npusim.errors import UserError
-from npusim.isa.control import JOINS
+from npusim.isa.control import JOINS, named_tokens
 from npusim.isa.encoding import UNITS, Decoded
-
-KINDS = ("raw", "war")
 
 
 class Token(NamedTuple):
@@ -43,7 +41,7 @@ def tokens(instructions: Sequence[Decoded]) -> list[Token]:
 
 def _named(ins: Decoded, what: str) -> list[tuple[str, int, int]]:
     """(kind, producer, consumer) of the tokens that ``ins`` takes ("wait") or sends ("signal")."""
-    marked = [(kind, u) for kind in KINDS for u in range(len(UNITS)) if getattr(ins, f"{what}_{kind}") >> u & 1]
+    marked = named_tokens(ins, what)
     return [(kind, u, ins.unit) if what == "wait" else (kind, ins.unit, u) for kind, u in marked]
 
 

@@ -24,11 +24,11 @@ from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, broken_rules, decode
+from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
 FORMAT_VERSION = 3
-MAX_STEPS, MAX_DRAM_BYTES = 10_000, 1 << 40
+MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
 TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8}
 
 
@@ -118,6 +118,20 @@ class Program:
         """An instruction's number, mnemonic and layer, for messages."""
         layer = (self.layers[ins.layer] or "(no name)") if ins.layer < len(self.layers) else f"number {ins.layer}"
         return f"instruction {index} ({ins.op}) of layer {layer}"
+
+    def decoded(self) -> dict[str, list[Decoded]]:
+        """The instructions of "prologue" and "step".
+
+        Raises UserError, naming the part, for what cannot be decoded or stands behind HALT.
+        """
+        found = {}
+        for part, code in self.code():
+            try:
+                found[part] = decode(code)
+                check_halt(code)
+            except UserError as error:
+                raise UserError(f"{part}: {error}") from None
+        return found
 
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         yield "prologue", self.prologue
@@ -225,6 +239,8 @@ def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
     for name, (address, dtype, shape) in fields.pop("buffers").items():
         if dtype not in DTYPES:
             raise UserError(f"buffer {name}: element type {dtype!r}; allowed: {', '.join(DTYPES)}")
+        if not 1 <= len(shape) <= MAX_RANK:
+            raise UserError(f"buffer {name}: {len(shape)} sizes; allowed 1..{MAX_RANK}")
         sizes = tuple(_whole(f"buffer {name}: size", size) for size in shape)
         buffers[name] = Buffer(_whole(f"buffer {name}: address", address), dtype, sizes)
     host = {name: _whole(f"host.{name}", value, low=-MAX_DRAM_BYTES) for name, value in fields.pop("host").items()}
@@ -271,8 +287,7 @@ def _validate(program: Program) -> None:
     if "noise" in program.buffers and program.buffers["noise"].bytes % program.steps:
         raise UserError(f"buffer noise does not hold one plane for each of {program.steps} steps")
     _check_overlaps(program, spans)
-    for part, code in program.code():
-        instructions = decode(code)
+    for part, instructions in program.decoded().items():
         for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
             raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
 
@@ -293,6 +308,22 @@ def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None
             if start < limit:
                 raise UserError(f"{name} at bytes {start}..{end} overlaps {other} at bytes {before}..{limit}")
         owners[start, end] = name
+
+
+def bare_program(code: NDArray[np.uint32], machine: Machine) -> Program:
+    """A program of one step that runs ``code`` (count, 32), without prologue, constants and parameter sets.
+
+    The DRAM that the code reaches is one buffer of bytes, "dram". Raises UserError for code that is not legal.
+    """
+    instructions = decode(code)
+    regions = [r for ins in instructions for rs in BY_MNEMONIC[ins.op].footprint(ins) for r in rs if r.memory == "dram"]
+    reach = max((region.end for region in regions if region.base == 0), default=0)
+    buffers = {"dram": Buffer(0, "u8", (reach,))} if reach else {}
+    layers = ("",) * (1 + max((ins.layer for ins in instructions), default=0))
+    none, sets = np.zeros(0, np.uint8), np.zeros((1, 0), np.uint8)
+    program = Program(machine, code[:0], code, none, sets, sets, 0, 0, (0,), max(reach, 1), buffers, layers, {})
+    _validate(program)
+    return program
 
 
 def input_buffers(program: Program, code: Iterable[Decoded]) -> list[str]:

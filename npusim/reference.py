@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC, check_halt, decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 
@@ -27,5 +27,7 @@ def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
 
 
 def run(state: MachineState, code: NDArray[np.uint32]) -> None:
-    """Run (count, 32) instruction words on ``state``."""
-    execute(state, decode(code))
+    """Run (count, 32) instruction words on ``state``; raises as `execute`, and UserError for words that are no code."""
+    instructions = decode(code)
+    check_halt(code)
+    execute(state, instructions)

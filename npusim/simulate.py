@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from npusim import engine, reference
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, Decoded
-from npusim.memory import MEMORIES, MachineState, Tallies
+from npusim.isa.encoding import Decoded
+from npusim.memory import ACCUMULATORS, MachineState, Tallies
+from npusim.operands import accesses
 from npusim.program import Program, input_buffers
 
 PROLOGUE = "prologue"
@@ -33,11 +33,11 @@ Executor = Callable[[MachineState, Iterable[Decoded]], None]
 
 @dataclass(frozen=True)
 class Difference:
-    """The first instruction after which engine and reference differ, and the first byte where they do.
+    """The first instruction after which engine and reference differ, and the first element or byte where they do.
 
-    part: "prologue" or "step <number>"; instruction: index in that part's code; byte: address in ``memory``; dtype:
-    the element type that the instruction writes there ("u8" where it has none); engine, reference: the element's
-    value in each.
+    part: "prologue" or "step <number>"; instruction: index in that part's code; byte: address in ``memory``, which may
+    be the "accumulators" (`MachineState.contents`); dtype: the type of the element there ("u8" where the instruction
+    has none); engine, reference: its value in each; element: its index, and the operand that it belongs to, or "".
     """
 
     part: str
@@ -49,18 +49,19 @@ class Difference:
     dtype: str
     engine: int
     reference: int
+    element: str = ""
 
     def __str__(self) -> str:
         return (
             f"{self.part}, instruction {self.instruction} ({self.mnemonic}, layer {self.layer}): "
             f"{self.memory} byte {self.byte} ({self.dtype}) is {self.engine} in the engine, "
-            f"{self.reference} in the reference"
+            f"{self.reference} in the reference{'; ' * bool(self.element)}{self.element}"
         )
 
 
 @dataclass(frozen=True)
 class BitExact:
-    """What was compared: every byte of DRAM, SRAM and parameter memory after the prologue and each step listed.
+    """What was compared: every byte of memory and every held sum, after the prologue and after each step listed.
 
     ``equal`` is None where nothing was compared. The comparison ends at the first difference.
     """
@@ -85,9 +86,8 @@ class Simulation:
         verify_prologue: the same for the prologue.
 
     Raises:
-        UserError: an input is missing, unknown, misshapen or of another type; an instruction reaches outside a
-        memory; an accumulator
-            overflows on a machine that traps.
+        UserError: an input is missing, unknown, misshapen or of another type; code cannot be decoded; an instruction
+            reaches outside a memory; an accumulator overflows on a machine that traps.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Simulation:
         if outside:
             raise UserError(f"verify: step {outside[0]} does not exist; allowed 0..{program.steps - 1}")
         self._verify, self._verify_prologue = frozenset(verify), verify_prologue
-        self._code = {name: decode(code) for name, code in program.code()}
+        self._code = program.decoded()
         self.state = MachineState(program.machine, program.dram_bytes)
         for address, data in program.areas.values():
             self.state.dram[address : address + data.size] = data
@@ -183,7 +183,7 @@ class Simulation:
             return
         expected = start.copy()
         self._run(expected, part, code, reference.execute)
-        if _differing(self.state, expected) is not None:
+        if self.state.difference(expected) is not None:
             self._difference = first_difference(start, part, code, self.program.layers)
 
     def _run(self, state: MachineState, part: str, code: list[Decoded], execute: Executor = engine.execute) -> None:
@@ -204,34 +204,37 @@ def first_difference(start: MachineState, part: str, code: list[Decoded], layers
     for index, ins in enumerate(code):
         engine.execute(fast, (ins,))
         reference.execute(slow, (ins,))
-        place = _differing(fast, slow)
+        place = fast.difference(slow)
         if place is not None:
-            memory, byte = place
-            dtype, address = _element(ins, memory, byte)
-            kind = np.dtype(DTYPES[dtype][0])
-            values = [int(state.vector(memory, address, kind, 1)[0]) for state in (fast, slow)]
-            return Difference(part, index, ins.op, _layer(layers, ins), memory, address, dtype, *values)
+            part_of = part, index, ins.op, _layer(layers, ins)
+            return Difference(*part_of, *_element(ins, fast, slow) or _number(fast, slow, *place))
     raise AssertionError(f"{part}: engine and reference differ when run at once, but not instruction by instruction")
 
 
-def _differing(a: MachineState, b: MachineState) -> tuple[str, int] | None:
-    """Memory and address of the first byte in which two states differ."""
-    for memory in MEMORIES:
-        left, right = getattr(a, memory), getattr(b, memory)
-        if not np.array_equal(left, right):
-            return memory, int(np.flatnonzero(left != right)[0])
+def _element(ins: Decoded, fast: MachineState, slow: MachineState) -> tuple[str, int, str, int, int, str] | None:
+    """The first element of a result of ``ins`` in which two states differ: the last fields of a `Difference`."""
+    for access in accesses(ins, fast.machine):
+        if not access.written or not access.shape:
+            continue
+        left, right = access.values(fast), access.values(slow)
+        if not (differs := np.argwhere(left != right)).size:
+            continue
+        index, dtype = tuple(differs[0].tolist()), access.dtype
+        byte, element = access.address(index), f"element {list(index)} of {access.name} {list(access.shape)}"
+        if not isinstance(dtype, str):
+            fields: Mapping[str, Any] = dtype.fields or {}
+            field = next(name for name in fields if left[index][name] != right[index][name])
+            byte, element, left, right = byte + fields[field][1], f"{field} of {element}", left[field], right[field]
+            dtype = f"{left.dtype.kind}{left.dtype.itemsize * 8}"
+        return access.memory, byte, dtype, int(left[index]), int(right[index]), element
     return None
 
 
-def _element(ins: Decoded, memory: str, byte: int) -> tuple[str, int]:
-    """Type and address of the element that holds ``byte``, as ``ins`` writes it."""
-    writes = BY_MNEMONIC[ins.op].footprint(ins)[1]
-    if hasattr(ins, "out_dtype") and hasattr(ins, "out_addr") and writes[0].memory == memory:
-        dtype = DTYPE_NAMES[ins.out_dtype]
-        size = np.dtype(DTYPES[dtype][0]).itemsize
-        if writes[0].start <= byte < writes[0].end:
-            return dtype, byte - (byte - ins.out_addr) % size
-    return "u8", byte
+def _number(fast: MachineState, slow: MachineState, memory: str, byte: int) -> tuple[str, int, str, int, int]:
+    """The byte in which two states differ, of accumulators the sum, where no element of a result does."""
+    kind, start, name = (np.int64, byte & ~7, "i64") if memory == ACCUMULATORS else (np.uint8, byte, "u8")
+    left, right = (int(state.contents(memory)[start:].view(kind)[0]) for state in (fast, slow))
+    return memory, start, name, left, right
 
 
 def _layer(layers: tuple[str, ...], ins: Decoded) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compiler.graph import Graph
 from compiler.pipeline import integer_graph
+from compiler.schedule.build import build_program
 from compiler.tosa import Report, validate
 from models.quantize import QuantizedModel
 from models.workloads import get_workload
@@ -22,7 +23,7 @@ from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.host import Host
 from npusim.isa.encoding import DTYPES
-from npusim.program import load_program
+from npusim.program import TENSORS, load_program
 from npusim.report import JSON
 from npusim.run import ClipInputs, Notify
 
@@ -64,8 +65,14 @@ def verify_tosa(
 
 def _verify_run(folder: Path, block: int | None, notify: Notify | None) -> Report:
     config, seed = _described(folder / JSON)
-    program = load_program(folder / "program.npu")
-    graph = integer_graph(QuantizedModel.load(folder / "quantized.safetensors"), config["attention_bits"])
+    model, compiled = folder / "quantized.safetensors", folder / "program.npu"
+    program = load_program(compiled)
+    graph = integer_graph(QuantizedModel.load(model), config["attention_bits"])
+    again = build_program(graph, program.machine)
+    if not all(np.array_equal(getattr(program, name), getattr(again, name)) for name in TENSORS):
+        raise UserError(
+            f"{compiled}: not what {model} compiles to; they belong to different runs or to another version of npusim"
+        )
     work = get_workload(config["workload"])
     clip = ClipInputs.of(work, config["prompt"], seed)
     host = Host(program, clip.latent_shape)

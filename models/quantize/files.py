@@ -2,12 +2,14 @@
 
 `model.safetensors` holds everything but the weights of linears with several sets; set i of those lies in
 `model.set<i>.safetensors` beside it, whose size is what a change of range to that set moves. Reading maps the set
-files into memory instead of copying them.
+files into memory instead of copying them. The model file holds the SHA-256 of its own contents and of each set file's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,11 +27,11 @@ from models.quantize.pot import MAX_SHIFT
 from models.quantize.weights import QuantizedWeight
 from models.stats import calibrated_points, executed_linears, input_channels
 from models.stdit import STDiT, skeleton
-from models.store import ArrayWriter, check_array, load_arrays, save_arrays
+from models.store import ArrayWriter, array_sha256, check_array, load_arrays, save_arrays
 
 FILE_KIND = "quantized model"
 SET_KIND = "quantized weights"
-FILE_VERSION = 2
+FILE_VERSION = 3
 
 # A damaged file's numbers end here; the committed model's constants are below 3.
 CONSTANT_LIMIT = 1e6
@@ -79,9 +81,13 @@ def write_model(
     metadata: dict[str, Any] = {name: getattr(model, name) for name in (*_SETTINGS, "alpha")}
     described: dict[str, Any] = {}
     files = max(sets.values())
+    set_metadata = [
+        {"index": index, "range_of_step": model.range_of_step.tolist(), **metadata}
+        for index in range(files if files > 1 else 0)
+    ]
     with ExitStack() as stack:
         writers = []
-        for index in range(files if files > 1 else 0):
+        for index, own in enumerate(set_metadata):
             layout = {
                 f"{name}/{field}": of_field
                 for name, count in sets.items()
@@ -89,7 +95,6 @@ def write_model(
                 for field, of_field in _weight_layout(*shapes[name]).items()
             }
             target = set_path(path, index)
-            own = {"index": index, "range_of_step": model.range_of_step.tolist(), **metadata}
             writer = ArrayWriter(target, SET_KIND, FILE_VERSION, layout, own)
             writers.append(stack.enter_context(writer))
         for name, linear in linears:
@@ -103,9 +108,18 @@ def write_model(
                         arrays[f"linears/{name}/{field}"] = getattr(weight, field)
                     else:
                         writers[index].put(f"{name}/{field}", getattr(weight, field))
-    save_arrays(
-        path, FILE_KIND, FILE_VERSION, arrays, {**metadata, "linears": described, "points": list(model.point_absmax)}
-    )
+    metadata |= {"linears": described, "points": list(model.point_absmax)}
+    metadata["set_sha256"] = [_sha256(w.digests, own) for w, own in zip(writers, set_metadata, strict=True)]
+    save_arrays(path, FILE_KIND, FILE_VERSION, arrays, sealed(arrays, metadata))
+
+
+def sealed(arrays: Arrays, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a model file with the SHA-256 of its contents."""
+    return {**metadata, "sha256": _sha256({name: array_sha256(array) for name, array in arrays.items()}, metadata)}
+
+
+def _sha256(digests: Mapping[str, str], metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([digests, metadata], sort_keys=True).encode()).hexdigest()
 
 
 def linear_shapes(model: STDiT) -> dict[str, tuple[int, int]]:
@@ -125,7 +139,9 @@ def _weight_layout(rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], 
 def read_model(path: Path) -> QuantizedModel:
     """Read what `write_model` wrote, checking every name, shape, dtype and value range; see `QuantizedModel.load`."""
     arrays, metadata = load_arrays(path, FILE_KIND, FILE_VERSION)
-    for name, kind in {**_SETTINGS, "linears": dict, "points": list}.items():
+    if metadata.pop("sha256", None) != sealed(arrays, metadata)["sha256"]:
+        raise ModelError(f"{path}: contents do not match their SHA-256; the file was altered")
+    for name, kind in {**_SETTINGS, "linears": dict, "points": list, "set_sha256": list}.items():
         if not isinstance(metadata.get(name), kind):
             raise ModelError(f"{path}: metadata field '{name}' is missing or not of type {kind.__name__}")
     alpha, steps = metadata.get("alpha"), metadata["num_steps"]
@@ -158,7 +174,7 @@ def read_model(path: Path) -> QuantizedModel:
             raise ModelError(f"{path}: tensor '{name}' holds magnitude {largest:.3g}; allowed is < {CONSTANT_LIMIT:g}")
     settings = {name: metadata[name] for name in _SETTINGS}
     shared = {**settings, "alpha": alpha, "range_of_step": range_of_step.tolist()}
-    reader = _LinearReader(path, arrays, shared, ranges, used)
+    reader = _LinearReader(path, arrays, shared, metadata["set_sha256"], ranges, used)
     linears = {name: reader.linear(name, shapes[name], entry) for name, entry in metadata["linears"].items()}
     if unknown := sorted(set(arrays) - used):
         raise ModelError(f"{path}: unknown tensor '{unknown[0]}'")
@@ -178,6 +194,7 @@ class _LinearReader:
     path: Path
     arrays: Arrays
     settings: Mapping[str, Any]
+    set_sha256: list[str]
     ranges: int
     used: set[str]
     sets: dict[int, Arrays] = dataclasses.field(default_factory=dict)
@@ -256,6 +273,9 @@ class _LinearReader:
             arrays, metadata = load_arrays(path, SET_KIND, FILE_VERSION, mapped=True)
             if metadata != {"index": index, **self.settings}:
                 raise ModelError(f"{path}: belongs to another quantized model than {self.path}")
+            digest = _sha256({name: array_sha256(array) for name, array in arrays.items()}, metadata)
+            if self.set_sha256[index : index + 1] != [digest]:
+                raise ModelError(f"{path}: contents do not match their SHA-256 in {self.path}; one of them was altered")
             self.sets[index] = arrays
         return self.sets[index]
 

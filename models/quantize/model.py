@@ -128,7 +128,8 @@ class QuantizedModel:
         """Read what `save` wrote; weight sets that lie in files of their own are memory-mapped.
 
         Raises:
-            ModelError: a file is missing, truncated, of another kind or version, or inconsistent; names the tensor.
+            ModelError: a file is missing, truncated, altered, of another kind or version, or inconsistent; names the
+                tensor.
         """
         from models.quantize.files import read_model
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine import elementwise, layernorm, matmul, runtime_quantization, softmax, table
-from npusim.isa import ALL, decode
+from npusim.isa import ALL, check_halt, decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 
@@ -40,5 +40,7 @@ def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
 
 
 def run(state: MachineState, code: NDArray[np.uint32]) -> None:
-    """Run (count, 32) instruction words on ``state``."""
-    execute(state, decode(code))
+    """Run (count, 32) instruction words on ``state``; raises as `execute`, and UserError for words that are no code."""
+    instructions = decode(code)
+    check_halt(code)
+    execute(state, instructions)

@@ -42,16 +42,6 @@ def rescale_double(value: Int, multiplier: Int, shift: Int) -> Int:
 
 
 @inlined
-def requantize(value: Int, multiplier: Int, shift: Int, zero_point: Int, low: Int, high: Int) -> Int:
-    return clamp(clamp(rescale(value, multiplier, shift), INT32_LOW, INT32_HIGH) + zero_point, low, high)
-
-
-@inlined
-def requantize_double(value: Int, multiplier: Int, shift: Int, zero_point: Int, low: Int, high: Int) -> Int:
-    return clamp(clamp(rescale_double(value, multiplier, shift), INT32_LOW, INT32_HIGH) + zero_point, low, high)
-
-
-@inlined
 def narrow_accumulator(value: Int, low: Int, high: Int, overflow: Int) -> Int:
     """SATURATE or WRAP to [low, high]; TRAP leaves the value, and the caller counts the overflows."""
     if overflow == SATURATE:

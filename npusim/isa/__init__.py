@@ -41,14 +41,17 @@ def decode(code: NDArray[np.uint32]) -> list[Decoded]:
     return out
 
 
+def check_halt(code: NDArray[np.uint32]) -> None:
+    """Raise UserError where an instruction stands behind HALT. Whoever runs, times or checks a part calls this."""
+    halts = np.flatnonzero((code[:-1, 0] & 0xFF) == HALT.opcode)
+    if halts.size:
+        raise UserError(f"instruction {halts[0] + 1} stands behind halt, where nothing runs")
+
+
 def broken_rules(instructions: Iterable[Decoded], machine: object) -> list[tuple[int, str]]:
     """Rules that make an instruction undefined, each with its instruction's index; empty for legal code."""
     found: list[tuple[int, str]] = []
-    halted = False
     for index, ins in enumerate(instructions):
-        if halted:
-            return [*found, (index, "stands behind halt, where nothing runs")]
-        halted = ins.op == HALT.mnemonic
         spec = BY_MNEMONIC[ins.op]
         rules = spec.check(ins, machine)
         if UNITS[ins.unit] not in spec.units:

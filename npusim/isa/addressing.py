@@ -43,6 +43,16 @@ def apart_rule(fields: tuple[str, ...], run: Callable[[Decoded], tuple[int, Loop
     return Rule(fields, "strides that write no byte twice", holds)
 
 
+def disjoint_rule(fields: tuple[str, ...], footprint: Callable[[Decoded], tuple[list[Region], list[Region]]]) -> Rule:
+    """The rule that two results do not overlap: nothing says which of them would be written last."""
+
+    def holds(ins: Decoded, machine: Any) -> bool:
+        first, second = footprint(ins)[1]
+        return first.end <= second.start or second.end <= first.start
+
+    return Rule(fields, "two results of which one begins behind the other's last byte", holds)
+
+
 def window(memory: str, address: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Region:
     """Where an operand of type number ``dtype`` lies: rows of ``shape[-1]`` elements, ``strides`` of the other axes."""
     loops = zip(shape[:-1], strides, strict=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC, broken_rules, decode
 from npusim.isa.encoding import HEADER, UNITS, WORDS, Field, encode
 
 MAX_LINES = 1_000_000
@@ -42,9 +42,13 @@ def _value(f: Field, text: str) -> int:
         raise UserError(f"{f.name} = {text!r} is not an integer") from None
 
 
-def assemble(text: str, name: str = "<text>") -> NDArray[np.uint32]:
-    """Words (count, 32) of assembler text. Raises UserError with ``name``, line number, field and what is allowed."""
-    rows = []
+def assemble(text: str, name: str = "<text>", machine: object | None = None) -> NDArray[np.uint32]:
+    """Words (count, 32) of assembler text.
+
+    With a ``machine``, every instruction must be defined on it, and none may stand behind HALT. Raises UserError with
+    ``name``, line number, field and what is allowed.
+    """
+    rows, halted = [], False
     lines = text.splitlines()
     if len(lines) > MAX_LINES:
         raise UserError(f"{name}: {len(lines)} lines; allowed: at most {MAX_LINES}")
@@ -69,6 +73,11 @@ def assemble(text: str, name: str = "<text>") -> NDArray[np.uint32]:
                 named.add(key)
                 values[key] = _value(spec.by_name[key], value)
             rows.append(encode(spec, values))
+            if machine is not None:
+                rules = [rule for _, rule in broken_rules(decode(rows[-1][None]), machine)]
+                if rules or halted:
+                    raise UserError(f"{spec.mnemonic}: {(rules or ['stands behind halt, where nothing runs'])[0]}")
+                halted = spec.mnemonic == "halt"
         except UserError as error:
             raise UserError(f"{name}:{number}: {error}") from None
     return np.stack(rows) if rows else np.zeros((0, WORDS), np.uint32)

@@ -50,5 +50,14 @@ HALT = Instruction(
 TOKEN = Instruction(
     "token", 0x7D, "take and send the tokens of the header", (), UNITS, execute, (), footprint, cycles_one, __doc__
 )
+TOKEN_KINDS = ("raw", "war")
+
+
+def named_tokens(ins: Decoded, action: str) -> list[tuple[str, int]]:
+    """(kind, number of the other unit) of each token that an instruction takes ("wait") or sends ("signal")."""
+    masks = [(kind, getattr(ins, f"{action}_{kind}")) for kind in TOKEN_KINDS]
+    return [(kind, unit) for kind, mask in masks for unit in range(len(UNITS)) if mask >> unit & 1]
+
+
 JOINS = (BARRIER.mnemonic, HALT.mnemonic)
 """Instructions at which all units meet."""

@@ -36,6 +36,21 @@ FUNCTIONS = (
     numerics.normalised_multiplier, numerics._exp2_knots, numerics.exp2_negative, numerics.table_lookup_16,
 )  # fmt: skip
 
+EXAMPLE = """\
+# 16 numbers from DRAM times 3/2, back to DRAM behind them. Bits of a token field: load 1, store 2, mac 4, vector 8.
+load  dram_addr=0 local_addr=0 row_bytes=32 rows=1 planes=1 signal_raw=8
+ewlin a_addr=0 out_addr=64 rows=1 cols=16 batch=1 a_dtype=i16 out_dtype=i16 a_mul=3 shift=1 b_addr=0xffffffff \
+a_mul_addr=0xffffffff b_mul_addr=0xffffffff bias_addr=0xffffffff wait_raw=1 signal_raw=2
+store dram_addr=32 local_addr=64 row_bytes=32 rows=1 planes=1 wait_raw=8
+halt
+"""
+
+EXAMPLE_COMMANDS = (
+    "npusim asm example.s --hw hwconfigs/tiny_8x8.yaml --out example.npu",
+    "npusim verify example.npu",
+    "npusim explain example.npu 1",
+)
+
 INTRODUCTION = f"""# The instruction set
 
 Generated from the instruction table by `python -m npusim.isa.manual`; do not edit. The reference executor
@@ -101,7 +116,17 @@ every intermediate value. Accumulators have the machine's `acc_bits` and saturat
 
 One instruction a line, `mnemonic field=value ...`, and `#` starts a comment. Values are decimal or 0x; enumerations are
 written by name; a field that is not named is 0, `unit` the instruction's own. `npusim asm` and `npusim disasm` are
-inverse to each other.
+inverse to each other. This text, as `example.s`,
+
+```text
+{EXAMPLE}```
+
+becomes a program whose only buffer is the DRAM that it reaches; it can be checked, run on random numbers by both
+executors, and explained:
+
+```sh
+{chr(10).join(EXAMPLE_COMMANDS)}
+```
 
 ## Instructions
 

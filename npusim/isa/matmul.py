@@ -119,7 +119,7 @@ def bias_of(records: Any) -> Any:
 def requantization(state: Any, ins: Decoded) -> Requantization:
     """Read an instruction's records.
 
-    Raises ValueError where one holds a multiplier or a shift that the hardware does not have.
+    Raises ValueError where one holds a multiplier, a shift or a weight zero point that the hardware does not have.
     """
     mode, zero = RQ_MODES[ins.rq_mode], np.zeros(1, np.int64)
     if mode == "row":
@@ -130,11 +130,19 @@ def requantization(state: Any, ins: Decoded) -> Requantization:
         records = state.vector("param", ins.rq_addr, RECORD, ins.n if mode == "channel" else 1)
         bits = state.machine.mac_array.requant_multiplier_bits
         scale = _scale(records, ins.rq_addr, bits)
-        return Requantization(bias_of(records), records["zero_point"].astype(np.int64), *scale)
+        return Requantization(bias_of(records), _weight_zero(state, ins, records), *scale)
     records = state.vector("param", ins.rq_addr, FACTORED, ins.n)
-    bias, weight_zero = records["bias"].astype(np.int64), records["zero_point"].astype(np.int64)
+    bias, weight_zero = records["bias"].astype(np.int64), _weight_zero(state, ins, records)
     second = _scale(_scalars(state, ins), ins.scalars_addr, 16)
     return Requantization(bias, weight_zero, *_scale(records, ins.rq_addr, 16), second)
+
+
+def _weight_zero(state: Any, ins: Decoded, records: Any) -> Any:
+    zero_point = records["zero_point"].astype(np.int64)
+    if zero_point.any() and not state.machine.mac_array.row_sum_column:
+        rule = "weight zero point 0 without mac_array.row_sum_column"
+        raise ValueError(f"a requantization record at {ins.rq_addr:#x} is undefined: {rule}")
+    return zero_point
 
 
 def _scalars(state: Any, ins: Decoded) -> Any:
@@ -348,8 +356,7 @@ def _fits_accumulators(ins: Decoded, machine: Any) -> bool:
 
 
 def _factored_exists(ins: Decoded, machine: Any) -> bool:
-    array = machine.mac_array
-    return not is_factored(ins) or bool(array.factored_requant and array.requant_rounding == "single")
+    return not is_factored(ins) or bool(machine.mac_array.factored_requant)
 
 
 RULES = (
@@ -369,7 +376,7 @@ RULES = (
     ),
     Rule(
         ("rq_mode",),
-        "factored modes with mac_array.factored_requant and single rounding",
+        "factored modes with mac_array.factored_requant",
         _factored_exists,
     ),
     Rule(
@@ -423,6 +430,7 @@ MATMUL = Instruction(
     execute, RULES, footprint, cycles, __doc__,
     (
         "a requantization record with a multiplier or shift that the hardware does not have",
+        "a weight zero point other than 0 on a machine without row_sum_column",
         "an input zero point outside the type of a",
         "acc_continue where the MATMUL before held no sums of this shape",
         "an accumulator that overflows on a machine that traps",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.addressing import apart_rule, vector, window
+from npusim.isa.addressing import apart_rule, disjoint_rule, vector, window
 from npusim.isa.encoding import (
     DTYPE_NAMES,
     DTYPES,
@@ -101,6 +101,7 @@ RULES = (
     # The product has 31 to 47 bits, of which 15 remain: 16 to 32 bits go, and one more in a carry.
     Rule(("shift",), f"34..{MAX_SHIFT}", lambda ins, machine: bool(34 <= ins.shift <= MAX_SHIFT)),
     apart_rule(("out_row",), lambda ins: (row_bytes(ins.out_dtype, ins.cols), ((ins.rows, ins.out_row),))),
+    disjoint_rule(("out_addr", "scalars_addr"), footprint),
 )
 RTQUANT = Instruction(
     "rtquant", 0x60, "quantize each row by its own range, and leave its grid for MATMUL", FIELDS, ("vector",),

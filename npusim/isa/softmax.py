@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
-from npusim.isa.addressing import apart_rule, vector, window
+from npusim.isa.addressing import apart_rule, disjoint_rule, vector, window
 from npusim.isa.encoding import (
     DTYPE_NAMES,
     NO_ADDRESS,
@@ -90,6 +90,14 @@ def _p_bits_fit(ins: Decoded, machine: Any) -> bool:
     return bool(8 <= ins.p_bits <= MAX_P_BITS.get(DTYPE_NAMES[ins.out_dtype], 0))
 
 
+def footprint_exp(ins: Decoded) -> tuple[list[Region], list[Region]]:
+    reads = [window("sram", ins.a_addr, I16, (ins.rows, ins.cols), (ins.a_row,))]
+    if ins.valid_addr != NO_ADDRESS:
+        reads.append(vector("sram", ins.valid_addr, 4))
+    p = window("sram", ins.out_addr, ins.out_dtype, (ins.rows, ins.cols), (ins.out_row,))
+    return reads, [p, vector("sram", ins.sum_addr, 4 * ins.rows)]
+
+
 _EXP_RULES = (
     *at_least_one("rows", "cols"),
     Rule(("p_bits", "out_dtype"), "8 bits in u8, 8 to 15 in i16, 8 to 16 in u16", _p_bits_fit),
@@ -100,19 +108,12 @@ _EXP_RULES = (
         lambda ins, machine: bool(ins.cols << ins.p_bits <= 1 << 31),
     ),
     apart_rule(("out_row",), lambda ins: (row_bytes(ins.out_dtype, ins.cols), ((ins.rows, ins.out_row),))),
+    disjoint_rule(("out_addr", "sum_addr"), footprint_exp),
 )
 _RECIP_RULES = (
     *at_least_one("rows"),
     Rule(("multiplier",), "2^30..2^31 - 1", lambda ins, machine: bool(1 << 30 <= ins.multiplier < 1 << 31)),
 )
-
-
-def footprint_exp(ins: Decoded) -> tuple[list[Region], list[Region]]:
-    reads = [window("sram", ins.a_addr, I16, (ins.rows, ins.cols), (ins.a_row,))]
-    if ins.valid_addr != NO_ADDRESS:
-        reads.append(vector("sram", ins.valid_addr, 4))
-    p = window("sram", ins.out_addr, ins.out_dtype, (ins.rows, ins.cols), (ins.out_row,))
-    return reads, [p, vector("sram", ins.sum_addr, 4 * ins.rows)]
 
 
 def footprint_recip(ins: Decoded) -> tuple[list[Region], list[Region]]:

@@ -171,7 +171,9 @@ def cost_of(ins: Decoded, machine: Machine) -> tuple[int, int, list[int]]:
 
 
 def _address_fields(opcode: int) -> list[Field]:
-    return [f for f in BY_OPCODE[opcode].fields if f.name.endswith("addr")]
+    """Those on which no rule depends."""
+    ruled = {name for rule in BY_OPCODE[opcode].rules for name in rule.fields}
+    return [f for f in BY_OPCODE[opcode].fields if f.name.endswith("addr") and f.name not in ruled]
 
 
 def _shapes(code: NDArray[np.uint32]) -> NDArray[np.uint32]:

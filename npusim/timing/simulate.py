@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_OPCODE
+from npusim.isa import BY_OPCODE, check_halt
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS
 from npusim.program import Program
@@ -20,7 +20,7 @@ _JOINS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic in JOINS
 
 
 def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
-    """Time ``code`` (count, 32) from empty queues and no tokens. Time depends on no data.
+    """Time ``code`` (count, 32) from empty queues and no tokens. Time depends on no data. Behind HALT, a part begins.
 
     Raises:
         UserError: an instruction is not legal, no unit can proceed (each unit's next instruction and missing tokens are
@@ -62,7 +62,8 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
     totals are equal.
 
     Raises:
-        UserError: a piece of code does not end in a barrier or halt (an empty prologue need not), or as `simulate`.
+        UserError: a piece of code does not end in a barrier or halt (an empty prologue need not), something stands
+            behind halt, or as `simulate`.
     """
     for name, code in program.code():
         empty = name == "prologue" and len(code) == 0
@@ -90,6 +91,7 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
 
 def _named(name: str, code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
     try:
+        check_halt(code)
         return simulate(code, machine)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -202,6 +202,37 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.output("x"), r"output %x: is a view or of kind input; allowed: a tensor that is computed"),
     (lambda n: n.graph(), "the graph has no output"),
     (lambda n: Builder(steps=0), "steps = 0; allowed: at least 1"),
+    # Wrong Python types
+    (lambda n: Builder(steps="2"), r"Builder.__init__: steps is '2' of type str; allowed: an integer"),
+    (lambda n: n.input(3, (1, 1), "u8"), r"Builder.input: name is 3 of type int; allowed: a string"),
+    (lambda n: n.input("y", 7, "u8"), "y: shape is 7 of type int; allowed: two integers"),
+    (lambda n: n.input("y", (1, 2.0), "u8"), r"y: shape is \(1, 2.0\) of type tuple; allowed: two integers"),
+    (lambda n: n.input("y", (1, 1), "u8", zero_point=0.5), "y: zero_point is 0.5 of type float; allowed: an integer"),
+    (lambda n: n.const("c", [[1], [2, 3]], "i8"), r"c: data is \[\[1\], \[2, 3\]\] of type list; allowed: integers"),
+    (lambda n: n.const("c", [1], "i7"), "constant c: 'i7' per ''; allowed: u8, .* per '', step or range"),
+    (lambda n: n.const("c", [1], "i8", per="all"), "constant c: 'i8' per 'all'; allowed: "),
+    (lambda n: n.view("v", "x", 3, (0, 1)), "v: rows is 3 of type int; allowed: two integers"),
+    (lambda n: n.output(["x"]), r"Builder.output: name is \['x'\] of type list; allowed: a string"),
+    (
+        lambda n: n.linear("fc", "x", W.tolist(), "i16", **LINEAR),
+        r"fc: weight is .* of type list; allowed: a NumPy arr",
+    ),
+    (lambda n: n.linear("fc", W, W, "i16", **LINEAR), "fc: x is array.* of type ndarray; allowed: a string"),
+    (
+        lambda n: n.linear("fc", "x", W, ["i16"], **LINEAR),
+        r"fc: out is \['i16'\] of type list; allowed: an element type",
+    ),
+    (lambda n: n.linear("fc", "x", W, "i16", multiplier=None, shift=1), "fc: multiplier is None of type NoneType; all"),
+    (
+        lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "shift": 1.5}),
+        "add: shift is 1.5 of type float; allowed: an int",
+    ),
+    (lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "a_mul": None}), "add: a_mul is None of type NoneType; allowed"),
+    (lambda n: n.product("p", "x", "x", "i16", shift="1"), "p: shift is '1' of type str; allowed: an integer"),
+    (
+        lambda n: n.attention("a", "x", "x", "x", "i16", **{**ATTENTION, "logit": 5}),
+        "a: logit is 5 of type int; allowed: two integers",
+    ),
 ]
 
 
@@ -209,6 +240,16 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
 def test_mistakes_are_named(mistake: Callable[[Builder], Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         mistake(net_with_inputs())
+
+
+def test_a_path_is_no_machine(tiny_machine: Machine) -> None:
+    wrong: Any = "hwconfigs/tiny_8x8.yaml"
+    with pytest.raises(
+        UserError, match=r"^machine is 'hwconfigs/tiny_8x8\.yaml' of type str; allowed: a Machine: npusim"
+    ):
+        compile_graph(mlp(), wrong)
+    with pytest.raises(UserError, match=r"^graph is 'hwconfigs/tiny_8x8\.yaml' of type str; allowed: a Graph: Builder"):
+        compile_graph(wrong, tiny_machine)
 
 
 def test_inputs_of_the_interpreter_are_checked() -> None:

@@ -158,4 +158,5 @@ def test_limits_are_those_of_the_program(program: Program, monkeypatch: pytest.M
 def test_code_behind_halt(program: Program) -> None:
     count = len(program.step)
     bad = replace(program, step=np.concatenate([program.step, program.step[:1]]))
-    refused(bad, "step", count, "stands behind halt, where nothing runs")
+    with pytest.raises(UserError, match=f"^step: instruction {count} stands behind halt, where nothing runs"):
+        verify(bad)

@@ -47,6 +47,7 @@ def array_of(scale32: bool, double: bool, acc_bits: int) -> dict[str, Any]:
         "acc_bits": 32 if scale32 else acc_bits,
         "requant_multiplier_bits": 32 if scale32 else 16,
         "requant_rounding": rounding,
+        "factored_requant": not double,
     }
 
 

@@ -51,9 +51,7 @@ def pairs(machine: Machine) -> list[tuple[str, str]]:
 
 def modes(machine: Machine) -> list[str]:
     """Every requantization mode that the machine has."""
-    array = machine.mac_array
-    factored = array.factored_requant and array.requant_rounding == "single"
-    return [mode for mode in RQ_MODES if factored or not mode.startswith("factored")]
+    return [mode for mode in RQ_MODES if machine.mac_array.factored_requant or not mode.startswith("factored")]
 
 
 def drawn(rng: Rng, dtype: str, shape: tuple[int, ...]) -> Int64:

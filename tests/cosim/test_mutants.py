@@ -17,7 +17,7 @@ from tests.cosim.rtl import MatrixUnit, build
 
 SMALL: Fields = {"rows": 3, "cols": 4, "acc_rows": 6}
 SINGLE: Fields = SMALL | {"acc_bits": 28}
-DOUBLE: Fields = SINGLE | {"requant_multiplier_bits": 32, "requant_rounding": "double"}
+DOUBLE: Fields = SINGLE | {"requant_multiplier_bits": 32, "requant_rounding": "double", "factored_requant": False}
 TRAP: Fields = SINGLE | {"overflow": "trap"}
 
 OUTPUTS: Fields = SINGLE | OUTPUT_STATIONARY

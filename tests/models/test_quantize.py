@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.quantize import FILE_KIND, FILE_VERSION, SIDE_LINEARS, QuantizedModel, model_config, quantize, set_path
+from models.quantize.files import sealed
 from models.stats import CalibrationStats, executed_linears, weights_sha256
 from models.stdit import STDiT
 from models.store import load_arrays, save_arrays
@@ -224,9 +225,34 @@ def test_altered_files_are_refused(quantized: QuantizedModel, tmp_path: Path, ch
     path = tmp_path / "model.safetensors"
     quantized.save(path)
     arrays, metadata = load_arrays(path, FILE_KIND, FILE_VERSION)
+    del metadata["sha256"]
     change(arrays, metadata)
-    save_arrays(path, FILE_KIND, FILE_VERSION, arrays, metadata)
+    save_arrays(path, FILE_KIND, FILE_VERSION, arrays, sealed(arrays, metadata))
     with pytest.raises(ModelError, match=rf"model\.safetensors: .*{message}"):
+        QuantizedModel.load(path)
+
+
+def test_a_flipped_bit_is_noticed_in_either_file(model: STDiT, stats: CalibrationStats, tmp_path: Path) -> None:
+    """A weight is as good as its neighbour: nothing but the digest tells them apart."""
+    path = tmp_path / "a.safetensors"
+    quantize(model, stats, method="tsq", ranges=2, out=path)
+    sets = set_path(path, 1)
+    for file, message in (
+        (path, r"a\.safetensors: contents do not match their SHA-256; the file was altered$"),
+        (sets, r"a\.set01\.safetensors: contents do not match their SHA-256 in .*a\.safetensors; one of them was"),
+    ):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1  # of bytes: the last weight of a linear
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match=message):
+            QuantizedModel.load(path)
+        content[-1] ^= 1
+        file.write_bytes(content)
+        QuantizedModel.load(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'\\"weight_bits\\": 8', b'\\"weight_bits\\": 4', 1))  # of the metadata
+    assert path.read_bytes() != content
+    with pytest.raises(ModelError, match=r"a\.safetensors: contents do not match their SHA-256"):
         QuantizedModel.load(path)
 
 

@@ -13,8 +13,10 @@ from npusim.config import Machine, load_machine
 from npusim.isa.assembly import assemble
 from npusim.isa.encoding import Instruction
 from npusim.program import Buffer, Program
-from npusim.testing.strategies import DRAM_BYTES as DRAM
-from npusim.testing.strategies import Case, families, fill, make, matmuls
+from npusim.testing.cases import DRAM_BYTES as DRAM
+from npusim.testing.cases import Case, fill, make
+from npusim.testing.matmuls import matmuls
+from npusim.testing.strategies import families
 
 __all__ = ["DRAM", "FAMILIES", "PARAM", "Case", "any_fields", "fill", "machine", "make", "small_program"]
 
@@ -39,9 +41,10 @@ def arrays(draw: st.DrawFn) -> Machine:
     overflow = draw(st.sampled_from(["saturate", "wrap", "trap"]))
     return machine(
         rows=draw(st.sampled_from([1, 3, 8, 64])), acc_bits=bits, overflow=overflow,
-        requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding, acc_rows=64, cols=32,
+        requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding,
+        factored_requant=rounding == "single", acc_rows=64, cols=32,
         dataflow=draw(st.sampled_from(["weight_stationary", "output_stationary"])),
-        a4w4_per_cell=draw(st.sampled_from([1, 2])),
+        a4w4_per_cell=draw(st.sampled_from([1, 2])), row_sum_column=draw(st.booleans()),
     )  # fmt: skip
 
 

@@ -120,6 +120,13 @@ def test_disassembly_assembles_to_the_same_words(capsys, tmp_path, tiny):
     capsys.readouterr()
     assert main(["disasm", str(words)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == text.read_text().splitlines()[1:]
+    # What a file is, its content says.
+    words.rename(tmp_path / "step.npu")
+    program = program.rename(tmp_path / "program")
+    assert main(["disasm", str(tmp_path / "step.npu")]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == text.read_text().splitlines()[1:]
+    message = refused(capsys, tmp_path, "disasm", tmp_path / "step.npu", "--part", "step")
+    assert "step.npu: instruction words have no parts; allowed: --part with a program file only" in message
     assert main(["disasm", str(program)]) == 0
     assert re.findall(r"^# (\w+): (\d+)", capsys.readouterr().out, re.M) == [
         ("prologue", str(len(tiny.program.prologue))),
@@ -256,9 +263,20 @@ def test_bad_files_for_the_other_commands(capsys, tmp_path, machine_file):
     assert "not a readable text file" in refused(capsys, tmp_path, "asm", source, "-o", tmp_path / "x.bin")
     (tmp_path / "odd.bin").write_bytes(bytes(100))
     assert "100 bytes; allowed" in refused(capsys, tmp_path, "disasm", tmp_path / "odd.bin")
-    assert "cannot be read" in refused(capsys, tmp_path, "disasm", tmp_path / "none.bin")
+    assert "no such program file" in refused(capsys, tmp_path, "disasm", tmp_path / "none.bin")
     command = ("compile", tmp_path / "odd.bin", "--hw", machine_file, "-o", tmp_path / "p.npu")
     assert "odd.bin" in refused(capsys, tmp_path, *command)
+    for line, message in (
+        ("barrier unit=load", "bad.s:1: barrier: unit = load: allowed vector"),
+        (
+            "load row_bytes=1 rows=1 planes=1 local_addr=65536",
+            "bad.s: step: instruction 0 (load) of layer (no name): ",
+        ),
+        ("load row_bytes=1 rows=1 planes=1 base=1", "dram bytes 0..1 lie outside its 0 bytes"),
+        ("load row_bytes=1 rows=1 planes=1 dram_addr=0xffffffffff", "needs 1099511627776 bytes of DRAM; the machine's"),
+    ):
+        source.write_text(line)
+        assert message in refused(capsys, tmp_path, "asm", source, "--hw", machine_file, "-o", tmp_path / "x.npu")
     source.write_text("barrier unit=load\n")
     assert "cannot be written" in refused(capsys, tmp_path, "asm", source, "-o", source / "x.bin")
 
@@ -395,6 +413,11 @@ def test_verify_runs_executors_and_orders(capsys, small):
         "engine = reference in every byte, prologue and 2 steps",
         "3 random orders give the same bytes, prologue and 1 step",
     ]
+    assert main(["verify", str(small), "--steps", "0", "--orders", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "engine = reference in every byte, prologue and 0 steps",
+        "3 random orders give the same bytes, prologue and 1 step",
+    ]
     assert main(["verify", str(small), "--steps", "0"]) == 0
     assert capsys.readouterr().out == f"{small}: legal, 1 + 6 instructions\n"
 
@@ -414,13 +437,22 @@ def test_verify_ends_with_1_where_the_executors_differ(capsys, small, monkeypatc
     )
 
 
-def test_requests_about_a_program_that_are_refused(capsys, tmp_path, small):
+def test_requests_about_a_program_that_are_refused(capsys, tmp_path, machine_file, small):
     for arguments, message in (
-        (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 1..2"),
+        (("verify", small, "--steps", "3"), "small.npu: steps = 3: the program has 2; allowed 0..2"),
+        (("verify", small, "--seed", "-1"), "small.npu: seed = -1: allowed: at least 0"),
         (("verify", small, "--orders", "-1"), "small.npu: orders = -1: allowed: at least 0"),
         (("verify", small, "--tosa", "--seed", "1"), "--steps, --orders and --seed are allowed without --tosa only"),
         (("verify", small, "--block", "1"), "--hw, --block and --attention-bits are allowed with --tosa only"),
         (("explain", small, "6"), "small.npu: step has no instruction 6; allowed 0..5"),
+        (("explain", small, "-1"), "small.npu: step has no instruction -1; allowed 0..5"),
+        (("explain", small, "0", "--prat", "step"), "unexpected extra argument"),
+        (
+            ("compile", tmp_path, "--hw", machine_file, "-o", small),
+            "did you mean",
+        ),
+        (("disasm", tmp_path), f"{tmp_path}: is a folder; did you mean {tmp_path / 'program.npu'}?"),
+        (("asm", tmp_path, "-o", small), f"{tmp_path}: not a readable text file (Is a directory)"),
         (("explain", small, "0", "--part", "steps"), "small.npu: part = 'steps': allowed prologue, step"),
         (("explain", tmp_path / "none.npu", "0"), "none.npu: no such program file"),
     ):

@@ -129,6 +129,7 @@ def machine_data(draw: st.DrawFn) -> dict[str, Any]:
     array["requant_multiplier_bits"] = draw(st.sampled_from([16, 32] if array["acc_bits"] <= 32 else [16]))
     wide = array["requant_multiplier_bits"] == 32
     array["requant_rounding"] = draw(st.sampled_from(["single", "double"] if wide else ["single"]))
+    array["factored_requant"] = array["requant_rounding"] == "single" and draw(st.booleans())
     array["overflow"] = draw(st.sampled_from(["saturate", "wrap", "trap"]))
     passes = sorted(draw(st.lists(st.integers(1, 64), min_size=3, max_size=3)))
     array["pass_cycles_a8w8"], array["pass_cycles_a16w8"], array["pass_cycles_a16w16"] = passes
@@ -261,7 +262,11 @@ def test_wide_multipliers_are_allowed_on_narrow_accumulators(tmp_path: Path, edg
     text = edited(edge_text, "acc_bits: 40", "acc_bits: 32")
     text = edited(text, "requant_multiplier_bits: 16", "requant_multiplier_bits: 32")
     path = tmp_path / "machine.yaml"
-    path.write_text(edited(text, "requant_rounding: single", "requant_rounding: double"), encoding="utf-8")
+    text = edited(text, "requant_rounding: single", "requant_rounding: double")
+    assert "mac_array.factored_requant: true does not fit mac_array.requant_rounding double: " in message(
+        tmp_path, text
+    )
+    path.write_text(edited(text, "factored_requant: true", "factored_requant: false"), encoding="utf-8")
     assert load_machine(path).mac_array.requant_rounding == "double"
 
 

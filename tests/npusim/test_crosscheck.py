@@ -15,12 +15,14 @@ from npusim.config import Machine
 from npusim.crosscheck import crosscheck, random_inputs
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.assembly import assemble
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 from npusim.orders import tokens
 from npusim.program import Program
 from tests.compiler.orders import without
 from tests.compiler.runs import encoded
+from tests.npusim.strategies import small_program
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,46 @@ def test_a_slip_is_named_with_its_element(program: Program, monkeypatch: pytest.
     assert str(result).startswith("DIFFER: step 0, instruction")
 
 
+@pytest.fixture
+def holding() -> Program:
+    """Two steps whose second MATMUL leaves 2 x 3 sums in the accumulators, of operands that are 0."""
+    line = "matmul m=2 n=3 k=4 batch0=1 batch1=1 b_dtype=i8 acc_hold=1 layer=1"
+    return small_program(lambda v: v.update(step=assemble(f"{line}\n{line} acc_continue=1\nbarrier\n")))
+
+
+def test_held_sums_are_compared(holding: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slip(state: MachineState, ins: Decoded) -> None:
+        BY_MNEMONIC["matmul"].execute(state, ins)
+        assert state.held is not None
+        state.held.products[1, 2] += ins.acc_continue
+
+    assert crosscheck(holding, orders=1).equal
+    monkeypatch.setitem(engine.EXECUTORS, "matmul", slip)
+    result = crosscheck(holding)
+    assert not result.equal
+    assert result.executors == (
+        "step 0, instruction 1 (matmul, layer sampler.add): accumulators byte 56 (i64) is 1 in the engine, "
+        "0 in the reference"
+    )
+
+
+def test_lost_sums_are_a_difference(holding: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine.EXECUTORS, "matmul", lambda state, ins: None)
+    found = crosscheck(holding).bit_exact.first_difference
+    assert found is not None
+    assert (found.instruction, found.memory, found.byte, found.engine, found.reference) == (0, "accumulators", 0, 0, 2)
+
+
+def test_orders_that_leave_other_sums_differ(holding: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (f"matmul m={m} n=3 k=4 batch0=1 batch1=1 b_dtype=i8 acc_hold=1 layer=1\n" for m in (2, 1))
+    words = assemble("".join(lines) + "barrier\n")
+    monkeypatch.setattr(module, "token_legal_order", lambda code, rng: [1, 0, 2] if len(code) > 1 else [0])
+    assert crosscheck(replace(holding, step=words), orders=1).order == (
+        "step 0: accumulators byte 0 (u8) is 1 in program order, 2 in random order 0; last written in program order "
+        "instruction 1 (matmul, layer sampler.add), in the random one instruction 0 (matmul, layer sampler.add)"
+    )
+
+
 def test_a_missing_token_changes_the_bits_in_some_order(program: Program) -> None:
     code = decode(program.step)
     found = 0
@@ -103,11 +145,16 @@ def test_random_inputs_fit_their_buffers_and_differ(program: Program) -> None:
 
 
 @pytest.mark.parametrize(("steps", "orders", "message"), [
-    (0, 0, r"steps = 0: the program has 1; allowed 1\.\.1"), (2, 0, "steps = 2"), (1, -1, "orders = -1"),
+    (-1, 0, r"steps = -1: the program has 1; allowed 0\.\.1"), (2, 0, "steps = 2"), (1, -1, "orders = -1"),
 ])  # fmt: skip
 def test_bad_requests(program: Program, steps: int, orders: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         crosscheck(program, steps, orders)
+
+
+def test_a_negative_seed_is_refused(program: Program) -> None:
+    with pytest.raises(UserError, match=r"^seed = -1: allowed: at least 0$"):
+        crosscheck(program, seed=-1)
 
 
 def test_a_fault_in_another_order_names_its_instruction(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from npusim.engine import dot, gemm, matmul, matmul_rows, threads
 from npusim.isa.matmul import RECORD
 from npusim.memory import MachineState, Sums
-from npusim.testing.strategies import operand_modes
+from npusim.testing.matmuls import operand_modes
 from tests.npusim.strategies import DRAM, FAMILIES, Case, machine, make
 from tests.npusim.test_engine import agree, rebuilt
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import ALL, assembly, decode
 from npusim.isa.assembly import assemble, disassemble
@@ -66,6 +67,25 @@ def test_comments_blank_lines_and_number_bases() -> None:
 def test_bad_text_is_named_with_file_and_line(line: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"^code\.s:3: ({message})"):
         assemble(f"# first\n\n{line}\n", "code.s")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("recip rows=0 multiplier=0x40000000", "recip: rows = 0: allowed at least 1"),
+        ("recip rows=1 multiplier=0x40000000 unit=mac", "recip: unit = mac: allowed vector"),
+        (
+            "rtquant rows=1 cols=1 multiplier=0x40000000 shift=34 scalars_addr=9",
+            "rtquant: out_dtype = u8: allowed on",
+        ),
+        ("halt\nbarrier", "barrier: stands behind halt, where nothing runs"),
+    ],
+)
+def test_what_a_machine_refuses_is_named_with_its_line(line: str, message: str, tiny_machine: Machine) -> None:
+    text = f"# first\n{line}\n"
+    assert len(assemble(text)) == line.count("\n") + 1
+    with pytest.raises(UserError, match=rf"^code\.s:{len(text.splitlines())}: {message}"):
+        assemble(text, "code.s", tiny_machine)
 
 
 def test_a_text_of_absurd_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

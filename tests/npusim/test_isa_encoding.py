@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compiler.verify import verify
+from npusim import engine, reference
 from npusim.config import Machine
 from npusim.errors import UserError
+from npusim.explain import explain
 from npusim.isa import ALL, BY_MNEMONIC, BY_OPCODE, decode, violations
+from npusim.isa.assembly import assemble
 from npusim.isa.encoding import HEADER, NO_ADDRESS, WORDS, Field, Instruction, decode_row, encode
+from npusim.memory import MachineState
+from npusim.program import Program
+from npusim.simulate import Simulation
+from npusim.timing import time_program
 from tests.npusim.strategies import PARAM, any_fields, machine, make, small_program
 
 SPECS = st.sampled_from(ALL)
@@ -109,7 +119,8 @@ def test_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 WINDOWS = {"rows": 1, "cols": 1, "batch": 1, "shift": 1}
 PRODUCT = {"m": 1, "k": 1, "n": 1, "batch0": 1, "batch1": 1, "b_dtype": "i8"}
 FACTORED = {**PRODUCT, "rq_mode": "factored", "fraction_bits": 1}
-ROWS = {"rows": 1, "cols": 1, "multiplier": 1 << 30, "shift": 34}
+ROWS = {"rows": 1, "cols": 1, "multiplier": 1 << 30, "shift": 34, "scalars_addr": 64}
+EXP = {"rows": 1, "cols": 1, "p_bits": 8, "sum_addr": 1 << 20}
 UNDEFINED = [
     ("load", {"rows": 0, "planes": 1, "row_bytes": 1}, "rows = 0: allowed"),
     ("load", {"rows": 1, "planes": 1, "row_bytes": 1, "base": 4}, r"base = 4: allowed 0..3"),
@@ -128,16 +139,16 @@ UNDEFINED = [
     ("lnapply", {"rows": 1, "cols": 16385, "shift": 1}, "cols = 16385: allowed at most 16384"),
     (
         "smexp",
-        {"rows": 1, "cols": 1, "p_bits": 9, "out_dtype": "u8"},
+        {**EXP, "p_bits": 9, "out_dtype": "u8"},
         "p_bits = 9, out_dtype = u8: allowed 8 bits",
     ),
     (
         "smexp",
-        {"rows": 1, "cols": 1, "p_bits": 8, "out_dtype": "i32"},
+        {**EXP, "out_dtype": "i32"},
         "p_bits = 8, out_dtype = i32: allowed 8 bits",
     ),
-    ("smexp", {"rows": 1, "cols": 1, "p_bits": 8, "fraction_bits": 17}, r"fraction_bits = 17: allowed 0\.\.16"),
-    ("smexp", {"rows": 1, "cols": 65537, "p_bits": 15, "out_dtype": "i16"}, "cols = 65537, p_bits = 15: allowed cols"),
+    ("smexp", {**EXP, "fraction_bits": 17}, r"fraction_bits = 17: allowed 0\.\.16"),
+    ("smexp", {**EXP, "cols": 65537, "p_bits": 15, "out_dtype": "i16"}, "cols = 65537, p_bits = 15: allowed cols"),
     ("recip", {"rows": 1, "multiplier": 2**30 - 1}, "multiplier = 1073741823"),
     ("matmul", {**PRODUCT, "k": 0}, "k = 0: allowed"),
     ("matmul", {**PRODUCT, "b_dtype": "u8"}, "a_dtype = u8, b_dtype = u8: allowed a: u4 to u16"),
@@ -148,7 +159,13 @@ UNDEFINED = [
     ("ewmul", {**WINDOWS, "batch": 2**32 - 1, "rows": 2**32 - 1}, "strides that write no byte twice"),
     ("table", {"rows": 2, "cols": 1, "shift": 1, "out_dtype": "i16", "out_row": 1}, "strides that write no byte twice"),
     ("lnapply", {"rows": 2, "cols": 1, "shift": 1}, "strides that write no byte twice"),
-    ("smexp", {"rows": 2, "cols": 1, "p_bits": 8}, "strides that write no byte twice"),
+    ("smexp", {**EXP, "rows": 2}, "strides that write no byte twice"),
+    (
+        "smexp",
+        {**EXP, "rows": 2, "cols": 9, "out_row": 9, "sum_addr": 17},
+        "out_addr = 0x0, sum_addr = 0x11: allowed two",
+    ),
+    ("smexp", {**EXP, "rows": 2, "out_row": 1, "out_addr": 7, "sum_addr": 0}, "two results of which one begins behind"),
     ("matmul", {**PRODUCT, "m": 4, "n": 2, "batch1": 3, "out_row": 6, "out_b1": 1}, "strides that write no byte twice"),
     ("matmul", {**PRODUCT, "a_dtype": "i8", "b_dtype": "i16"}, "a_dtype = i8, b_dtype = i16"),
     ("matmul", {**PRODUCT, "b_dtype": "i4", "b_k": 1}, "b_k 0 for packed types"),
@@ -163,6 +180,8 @@ UNDEFINED = [
     ("pswitch", {"bank_bytes": 1024}, "bank_start = 0: allowed the end of the memory outside the banks"),
     ("pswitch", {"bank_start": PARAM - 1024}, "bank_bytes = 0: allowed param_memory.bank_bytes"),
     ("rtquant", {**ROWS, "shift": 33}, r"shift = 33: allowed 34\.\.62"),
+    ("rtquant", {**ROWS, "cols": 65}, "out_addr = 0x0, scalars_addr = 0x40: allowed two results of which one begins"),
+    ("rtquant", {**ROWS, "out_addr": 71}, "two results of which one begins behind"),
     ("rtquant", {**ROWS, "out_dtype": "i8"}, "out_dtype = i8: allowed u4, u6, u8"),
     ("barrier", {"signal_raw": 1}, "signal_raw = 1: allowed 0"),
     ("halt", {"wait_war": 2}, "wait_war = 2: allowed 0"),
@@ -172,11 +191,6 @@ OTHER_MACHINES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("matmul", {**PRODUCT, "b_dtype": "i6"}, {"narrowest_weight_bits": 8}, "a_dtype = u8, b_dtype = i6"),
     ("matmul", {**PRODUCT, "shifted": 1}, {"input_shift": False}, "1 with mac_array.input_shift"),
     ("matmul", FACTORED, {"factored_requant": False}, "factored modes with mac_array.factored_requant"),
-    (
-        "matmul", FACTORED,
-        {"acc_bits": 32, "requant_multiplier_bits": 32, "requant_rounding": "double"},
-        "factored modes with mac_array.factored_requant and single rounding",
-    ),
     ("matmul", {**PRODUCT, "m": 9, "acc_hold": 1}, {"dataflow": "output_stationary"}, "m = 9, n = 1"),
 ]  # fmt: skip
 
@@ -200,8 +214,17 @@ def test_runtime_quantization_and_banks_are_for_machines_that_declare_them(tiny_
 
 
 def test_nothing_stands_behind_halt() -> None:
-    found = violations([make("halt"), make("barrier")], machine())
-    assert found == ["instruction 1 (barrier): stands behind halt, where nothing runs"]
+    """Whoever runs, times, checks or shows code refuses the same."""
+    program = small_program(lambda v: v.update(step=assemble("halt\nbarrier\n")))
+    state, rule = MachineState(program.machine, program.dram_bytes), "instruction 1 stands behind halt, where nothing"
+    users: list[Callable[[Any], Any]] = [partial(reference.run, state), partial(engine.run, state)]
+    for user in users:
+        with pytest.raises(UserError, match=f"^{rule}"):
+            user(program.step)
+    users = [Program.decoded, lambda p: Simulation(p, {}), time_program, lambda p: explain(p, 0), verify]
+    for whole in users:
+        with pytest.raises(UserError, match=f"^step: {rule}"):
+            whole(program)
 
 
 @pytest.mark.parametrize(("op", "values", "message"), UNDEFINED, ids=[f"{op} {text}" for op, _, text in UNDEFINED])
@@ -209,6 +232,13 @@ def test_undefined_instructions_are_named(op: str, values: dict[str, Any], messa
     found = violations([make("barrier"), make(op, **values)], machine())
     assert len(found) == 1
     assert re.search(rf"^instruction 1 \({op}\): .*{message}", found[0])
+
+
+def test_results_may_touch() -> None:
+    found = [make("smexp", **{**EXP, "rows": 2, "cols": 9, "out_row": 9, "sum_addr": 18}),
+             make("smexp", **{**EXP, "rows": 2, "out_row": 1, "out_addr": 8, "sum_addr": 0}),
+             make("rtquant", **{**ROWS, "cols": 64}), make("rtquant", **{**ROWS, "out_addr": 72})]  # fmt: skip
+    assert violations(found, machine()) == []
 
 
 def test_outputs_may_interleave() -> None:

@@ -206,3 +206,12 @@ def test_read_only_tables_against_independent_values() -> None:
     for table in (numerics.RSQRT_SEED, numerics.RECIP_SEED, numerics.EXP2_KNOTS):
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 0
+
+
+@given(st.integers(1, 62), st.sampled_from([-1, 1]), st.integers(0, 3))
+def test_rescale_is_exact_up_to_its_bound(shift: int, sign: int, below: int) -> None:
+    value = sign * (2**63 - 1 - (1 << shift - 1) - below)
+    assert numerics.rescale(value, 1, shift) == (value + (1 << shift - 1)) >> shift
+    value -= sign << 30
+    extra = sign * (1 << 30) if shift > 31 else 0
+    assert numerics.rescale_double(value, 1, shift) == (value + (1 << shift - 1) + extra) >> shift

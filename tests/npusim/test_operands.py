@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
+from npusim.memory import MachineState
 from npusim.operands import Access, accesses
-from tests.npusim.strategies import FAMILIES, Case, machine, make
+from tests.npusim.strategies import DRAM, FAMILIES, Case, machine, make
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -24,8 +28,10 @@ def test_operands_cover_the_footprint(family: str, data: st.DataObject) -> None:
         assert getattr(case.ins, f"{access.name}_addr", access.start) == access.start
         if access.shape:
             assert span(access) == access.end - access.start
-            assert access.element(access.start) == (0,) * len(access.shape)
-            assert access.element(access.end) is None
+            last = tuple(count - 1 for count in access.shape)
+            assert access.address((0,) * len(access.shape)) == access.start
+            assert access.address(last) <= access.end - -(-access.bits // 8)
+            assert access.values(case.state).shape == access.shape
         assert access.name or case.ins.op == "pswitch"  # which exchanges memories and has no address
         assert access.shape or not access.written or case.ins.op == "pswitch"
 
@@ -48,13 +54,29 @@ def test_a_matmul_by_hand() -> None:
     assert (rq.name, rq.memory, rq.start, rq.end, rq.shape) == ("rq", "param", 0x100, 0x100 + 60, (5,))
     assert rq.type_name == "record(bias_low, bias_high, zero_point, shift, multiplier)"
     assert (out.written, out.dtype, out.shape, out.strides) == (True, "i32", (1, 2, 3, 5), (0, 200, 64, 4))
-    assert out.element(0x200 + 200 + 2 * 64 + 3 * 4 + 1) == (0, 1, 2, 3)
-    assert out.element(0x200 + 20) is None  # the gap behind the first row
+    assert out.address((0, 1, 2, 3)) == 0x200 + 200 + 2 * 64 + 3 * 4
+
+
+def test_a_large_matmul_is_not_computed(edge_machine: Machine) -> None:
+    """19 GMAC, minutes on the reference; and its operands, of 26 MB, are not made up either."""
+    ins = make(
+        "matmul", m=4096, k=1152, n=4608, batch0=1, batch1=1, a_row=1152, b_k=1, b_n=1152, b_addr=1 << 23, b_dtype="i8",
+        out_addr=1 << 24, out_row=4608, rq_mode="channel",
+    )  # fmt: skip
+    start = time.perf_counter()
+    found = accesses(ins, edge_machine)
+    assert time.perf_counter() - start < 1
+    assert [access.name for access in found] == ["a", "b", "rq", "out"]
+    assert all(access.shape for access in found)
 
 
 def test_packed_elements_share_a_byte() -> None:
-    packed = Access("out", "sram", 10, 13, 0, True, "u6", (2, 4), (3, 0))
-    assert [packed.element(byte) for byte in (10, 11, 12, 13)] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    packed = Access("out", "sram", 10, 16, 0, True, "u6", (2, 4), (3, 0))
+    assert [packed.address((0, i)) for i in range(4)] == [10, 10, 11, 12]
+    assert packed.address((1, 0)) == 13
+    state = MachineState(machine(), DRAM)
+    state.sram[10:16] = [0b01_000001, 0b0011_0000, 0b000100_00, 5, 0, 0]
+    assert packed.values(state).tolist() == [[1, 1, 3, 4], [5, 0, 0, 0]]
 
 
 def test_a_copy_by_hand() -> None:

@@ -245,6 +245,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"buffers": {"noise": [0, "i16", [10**30]]}}, "buffer noise: size is 1000"),
     ({"buffers": {"noise": [0, "i16", [-1, 2]]}}, "buffer noise: size is -1"),
     ({"buffers": {"noise": [0, "f32", [2]]}}, "buffer noise: element type 'f32'; allowed: u8, i8, i16, i32"),
+    ({"buffers": {"noise": NOISE, "a": [400, "u8", []]}}, r"buffer a: 0 sizes; allowed 1\.\.8"),
+    ({"buffers": {"noise": NOISE, "a": [400, "u8", [1] * 9]}}, r"buffer a: 9 sizes; allowed 1\.\.8"),
     ({"buffers": {"noise": [0, "i16"]}}, "damaged header"),
     ({"buffers": {}}, r"instruction 1 \(load\) of layer \(no name\): dram bytes 0\.\.32 lie outside its 0 bytes"),
     ({"buffers": {"noise": [0, "u8", [3]]}}, "buffer noise does not hold one plane for each of 2 steps"),
@@ -329,9 +331,9 @@ def test_words_that_are_no_instruction(path: Path) -> None:
         )
 
     save_program(small_program(edit), path)
-    assert refused(path).startswith("instruction 1: opcode 255 is not an instruction")
+    assert refused(path).startswith("prologue: instruction 1: opcode 255 is not an instruction")
     save_program(small_program(lambda v: v.update(step=np.zeros((4, 31), np.uint32))), path)
-    assert refused(path) == "code has shape (4, 31); allowed: (count, 32)"
+    assert refused(path) == "step: code has shape (4, 31); allowed: (count, 32)"
 
 
 def test_a_buffer_of_absurd_shape_has_its_true_size() -> None:

@@ -6,11 +6,12 @@ import pytest
 
 from npusim import engine, numerics, reference, simulate
 from npusim.errors import UserError
-from npusim.isa import decode
+from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa import table as table_isa
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES
 from npusim.memory import MachineState
 from npusim.simulate import Simulation
+from tests.npusim.strategies import DRAM, machine, make
 
 
 def run_all(simulation):
@@ -119,6 +120,35 @@ def test_a_wrong_byte_that_no_type_covers_is_reported_as_a_byte(tiny, monkeypatc
     simulation.prologue()
     found = simulation.bit_exact.first_difference
     assert (found.mnemonic, found.dtype, found.engine ^ found.reference) == ("load", "u8", 1)
+
+
+def made_wrong(monkeypatch, ins, byte, value):
+    """The difference where the engine leaves ``value`` in a byte of SRAM behind ``ins``, on memories of zeros."""
+
+    def slip(state, ins):
+        BY_MNEMONIC[ins.op].execute(state, ins)
+        state.sram[byte] = value
+
+    monkeypatch.setitem(engine.EXECUTORS, ins.op, slip)
+    return simulate.first_difference(MachineState(machine(), DRAM), "step 0", [ins], ("layer",))
+
+
+def test_a_packed_element_is_shown_by_its_value(monkeypatch):
+    ins = make("table8", rows=2, cols=5, a_dtype="u4", out_dtype="i4", a_row=3, out_row=3, out_addr=100)
+    found = made_wrong(monkeypatch, ins, 104, 0xD0)  # element 3 of the second row: its upper half
+    assert (found.byte, found.dtype, found.engine, found.reference) == (104, "i4", -3, 0)
+    assert str(found).endswith(
+        "sram byte 104 (i4) is -3 in the engine, 0 in the reference; element [1, 3] of out [2, 5]"
+    )
+    padding = made_wrong(monkeypatch, ins, 105, 0xD0)  # behind the last element: no element differs
+    assert (padding.byte, padding.dtype, padding.engine, padding.element) == (105, "u8", 0xD0, "")
+
+
+def test_a_record_is_shown_by_the_field_that_differs(monkeypatch):
+    ins = make("lnstat", rows=2, cols=4, stat_addr=100, epsilon=1)
+    found = made_wrong(monkeypatch, ins, 120, 7)
+    assert (found.byte, found.dtype, found.engine, found.reference) == (120, "i32", 7, 21)
+    assert found.element == "shift of element [1] of stat [2]"
 
 
 def test_a_twin_goes_its_own_way(tiny):

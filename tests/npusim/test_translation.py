@@ -88,6 +88,14 @@ def test_wrong_inputs_are_refused(
     assert "not the run.json of a run folder" in refused(capsys, folder, "--tosa")
 
 
+def test_a_model_and_a_program_of_different_runs_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = folder / "quantized.safetensors"
+    assert main(["quantize", "--workload", "tiny", "--act-bits", "16", "--out", str(model)]) == 0
+    capsys.readouterr()
+    message = refused(capsys, folder, "--tosa")
+    assert f"{folder / 'program.npu'}: not what {model} compiles to; they belong to different runs" in message
+
+
 def test_without_an_index_the_message_says_what_is_wanted(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,14 +86,18 @@ def vector(rng: np.random.Generator, op: str) -> dict[str, int]:
     if op == "table8":
         return common | result | {"table_addr": number(rng, 0, 1000), "a_dtype": U8, "a_row": cols}
     if op == "rtquant":
-        return common | result | {"out_dtype": U8, "out_row": cols, "multiplier": 1 << 30, "shift": 40}
+        return (
+            common
+            | result
+            | {"out_dtype": U8, "out_row": cols, "scalars_addr": 4000, "multiplier": 1 << 30, "shift": 40}
+        )
     if op == "lnstat":
         return common | {"stat_addr": number(rng, 0, 1000), "epsilon": 1 << 40}
     if op == "lnapply":
         return common | result | {"stat_addr": 8, "g_addr": 16, "b_addr": 24, "shift": 8}
     if op == "smexp":
         valid = pick(rng, 32, NO_ADDRESS)
-        return common | result | {"sum_addr": 40, "valid_addr": valid, "p_bits": 8, "fraction_bits": 8}
+        return common | result | {"sum_addr": 4000, "valid_addr": valid, "p_bits": 8, "fraction_bits": 8}
     return {"sum_addr": 40, "out_addr": 48, "rows": rows, "multiplier": 1 << 30, "shift": 31}
 
 

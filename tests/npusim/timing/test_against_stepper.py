@@ -73,7 +73,7 @@ def test_costs_are_those_of_each_instruction_by_itself(tiny_machine: Machine) ->
         if ins.op == "pswitch":  # its address is the machine's
             again.append(encode(BY_MNEMONIC[ins.op], {**values, "layer": 7}))
             continue
-        moved = {name: 4 * index for index, name in enumerate(values) if name.endswith("addr")}
+        moved = {name: 4096 * index for index, name in enumerate(values) if name.endswith("addr")}
         values |= {name: at for name, at in moved.items() if values[name] != NO_ADDRESS} | {"layer": 7}
         again.append(encode(BY_MNEMONIC[ins.op], values))
     code = np.concatenate([first, np.stack(again)])

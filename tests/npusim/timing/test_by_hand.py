@@ -278,6 +278,12 @@ def test_one_fold_is_scale_sims_formula_and_the_requantizer(tiny_machine: Machin
             assert matmul_cycles(machine, m, 3 * rows, cols) == many - 2 * rows + requantize
 
 
+def test_a_rule_about_addresses_is_checked_of_every_instruction(tiny_machine: Machine) -> None:
+    line = "smexp p_bits=8 rows=1 cols=4 sum_addr={}\n"
+    with pytest.raises(UserError, match="instruction 1: smexp: out_addr = 0x0, sum_addr = 0x3: allowed two results"):
+        timed(tiny_machine, line.format(4) + line.format(3))
+
+
 def test_vector_durations_by_hand(tiny_machine: Machine) -> None:
     """8 lanes, 8 cycles of latency: passes over ceil(elements / 8) cycles."""
     dense = "unit=vector rows=3 cols=6 out_row=6 "
@@ -286,5 +292,5 @@ def test_vector_durations_by_hand(tiny_machine: Machine) -> None:
     assert timed(tiny_machine, "table shift=1 " + dense).total_cycles == 3 + 8
     assert timed(tiny_machine, "lnstat epsilon=1 unit=vector rows=3 cols=6").total_cycles == 3 + 3 + 8
     assert timed(tiny_machine, "lnapply shift=1 " + dense).total_cycles == 2 * 3 + 8
-    assert timed(tiny_machine, "smexp p_bits=8 " + dense).total_cycles == 2 * 3 + 8
+    assert timed(tiny_machine, "smexp p_bits=8 sum_addr=18 " + dense).total_cycles == 2 * 3 + 8
     assert timed(tiny_machine, RECIP + "5").total_cycles == 5 + 8

@@ -9,6 +9,7 @@ import pytest
 
 from npusim.config import Machine
 from npusim.errors import UserError
+from npusim.isa import BY_MNEMONIC
 from npusim.isa.encoding import UNITS
 from npusim.program import Buffer, Program
 from npusim.timing import CAUSES, core, simulate, time_program
@@ -18,6 +19,8 @@ from tests.npusim.timing.programs import Words, equipped, random_code, random_ma
 def program(machine: Machine, prologue: Words, step: Words, steps: int) -> Program:
     noise = Buffer(4096, "i16", (steps, 8))
     sets = np.zeros((steps, 16), np.uint8)
+    for code in (prologue, step):  # a part has no halt inside
+        code[:-1, 0] += (code[:-1, 0] & 0xFF) == BY_MNEMONIC["halt"].opcode
     constants, none, ranges = np.zeros(16, np.uint8), np.zeros((1, 0), np.uint8), (0,) * steps
     buffers = {"noise": noise}
     return Program(
