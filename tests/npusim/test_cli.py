@@ -364,7 +364,7 @@ def test_compile_is_refused_its_files_before_anything_is_written(capsys, tmp_pat
 def test_compile_asks_for_no_text_that_nobody_wants(tmp_path, machine_file, tiny, monkeypatch):
     seen = []
 
-    def compile_model(quantized, machine, attention_bits, dump=None):
+    def compile_model(quantized, machine, attention_bits, dump=None, factored=False):
         seen.append(dump)
         return tiny.program
 
