@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -11,6 +12,8 @@ from rich.text import Text
 
 from npusim.evaluate import METRICS, Evaluation
 from npusim.fidelity import PAIRS
+from npusim.memory import Tally
+from npusim.report import saturation
 from npusim.run import RunResult
 from npusim.simulate import BitExact
 from npusim.timing import CAUSES
@@ -25,7 +28,8 @@ def summary(result: RunResult) -> RenderableType:
         f"on {c.machine.name}\n"
         f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}",
     )
-    return Group(head, _fidelity(result), _cost(result), _ledger(result), Text(bits_line(result.bit_exact)))
+    lines = [Text(line) for line in (saturation_line(saturation(result)), bits_line(result.bit_exact)) if line]
+    return Group(head, _fidelity(result), _cost(result), _ledger(result), *lines)
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:
@@ -46,6 +50,20 @@ def bits_line(bits: BitExact) -> str:
     if bits.first_difference is None:
         return f"engine = reference in every byte of memory: {' and '.join(parts)} compared"
     return f"engine and reference DIFFER: {bits.first_difference}"
+
+
+def saturation_line(tallies: Mapping[tuple[str, str, str], Tally]) -> str:
+    """How many results were clamped and where most, and how many accumulators overflowed; "" where nothing did."""
+    clamped, overflows = (sum(getattr(t, name) for t in tallies.values()) for name in ("saturated", "overflows"))
+    parts = [f"{overflows:,} accumulator overflows"] if overflows else []
+    if clamped:
+        layers = Counter[str]()
+        for (_, layer, mnemonic), tally in tallies.items():
+            layers[f"{layer} ({mnemonic})"] += tally.saturated
+        (layer, most), *_ = layers.most_common(1)
+        total = sum(tally.outputs for tally in tallies.values())
+        parts.append(f"{clamped:,} of {total:,} results clamped, {most:,} of them in {layer}")
+    return "; ".join(parts)
 
 
 def _table(*columns: str) -> Table:

@@ -62,7 +62,7 @@ def vector(element: Any, count: int) -> Any:
     return ir.VectorType(element, count)
 
 
-def _broadcast(builder: Any, value: Any, lanes: int) -> Any:
+def broadcast(builder: Any, value: Any, lanes: int) -> Any:
     nothing = ir.Constant(vector(value.type, lanes), ir.Undefined)
     one = builder.insert_element(nothing, value, I32(0))
     return builder.shuffle_vector(one, nothing, ir.Constant(vector(I32, lanes), [0] * lanes))
@@ -111,7 +111,7 @@ def _emit_tile(builder: Any, dot: Any, lanes: int, vectors: int, arguments: Any)
     y = [load(builder.add(column, b_at), kind) for column in columns]
     added = []
     for r in rows:
-        x = _broadcast(builder, load(builder.add(a_rows[r], a_at), I32), lanes)
+        x = broadcast(builder, load(builder.add(a_rows[r], a_at), I32), lanes)
         added.append([dot(builder, sums[r][v], x, y[v]) for v in range(vectors)])
     following = builder.add(unit, I64(1))
     unit.add_incoming(I64(0), before)

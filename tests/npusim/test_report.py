@@ -18,10 +18,11 @@ from models.workloads import get_workload
 from npusim import report
 from npusim.errors import UserError
 from npusim.isa import decode
+from npusim.memory import Tally
 from npusim.program import load_program
 from npusim.run import RunResult, run
 from npusim.simulate import BitExact, Difference
-from npusim.summary import bits_line, summary
+from npusim.summary import bits_line, saturation_line, summary
 from npusim.timing import CAUSES
 
 FILES = {"run.json", "layers.csv", "steps.csv", "saturation.csv", "quantized.safetensors", "program.npu", "passes"}
@@ -141,6 +142,17 @@ def test_saturation_csv_counts_every_result_of_the_run(tiny_result):
     assert sum(int(row["clamped_results"]) for row in table) > 0
 
 
+def test_saturation_in_one_line():
+    tallies = {
+        ("0", "a", "table"): Tally(0, 3, 9),
+        ("1", "a", "table"): Tally(0, 4, 9),
+        ("1", "b", "matmul"): Tally(2, 5, 9),
+    }
+    assert saturation_line(tallies) == ("2 accumulator overflows; 12 of 27 results clamped, 7 of them in a (table)")
+    assert saturation_line({("0", "a", "table"): Tally(0, 0, 9)}) == ""
+    assert saturation_line({("0", "a", "matmul"): Tally(1, 0, 9)}) == "1 accumulator overflows"
+
+
 def test_units_stand_in_column_names(tiny_result):
     plain = {"part", "layer", "executions", "step", "timestep", "time_range", "compared_bit_for_bit", "mac_operations"}
     for data in (report.steps_csv(tiny_result), report.layers_csv(tiny_result)):
@@ -226,4 +238,6 @@ def test_summary_fits_one_screen(with_frames, tiny_result):
         assert len(text.splitlines()) <= 24
         assert "…" not in text
     assert "prologue and 4 whole steps compared" in text
+    counts = [int(row["clamped_results"]) for row in rows(report.saturation_csv(tiny_result))]
+    assert f"{sum(counts):,} of " in text
     assert bits_line(BitExact((), False, None, None)) == "engine and reference: not compared"
