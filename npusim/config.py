@@ -28,12 +28,17 @@ class MacArray(Section):
     """The systolic array, its accumulators and its requantizer.
 
     Weight-stationary: one pass holds a `rows` x `cols` tile of weights and streams up to `acc_rows` activation rows
-    through it. Output-stationary: one pass holds `rows` x `cols` outputs and streams the reduction dimension. Each
+    through it. Input-stationary: one pass holds activations of `cols` rows and streams the weights of up to `acc_rows`
+    output channels. Output-stationary: one pass holds `rows` x `cols` outputs and streams the reduction dimension. Each
     streamed row costs `pass_cycles_*` cycles according to the operand widths.
     """
 
     dataflow: Annotated[
-        Literal["weight_stationary", "output_stationary"], Field(description="what stays in the cells during a pass")
+        Literal["weight_stationary", "output_stationary", "input_stationary"],
+        Field(description="what stays in the cells during a pass; no RTL of input_stationary"),
+    ]
+    fold_overlap: Annotated[
+        bool, Field(description="a fold streams while the one before it drains; false: none overlaps, no RTL of it")
     ]
     rows: Annotated[
         int, whole(1, 4096, "array height: elements of the reduction dimension (K), or output rows (M), held at once")
@@ -43,7 +48,9 @@ class MacArray(Section):
     overflow: Annotated[
         Literal["saturate", "wrap", "trap"], Field(description="what an accumulator does beyond its width")
     ]
-    acc_rows: Annotated[int, whole(1, 65536, "accumulators per column: output rows (M) of one weight-stationary pass")]
+    acc_rows: Annotated[
+        int, whole(1, 65536, "accumulators per column: rows that one weight- or input-stationary pass streams")
+    ]
     shadow_weights: Annotated[
         bool,
         Field(description="a second weight register per cell, so that the next tile loads while this one computes"),

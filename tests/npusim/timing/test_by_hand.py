@@ -9,6 +9,8 @@ barrier takes 60 cycles.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -257,9 +259,12 @@ def test_weight_stationary_folds_by_hand(tiny_machine: Machine) -> None:
     assert matmul_cycles(without_shadow(tiny_machine), 20, 16, 8) == 2 * (8 + 20) + 14 + 4
 
 
-def with_outputs(machine: Machine) -> Machine:
-    fields = {"dataflow": "output_stationary"}
+def with_array(machine: Machine, **fields: Any) -> Machine:
     return machine.model_copy(update={"mac_array": machine.mac_array.model_copy(update=fields)})
+
+
+def with_outputs(machine: Machine) -> Machine:
+    return with_array(machine, dataflow="output_stationary")
 
 
 def test_output_stationary_tiles_by_hand(tiny_machine: Machine) -> None:
@@ -271,6 +276,24 @@ def test_output_stationary_tiles_by_hand(tiny_machine: Machine) -> None:
     assert matmul_cycles(machine, 9, 5, 17) == 3 * 8 + 3 * 5 + 14 + 1 + 4
     assert matmul_cycles(machine, 8, 20, 8, "a_dtype=i16 b_dtype=i16") == 4 * 20 + 14 + 8 + 4
     assert matmul_cycles(machine, 8, 21, 8, "a_dtype=u4 b_dtype=i4") == 11 + 14 + 8 + 4  # two values of k at once
+
+
+def test_input_stationary_folds_are_weight_stationary_ones_of_the_transposed_product(tiny_machine: Machine) -> None:
+    machine = with_array(tiny_machine, dataflow="input_stationary")
+    assert matmul_cycles(machine, 8, 8, 20) == 8 + 20 + 14 + 4
+    assert matmul_cycles(machine, 17, 9, 20) == 8 + 2 * 3 * 20 + 14 + 4
+    assert matmul_cycles(machine, 8, 16, 65) == 8 + 2 * 64 + 8 + 1 + 14 + 4
+    for m, k, n in ((3, 16, 8), (20, 9, 17), (65, 16, 8), (1, 1, 1)):
+        assert matmul_cycles(machine, n, k, m) == matmul_cycles(tiny_machine, m, k, n)
+
+
+def test_without_overlap_every_fold_takes_its_whole_time(tiny_machine: Machine) -> None:
+    plain = with_array(tiny_machine, fold_overlap=False)
+    assert matmul_cycles(plain, 20, 9, 17) == 2 * 3 * (8 + 20 + 14) + 4
+    assert matmul_cycles(plain, 65, 16, 8) == 2 * (8 + 64 + 14) + 2 * (8 + 1 + 14) + 4
+    outputs = with_outputs(plain)
+    assert matmul_cycles(outputs, 9, 20, 17) == 2 * 3 * (20 + 14) + 1 + 4
+    assert matmul_cycles(outputs, 8, 20, 8, "b_dtype=i8 acc_hold=1") == 20 + 14 + 1
 
 
 def test_sums_that_are_held_skip_the_requantizer(tiny_machine: Machine) -> None:
