@@ -268,20 +268,33 @@ def _enter(m: Int64, now: int) -> None:
             if m[bk + OPEN_ROW] == entry >> _ROW_SHIFT:
                 m[bk + HITS] += 1
                 m[ch + CHANNEL_HITS] += 1
-            m[ch + NEXT_AT] = -1
             m[st + OUTSTANDING] += 1
+            _reconsider(m, ch, entry, now)
             _step(m, stream)
             m[TURN] = stream + 1 if stream + 1 < STREAMS else 0
             entered = True
             break
-    for channel in range(m[CHANNELS]):
-        ch = m[CHANNELS_AT] + channel * m[CHANNEL_SIZE]
-        if m[ch + NEXT_AT] < 0:
-            _choose(m, ch, now)
     m[ENTER_AT] = NEVER
     for st in range(STREAMS_AT, STREAMS_END, STREAM):
         if m[st + PENDING] and m[st + READY_AT] > now:
             m[ENTER_AT] = min(m[ENTER_AT], m[st + READY_AT])
+
+
+@inlined
+def _candidate(m: Int64, ch: int, entry: int, now: int, oldest_only: bool) -> tuple[int, int]:
+    """(command that a burst in the queue needs, first clock from ``now`` on for it); NEVER where others hit the row."""
+    bank = entry >> _BANK_SHIFT & 255
+    bk = ch + m[BANKS_AT] + bank * BANK
+    gr = ch + m[GROUPS_AT] + (bank >> m[BANK_SHIFT]) * GROUP
+    if m[bk + OPEN_ROW] == entry >> _ROW_SHIFT:
+        command = entry & _WRITE
+        return command, max(now, m[bk + COLUMN_OK], m[gr + READ_OK + command])
+    if m[bk + OPEN_ROW] < 0:
+        window = m[ch + ACTIVATES + m[ch + OLDEST_ACTIVATE]] + m[FAW]
+        return ACTIVATE, max(now, m[bk + ACTIVATE_OK], m[gr + GROUP_ACTIVATE_OK], window)
+    if m[bk + HITS] == 0 or oldest_only:
+        return PRECHARGE, max(now, m[bk + PRECHARGE_OK])
+    return PRECHARGE, NEVER
 
 
 @inlined
@@ -293,23 +306,9 @@ def _choose(m: Int64, ch: int, now: int) -> None:
         count = min(m[ch + LENGTH], 1) if oldest_only else m[ch + LENGTH]
         # No read or write can come before FLOOR, and where every burst has its row open there is nothing else to do.
         earliest = max(now, m[ch + FLOOR]) if m[ch + CHANNEL_HITS] == m[ch + LENGTH] else now
-        window = m[ch + ACTIVATES + m[ch + OLDEST_ACTIVATE]] + m[FAW]
         for position in range(count):
             entry = m[ch + m[RING_AT] + ((m[ch + HEAD] + position) & m[RING_MASK])]
-            bank = entry >> _BANK_SHIFT & 255
-            bk = ch + m[BANKS_AT] + bank * BANK
-            gr = ch + m[GROUPS_AT] + (bank >> m[BANK_SHIFT]) * GROUP
-            if m[bk + OPEN_ROW] == entry >> _ROW_SHIFT:
-                command = entry & _WRITE
-                at = max(now, m[bk + COLUMN_OK], m[gr + READ_OK + command])
-            elif m[bk + OPEN_ROW] < 0:
-                command = ACTIVATE
-                at = max(now, m[bk + ACTIVATE_OK], m[gr + GROUP_ACTIVATE_OK], window)
-            elif m[bk + HITS] == 0 or oldest_only:
-                command = PRECHARGE
-                at = max(now, m[bk + PRECHARGE_OK])
-            else:
-                continue
+            command, at = _candidate(m, ch, entry, now, oldest_only)
             if at < best_at or (at == best_at and command <= WRITE < best_command):
                 best_at, best_command, best_position = at, command, position
             if command <= WRITE and at <= earliest:
@@ -318,6 +317,18 @@ def _choose(m: Int64, ch: int, now: int) -> None:
         _choose_refresh(m, ch, now)
     else:
         m[ch + NEXT_AT], m[ch + NEXT_COMMAND], m[ch + NEXT_POSITION] = best_at, best_command, best_position
+
+
+@inlined
+def _reconsider(m: Int64, ch: int, entry: int, now: int) -> None:
+    """What `_choose` would choose after ``entry`` came last into the queue, without a look at the others."""
+    if m[ch + NEXT_COMMAND] == PRECHARGE or now >= m[ch + DUE]:
+        _choose(m, ch, now)  # the burst may hit the row that was to be closed
+    elif m[ch + LENGTH] == 1 or m[ch + PASSED] < m[PASSED_LIMIT]:
+        command, at = _candidate(m, ch, entry, now, False)
+        sooner = at < m[ch + NEXT_AT] or (at == m[ch + NEXT_AT] and command <= WRITE < m[ch + NEXT_COMMAND])
+        if sooner and at < m[ch + DUE]:
+            m[ch + NEXT_AT], m[ch + NEXT_COMMAND], m[ch + NEXT_POSITION] = at, command, m[ch + LENGTH] - 1
 
 
 @inlined
