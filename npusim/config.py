@@ -11,67 +11,46 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 
-from npusim.config_messages import NAME_PATTERN, TEXT_PATTERN, problems
+from npusim.config_base import Section, clash, need_power_of_two, text, whole
+from npusim.config_dram import Dram, DramDevice
+from npusim.config_messages import NAME_PATTERN, problems
 from npusim.errors import UserError
 from npusim.strict_yaml import read_yaml
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-TIB = 1 << 40
-
-# Description texts become the table in hwconfigs/README.md; units are the last part of the field's name.
-
-
-def _whole(low: int, high: int, meaning: str) -> Any:
-    return Field(ge=low, le=high, description=meaning)
+DEVICES = Path("dram")
+"""Folder of device tables, beside a machine file or in this project's `hwconfigs`."""
 
 
-def _text(meaning: str) -> Any:
-    return Field(pattern=TEXT_PATTERN, description=meaning)
-
-
-def _clash(field: str, message: str) -> PydanticCustomError:
-    """Make the error for values that are fine alone and do not fit together; `field` is relative to the section.
-
-    The message goes in as context, not as the template, because it may hold braces.
-    """
-    return PydanticCustomError("clash", "{message}", {"field": field, "message": message})
-
-
-class _Section(BaseModel):
-    """Common rules: frozen, no unknown field, and no conversion ("5" and true are not numbers)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _whole_float(cls, value: object) -> object:
-        # YAML reads 51.2e9 as a float although it is a whole number of bytes.
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class MacArray(_Section):
+class MacArray(Section):
     """The systolic array, its accumulators and its requantizer.
 
     Weight-stationary: one pass holds a `rows` x `cols` tile of weights and streams up to `acc_rows` activation rows
-    through it. Output-stationary: one pass holds `rows` x `cols` outputs and streams the reduction dimension. Each
+    through it. Input-stationary: one pass holds activations of `cols` rows and streams the weights of up to `acc_rows`
+    output channels. Output-stationary: one pass holds `rows` x `cols` outputs and streams the reduction dimension. Each
     streamed row costs `pass_cycles_*` cycles according to the operand widths.
     """
 
     dataflow: Annotated[
-        Literal["weight_stationary", "output_stationary"], Field(description="what stays in the cells during a pass")
+        Literal["weight_stationary", "output_stationary", "input_stationary"],
+        Field(description="what stays in the cells during a pass; no RTL of input_stationary"),
+    ]
+    fold_overlap: Annotated[
+        bool, Field(description="a fold streams while the one before it drains; false: none overlaps, no RTL of it")
     ]
     rows: Annotated[
-        int, _whole(1, 4096, "array height: elements of the reduction dimension (K), or output rows (M), held at once")
+        int, whole(1, 4096, "array height: elements of the reduction dimension (K), or output rows (M), held at once")
     ]
-    cols: Annotated[int, _whole(1, 4096, "array width: output channels (N) held at once")]
-    acc_bits: Annotated[int, _whole(24, 48, "width of one signed accumulator")]
+    cols: Annotated[int, whole(1, 4096, "array width: output channels (N) held at once")]
+    acc_bits: Annotated[int, whole(24, 48, "width of one signed accumulator")]
     overflow: Annotated[
         Literal["saturate", "wrap", "trap"], Field(description="what an accumulator does beyond its width")
     ]
-    acc_rows: Annotated[int, _whole(1, 65536, "accumulators per column: output rows (M) of one weight-stationary pass")]
+    acc_rows: Annotated[
+        int, whole(1, 65536, "accumulators per column: rows that one weight- or input-stationary pass streams")
+    ]
     shadow_weights: Annotated[
         bool,
         Field(description="a second weight register per cell, so that the next tile loads while this one computes"),
@@ -86,9 +65,9 @@ class MacArray(_Section):
     input_shift: Annotated[
         bool, Field(description="a left shift of 0 to 3 for each input channel, before the multiplication")
     ]
-    pass_cycles_a8w8: Annotated[int, _whole(1, 64, "cycles per streamed row, 8-bit activations, 8-bit weights")]
-    pass_cycles_a16w8: Annotated[int, _whole(1, 64, "cycles per streamed row, 16-bit activations, 8-bit weights")]
-    pass_cycles_a16w16: Annotated[int, _whole(1, 64, "cycles per streamed row, both operands 16-bit")]
+    pass_cycles_a8w8: Annotated[int, whole(1, 64, "cycles per streamed row, 8-bit activations, 8-bit weights")]
+    pass_cycles_a16w8: Annotated[int, whole(1, 64, "cycles per streamed row, 16-bit activations, 8-bit weights")]
+    pass_cycles_a16w16: Annotated[int, whole(1, 64, "cycles per streamed row, both operands 16-bit")]
     row_sum_column: Annotated[
         bool, Field(description="an extra column that sums the activations, for the zero point of asymmetric weights")
     ]
@@ -103,26 +82,26 @@ class MacArray(_Section):
         bool,
         Field(description="a second multiplier per column, for a scale per layer or per row behind that per channel"),
     ]
-    requant_latency_cycles: Annotated[int, _whole(1, 1024, "pipeline depth of the requantizer")]
+    requant_latency_cycles: Annotated[int, whole(1, 1024, "pipeline depth of the requantizer")]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.requant_multiplier_bits == 32 and self.acc_bits > 32:
             # A multiplier is never negative, so it has one magnitude bit less than its width.
-            raise _clash(
+            raise clash(
                 "requant_multiplier_bits",
                 f"32 does not fit mac_array.acc_bits {self.acc_bits}: accumulator times multiplier needs "
                 f"{self.acc_bits} + 31 = {self.acc_bits + 31} bits, and the requantizer computes in int64; "
                 "allowed: 16, or 32 with acc_bits of at most 32",
             )
         if self.requant_rounding == "double" and self.requant_multiplier_bits != 32:
-            raise _clash(
+            raise clash(
                 "requant_rounding",
                 f"double does not fit mac_array.requant_multiplier_bits {self.requant_multiplier_bits}: TOSA defines "
                 "double rounding for 32-bit multipliers only; allowed: single, or double with 32-bit multipliers",
             )
         if self.factored_requant and self.requant_rounding == "double":
-            raise _clash(
+            raise clash(
                 "factored_requant",
                 "true does not fit mac_array.requant_rounding double: the factored modes round each of their products "
                 "once; allowed: false, or true with single rounding",
@@ -130,7 +109,7 @@ class MacArray(_Section):
         widths = ("pass_cycles_a8w8", "pass_cycles_a16w8", "pass_cycles_a16w16")
         for narrow, wide in pairwise(widths):
             if getattr(self, wide) < getattr(self, narrow):
-                raise _clash(
+                raise clash(
                     wide,
                     f"{getattr(self, wide)} is less than mac_array.{narrow} {getattr(self, narrow)}: wider operands "
                     f"cannot be faster; allowed: at least {getattr(self, narrow)}",
@@ -138,27 +117,27 @@ class MacArray(_Section):
         return self
 
 
-class VectorUnit(_Section):
+class VectorUnit(Section):
     """The unit for everything that is not a matrix product: LayerNorm, softmax, GELU, residuals, the sampler."""
 
-    lanes: Annotated[int, _whole(1, 4096, "elements processed per cycle")]
-    op_latency_cycles: Annotated[int, _whole(1, 1024, "pipeline depth of one vector operation")]
+    lanes: Annotated[int, whole(1, 4096, "elements processed per cycle")]
+    op_latency_cycles: Annotated[int, whole(1, 1024, "pipeline depth of one vector operation")]
     runtime_quantization: Annotated[
         bool, Field(description="computes scale and zero point of each token at run time (dynamic quantization)")
     ]
 
 
-class Sram(_Section):
+class Sram(Section):
     """The on-chip buffer that activations and weight tiles are computed from."""
 
-    capacity_bytes: Annotated[int, _whole(1 * KIB, 1 * GIB, "size of the buffer")]
-    bytes_per_cycle: Annotated[int, _whole(1, 65536, "port width: bytes moved per cycle; a power of two; not used yet")]
+    capacity_bytes: Annotated[int, whole(1 * KIB, 1 * GIB, "size of the buffer")]
+    bytes_per_cycle: Annotated[int, whole(1, 65536, "port width: bytes moved per cycle; a power of two; not used yet")]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        _need_power_of_two("sram", "bytes_per_cycle", self.bytes_per_cycle)
+        need_power_of_two("sram", "bytes_per_cycle", self.bytes_per_cycle)
         if self.capacity_bytes % self.bytes_per_cycle:
-            raise _clash(
+            raise clash(
                 "capacity_bytes",
                 f"{self.capacity_bytes} is not a multiple of sram.bytes_per_cycle {self.bytes_per_cycle}; allowed: "
                 "whole words of the port's width",
@@ -166,18 +145,18 @@ class Sram(_Section):
         return self
 
 
-class ParamMemory(_Section):
+class ParamMemory(Section):
     """The small memory that holds the active parameter set: requantization tables, modulation, sampler constants."""
 
-    capacity_bytes: Annotated[int, _whole(256, 256 * MIB, "size of the memory, both banks included")]
+    capacity_bytes: Annotated[int, whole(256, 256 * MIB, "size of the memory, both banks included")]
     bank_bytes: Annotated[
-        int, _whole(0, 128 * MIB, "size of each of two banks, one in use while the other is filled; 0: no banks")
+        int, whole(0, 128 * MIB, "size of each of two banks, one in use while the other is filled; 0: no banks")
     ]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if 2 * self.bank_bytes >= self.capacity_bytes:
-            raise _clash(
+            raise clash(
                 "bank_bytes",
                 f"two banks of {self.bank_bytes} leave nothing of param_memory.capacity_bytes {self.capacity_bytes}; "
                 "allowed: less than half of that",
@@ -195,50 +174,28 @@ class ParamMemory(_Section):
         return self.capacity_bytes - self.bank_bytes
 
 
-class Dram(_Section):
-    """The SoC's main memory, seen from the NPU."""
-
-    kind: Annotated[str, _text("what it is, for reports")]
-    capacity_bytes: Annotated[int, _whole(1 * MIB, 1 * TIB, "size of the whole memory")]
-    npu_budget_bytes: Annotated[int, _whole(1 * MIB, 1 * TIB, "share that the NPU may fill")]
-    bandwidth_bytes_per_second: Annotated[int, _whole(1_000_000, 100_000_000_000_000, "peak rate")]
-    latency_ns: Annotated[int, _whole(1, 100_000, "from request to first byte")]
-    burst_bytes: Annotated[int, _whole(8, 4096, "smallest transfer; a power of two")]
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        _need_power_of_two("dram", "burst_bytes", self.burst_bytes)
-        if self.npu_budget_bytes > self.capacity_bytes:
-            raise _clash(
-                "npu_budget_bytes",
-                f"{self.npu_budget_bytes} is more than dram.capacity_bytes {self.capacity_bytes}; "
-                "allowed: at most that",
-            )
-        return self
-
-
-class Storage(_Section):
+class Storage(Section):
     """Where all parameter sets lie before they are needed: UFS, eMMC or NVMe."""
 
-    kind: Annotated[str, _text("what it is, for reports; not used yet")]
+    kind: Annotated[str, text("what it is, for reports; not used yet")]
     bandwidth_bytes_per_second: Annotated[
-        int, _whole(1_000_000, 1_000_000_000_000, "sequential read rate; not used yet")
+        int, whole(1_000_000, 1_000_000_000_000, "sequential read rate; not used yet")
     ]
-    latency_us: Annotated[int, _whole(1, 1_000_000, "from request to first byte; not used yet")]
+    latency_us: Annotated[int, whole(1, 1_000_000, "from request to first byte; not used yet")]
 
 
-class Dma(_Section):
+class Dma(Section):
     """The engines between DRAM and SRAM, and between storage and DRAM."""
 
-    setup_cycles: Annotated[int, _whole(1, 65536, "from issue of one transfer to its first request")]
+    setup_cycles: Annotated[int, whole(1, 65536, "from issue of one transfer to its first request")]
 
 
-class Machine(_Section):
+class Machine(Section):
     """One NPU with its memories. Immutable and hashable; `model_dump(mode="json")` gives it back as plain data."""
 
     schema_version: Annotated[Literal[1], Field(description="version of this file format")]
     name: Annotated[str, Field(pattern=NAME_PATTERN, description="the machine's name in reports and file names")]
-    clock_mhz: Annotated[int, _whole(1, 10_000, "clock of the NPU; all cycles are its cycles")]
+    clock_mhz: Annotated[int, whole(1, 10_000, "clock of the NPU; all cycles are its cycles")]
     mac_array: MacArray
     vector_unit: VectorUnit
     sram: Sram
@@ -246,22 +203,29 @@ class Machine(_Section):
     dram: Dram
     storage: Storage
     dma: Dma
-    barrier_cycles: Annotated[int, _whole(1, 1_000_000, "charged at the end of each denoising step")]
+    barrier_cycles: Annotated[int, whole(1, 1_000_000, "charged at the end of each denoising step")]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         array, sram = self.mac_array, self.sram
         if array.rows * array.cols > sram.capacity_bytes:
-            raise _clash(
+            raise clash(
                 "sram.capacity_bytes",
                 f"{sram.capacity_bytes} cannot hold one weight tile of mac_array.rows {array.rows} x cols {array.cols} "
                 f"= {array.rows * array.cols} bytes; allowed: at least that",
             )
         if sram.capacity_bytes > self.dram.npu_budget_bytes:
-            raise _clash(
+            raise clash(
                 "sram.capacity_bytes",
                 f"{sram.capacity_bytes} is more than dram.npu_budget_bytes {self.dram.npu_budget_bytes}; "
                 "allowed: at most that",
+            )
+        device, least = self.dram.device, self.dram.recovery_cycles(self.clock_mhz)
+        if self.barrier_cycles < least:
+            raise clash(
+                "barrier_cycles",
+                f"{self.barrier_cycles} is too short for the DRAM to finish a write, close its rows and refresh: "
+                f"{device.recovery_clocks} clocks at {device.clock_mhz} MHz; allowed: at least {least}",
             )
         return self
 
@@ -286,9 +250,16 @@ class Machine(_Section):
         return self.dram.bandwidth_bytes_per_second / self.clock_hz
 
     @property
+    def interconnect_cycles(self) -> int:
+        """The way between the NPU and the DRAM in NPU cycles, rounded up."""
+        return ceil(Fraction(self.dram.interconnect_ns * self.clock_mhz, 1000))
+
+    @property
     def dram_latency_cycles(self) -> int:
-        """DRAM latency in NPU cycles, rounded up."""
-        return ceil(Fraction(self.dram.latency_ns * self.clock_mhz, 1000))
+        """NPU cycles from a request to its first byte: a closed row, an idle controller, and the interconnect."""
+        device = self.dram.device
+        clocks = device.trcd_clocks + device.cas_clocks
+        return ceil(Fraction(clocks * self.clock_mhz, device.clock_mhz)) + self.interconnect_cycles
 
     @property
     def storage_bytes_per_cycle(self) -> float:
@@ -301,8 +272,10 @@ class Machine(_Section):
         return self.storage.latency_us * self.clock_mhz
 
     def dram_stream_cycles(self, transfer_bytes: int) -> int:
-        """Return the NPU cycles that `transfer_bytes` take at DRAM peak rate: exact, rounded up, no latency."""
-        return ceil(Fraction(transfer_bytes * self.clock_hz, self.dram.bandwidth_bytes_per_second))
+        """Return the NPU cycles that `transfer_bytes` take at the peak rate of all channels: rounded up, no latency."""
+        device = self.dram.device
+        clocks = Fraction(transfer_bytes * device.burst_clocks, device.burst_bytes * self.dram.channels)
+        return ceil(clocks * self.clock_mhz / device.clock_mhz)
 
     def storage_stream_cycles(self, transfer_bytes: int) -> int:
         """Return the NPU cycles that `transfer_bytes` take at the storage rate: exact, rounded up, no latency."""
@@ -310,21 +283,35 @@ class Machine(_Section):
 
 
 def load_machine(path: str | Path) -> Machine:
-    """Read the machine file at `path`.
+    """Read the machine file at `path`, and the device table that it names, if it names one.
 
     Raises:
-        UserError: the file cannot be read, is not strict YAML 1.2 (see `npusim.strict_yaml`), or has a field that is
+        UserError: a file cannot be read, is not strict YAML 1.2 (see `npusim.strict_yaml`), or has a field that is
             unknown, missing, of the wrong type, out of range, or in conflict with another. The message has one line for
             each fault: file, line, field, the value given, what is allowed, and for an unknown field the nearest name.
     """
     document = read_yaml(path)
+    dram = document.data.get("dram")
+    if isinstance(dram, dict) and isinstance(dram.get("device"), str):
+        dram["device"] = _device(dram["device"], Path(path), document.where(("dram", "device")))
     try:
         return Machine.model_validate(document.data)
     except ValidationError as error:
         raise UserError("\n".join(problems(error, Machine, document))) from error
 
 
-def _need_power_of_two(section: str, field: str, value: int) -> None:
-    if value & (value - 1):
-        below = 1 << (value.bit_length() - 1)
-        raise _clash(field, f"{value} is not a power of two; {section}.{field} allows e.g. {below} or {2 * below}")
+def _device(name: str, machine: Path, where: str) -> dict[str, Any]:
+    """Read and check the device table `name`; the fields as plain data."""
+    folders = [machine.parent / DEVICES, Path(__file__).resolve().parents[1] / "hwconfigs" / DEVICES]
+    tables = {table.stem: table for folder in reversed(folders) for table in sorted(folder.glob("*.yaml"))}
+    if name not in tables:
+        raise UserError(
+            f"{where}: dram.device: there is no table {name!r}; allowed: {', '.join(sorted(tables))}, "
+            "or the device's fields themselves"
+        )
+    document = read_yaml(tables[name])
+    try:
+        DramDevice.model_validate(document.data)
+    except ValidationError as error:
+        raise UserError("\n".join(problems(error, DramDevice, document))) from error
+    return document.data

@@ -18,7 +18,7 @@ from npusim.memory import MachineState
 from npusim.operands import Access, accesses
 from npusim.orders import tokens
 from npusim.program import Buffer, Program
-from npusim.timing.cost import TRAFFIC, cost_of
+from npusim.timing.cost import DMA, TRAFFIC, cost_of
 
 SHOWN = 4
 """Elements or records of a parameter that are printed."""
@@ -195,8 +195,9 @@ class _Explanation:
             yield "  none"
 
     def _cost(self) -> Iterator[str]:
-        busy, transfer, counts = cost_of(self.ins, self.program.machine)
-        yield f"  {busy} cycles busy (closed form)" + (f", then {transfer} on the DRAM channel" if transfer else "")
+        base = self.program.bases(0)[self.ins.base] if self.ins.op in DMA else 0
+        busy, transfer, counts = cost_of(self.ins, self.program.machine, base)
+        yield f"  {busy} cycles busy (closed form)" + (f", then {transfer} or more of DRAM" if transfer else "")
         for name, count in zip(TRAFFIC, counts, strict=True):
             if count:
                 yield f"  {name} {count}"

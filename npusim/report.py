@@ -116,6 +116,8 @@ def as_dict(result: RunResult) -> dict[str, Any]:
             "seconds": timing.seconds,
             "mac_operations": mac_operations,
             "mac_utilisation": timing.mac_utilisation,
+            "dram_bandwidth_share": timing.dram_bandwidth_share,
+            "dram": asdict(timing.dram),
             "bytes": traffic | {"storage_read_bytes": NOT_MODELLED},
             "energy_joules": NOT_MODELLED,
         },

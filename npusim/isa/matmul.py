@@ -6,9 +6,9 @@ each k say by how far (0 to 3, for smoothing by powers of two). ``b`` is the sta
 values); ``a`` streams, k contiguous.
 
 The array adds fold by fold of k. After each fold, and after the correction below, the accumulators saturate, wrap or
-trap. A fold is what a cell column holds: ``rows`` values of k on a weight-stationary array, one on an output-stationary
-one; times ``a4w4_per_cell`` where both operands have at most 4 bits. ``acc_continue`` starts from the sums that the
-MATMUL before it held instead of 0, ``acc_hold`` leaves them in the accumulators and writes nothing.
+trap. A fold is what a cell column holds: ``rows`` values of k on a weight-stationary or input-stationary array, one on
+an output-stationary one; times ``a4w4_per_cell`` where both operands have at most 4 bits. ``acc_continue`` starts from
+the sums that the MATMUL before it held instead of 0, ``acc_hold`` leaves them in the accumulators and writes nothing.
 
 Then, per output: ``acc = sum + bias - zero_point * sum_k x[m, k]`` and ``out = requantize(acc)``, with one record for
 all (``tensor``), one per output channel (``channel``), or a multiplier and shift per output row without bias (``row``).
@@ -211,7 +211,7 @@ def input_shifts(state: Any, ins: Decoded) -> Any:
 def fold_height(ins: Decoded, machine: Any) -> int:
     """Values of k that are added to an accumulator at once."""
     array = machine.mac_array
-    held = array.rows if array.dataflow == "weight_stationary" else 1
+    held = 1 if array.dataflow == "output_stationary" else array.rows
     narrow = all(ELEMENT_BITS[DTYPE_NAMES[d]] == 4 for d in (ins.a_dtype, ins.b_dtype))
     return int(held * (array.a4w4_per_cell if narrow else 1))
 
@@ -285,6 +285,9 @@ def cycles(ins: Decoded, machine: Any) -> int:
       so a fold lasts at least as long as a load; the last fold has no load to wait for. Without one, every fold loads,
       then streams.
 
+    Input-stationary: the same with m and n exchanged. A fold holds activations of ``cols`` rows m and streams output
+    channels; ``acc_rows`` of them for each column. There is no RTL of it.
+
     Output-stationary:
 
     * Tiles, over n innermost, then blocks of ``rows`` output rows, then batches: each streams all of k, one fold for
@@ -293,41 +296,52 @@ def cycles(ins: Decoded, machine: Any) -> int:
     * The last tile's rows: each enters the requantizer a cycle after the one above, the first one a cycle after its
       copy to the drain register.
 
-    Both:
+    All:
 
     * Skew and drain: from the cycle in which the last element enters at the first cell to that in which the farthest
-      one, ``rows - 1`` further down and ``cols - 1`` to the right, adds its product. Folds and tiles follow each other
-      without a gap.
+      one, ``rows - 1`` further down and ``cols - 1`` to the right, adds its product. With ``fold_overlap`` folds and
+      tiles follow each other without a gap, and this is added once. Without it nothing of a fold overlaps the next:
+      each loads, streams, and drains (a count of cycles to compare with others; there is no RTL of it).
     * Requantizer: its first register takes the accumulator's new sum, so accumulation costs no cycle of its own. With
       ``acc_hold`` nothing leaves; a cycle passes until the last column's control is through.
     """
-    array = machine.mac_array
-    form = _weight_stationary_cycles if array.dataflow == "weight_stationary" else _output_stationary_cycles
-    return form(ins, machine) + int(array.rows + array.cols - 2)
+    dataflow = machine.mac_array.dataflow
+    if dataflow == "output_stationary":
+        return _output_stationary_cycles(ins, machine)
+    streamed, held = (ins.n, ins.m) if dataflow == "input_stationary" else (ins.m, ins.n)
+    return _held_operand_cycles(ins, machine, streamed, held)
 
 
-def _weight_stationary_cycles(ins: Decoded, machine: Any) -> int:
+def _held_operand_cycles(ins: Decoded, machine: Any, streamed: int, held: int) -> int:
     array = machine.mac_array
-    load = array.rows
-    folds = -(-ins.k // fold_height(ins, machine)) * -(-ins.n // array.cols) * ins.batch0 * ins.batch1
-    streams = [(count, m * pass_cycles(ins, machine)) for count, m in _blocks(ins.m, array.acc_rows)]
-    if array.shadow_weights:
+    load, skew = array.rows, array.rows + array.cols - 2
+    folds = -(-ins.k // fold_height(ins, machine)) * -(-held // array.cols) * ins.batch0 * ins.batch1
+    streams = [(count, size * pass_cycles(ins, machine)) for count, size in _blocks(streamed, array.acc_rows)]
+    if not array.fold_overlap:
+        total = sum(count * folds * (load + stream + skew) for count, stream in streams)
+    elif array.shadow_weights:
         last = streams[-1][1]
-        total = load + sum(count * folds * max(stream, load) for count, stream in streams) - max(last, load) + last
+        total = (
+            load + sum(count * folds * max(stream, load) for count, stream in streams) - max(last, load) + last + skew
+        )
     else:
-        total = sum(count * folds * (load + stream) for count, stream in streams)
+        total = sum(count * folds * (load + stream) for count, stream in streams) + skew
     return int(total + (1 if ins.acc_hold else array.requant_latency_cycles))
 
 
 def _output_stationary_cycles(ins: Decoded, machine: Any) -> int:
     array = machine.mac_array
+    skew = array.rows + array.cols - 2
     stream = -(-ins.k // fold_height(ins, machine)) * pass_cycles(ins, machine)
     if ins.acc_hold:
-        return int(stream + 1)
+        return int(stream + skew + 1)
     tiles = -(-ins.n // array.cols) * ins.batch0 * ins.batch1
     blocks = _blocks(ins.m, array.rows)
     last = blocks[-1][1]
-    total = sum(count * tiles * max(stream, rows) for count, rows in blocks) - max(stream, last) + stream
+    if array.fold_overlap:
+        total = sum(count * tiles * max(stream, rows) for count, rows in blocks) - max(stream, last) + stream + skew
+    else:
+        total = sum(count * tiles * (stream + skew) for count, _ in blocks)
     return int(total + last + array.requant_latency_cycles)
 
 
@@ -350,8 +364,12 @@ def _shifts_exist(ins: Decoded, machine: Any) -> bool:
 
 def _fits_accumulators(ins: Decoded, machine: Any) -> bool:
     array = machine.mac_array
-    most = array.acc_rows if array.dataflow == "weight_stationary" else array.rows
-    one_tile = ins.batch0 * ins.batch1 == 1 and ins.m <= most and ins.n <= array.cols
+    most = {
+        "weight_stationary": (array.acc_rows, array.cols),
+        "input_stationary": (array.cols, array.acc_rows),
+        "output_stationary": (array.rows, array.cols),
+    }[array.dataflow]
+    one_tile = ins.batch0 * ins.batch1 == 1 and ins.m <= most[0] and ins.n <= most[1]
     return one_tile or not (ins.acc_continue or ins.acc_hold)
 
 
@@ -371,7 +389,7 @@ RULES = (
     Rule(
         ("m", "n", "batch0", "batch1"),
         "acc_hold, acc_continue: what the accumulators hold: one batch, n up to cols, m up to acc_rows "
-        "(output-stationary: rows)",
+        "(output-stationary: rows; input-stationary: m up to cols, n up to acc_rows)",
         _fits_accumulators,
     ),
     Rule(

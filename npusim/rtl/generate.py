@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from npusim.config import Machine
+from npusim.errors import UserError
 from npusim.folder import Layout, write_folder
 
 TOP = "npu_matmul"
@@ -68,8 +69,15 @@ def write_rtl(machine: Machine, out_dir: str | Path) -> list[Path]:
         The paths written, in the order of compilation, the file list last.
 
     Raises:
-        UserError: the folder cannot be written, or holds files but no ``npu.f``.
+        UserError: the machine's array has no RTL; the folder cannot be written, or holds files but no ``npu.f``.
     """
+    array = machine.mac_array
+    if array.dataflow == "input_stationary" or not array.fold_overlap:
+        raise UserError(
+            f"machine {machine.name}: mac_array.dataflow {array.dataflow} with fold_overlap "
+            f"{str(array.fold_overlap).lower()} has no RTL, only bits and cycles; "
+            "allowed: weight_stationary or output_stationary, with fold_overlap true"
+        )
     folder, here = Path(out_dir), Path(__file__).resolve().parent
     texts = {PACKAGE: machine_package(machine)}
     texts |= {name: (here / name).read_text(encoding="utf-8") for name in SOURCES}

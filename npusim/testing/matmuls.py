@@ -57,7 +57,7 @@ def matmuls(draw: st.DrawFn, on: Machine) -> Case:
     out_kind, mode = draw(dtypes), draw(st.sampled_from(_rq_modes(on)))
     m, k, n = draw(st.integers(1, 9)), draw(st.integers(1, 33)), draw(st.integers(1, 20))
     held = draw(st.sampled_from([0, 0, 1, 2, 3]))
-    m, n = (min(m, array.rows, array.acc_rows), min(n, array.cols)) if held else (m, n)
+    m, n = (min(m, array.rows, array.cols, array.acc_rows), min(n, array.cols, array.acc_rows)) if held else (m, n)
     batch0, batch1 = (1, 1) if held else (draw(st.integers(1, 3)), draw(st.integers(1, 2)))
     values: dict[str, Any] = {"a_dtype": a_kind, "b_dtype": b_kind, "out_dtype": out_kind, "rq_mode": mode}
     values |= {"acc_continue": held & 1, "acc_hold": held >> 1}

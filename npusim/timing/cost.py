@@ -1,12 +1,12 @@
 """What each instruction costs by itself: cycles, bytes at each level of memory, products.
 
-Everything here follows from an instruction's shape fields and the machine; addresses do not matter, only whether an
-optional operand is there. So instructions that differ in nothing else share one calculation.
+Everything but the bytes on the DRAM's bus follows from an instruction's shape fields and the machine; addresses do not
+matter, only whether an optional operand is there. So instructions that differ in nothing else share one calculation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.config import Machine
+from npusim.engine.cache import kernel
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, BY_OPCODE
+from npusim.isa.addressing import BASES, span
 from npusim.isa.control import JOINS
 from npusim.isa.dma import MEMORIES, dma_bytes
 from npusim.isa.encoding import (
@@ -31,6 +33,7 @@ from npusim.isa.encoding import (
 )
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import ROW_RECORD, SCALARS, record_regions
+from npusim.timing import dram
 
 Int64 = NDArray[np.int64]
 
@@ -40,8 +43,13 @@ TRAFFIC = (
 )  # fmt: skip
 """Columns of `Costs.traffic`; `npusim.timing.results.Traffic` says what each counts."""
 
+DMA = {"load": TRAFFIC.index("dram_read_bytes"), "store": TRAFFIC.index("dram_write_bytes")}
+"""Mnemonics that copy from and to DRAM, with the column of their bytes on the bus."""
+MAX_ADDRESS = 1 << 60
+
 _UNIT_BITS, _LAYER_BITS = ((f.word, f.lo, f.bits) for f in HEADER if f.name in ("unit", "layer"))
 _TOKEN_WORD = next(f.word for f in HEADER if f.name == "wait_raw")
+_DRAM_WORD = next(f.word for f in BY_MNEMONIC["load"].fields if f.name == "dram_addr")
 _TOKEN_LO = {f.name: f.lo for f in HEADER if f.word == _TOKEN_WORD}
 
 
@@ -49,9 +57,10 @@ _TOKEN_LO = {f.name: f.lo for f in HEADER if f.word == _TOKEN_WORD}
 class Costs:
     """Cost of ``count`` instructions, all int64.
 
-    ``unit``, ``layer`` and ``busy`` (cycles of execution or DMA set-up), ``transfer`` (cycles on the DRAM channel, 0
-    for everything but DMA): (count,). ``wait`` and ``signal``: (count, 2) unit masks [raw, war]. ``traffic``: (count,
-    len(TRAFFIC)). ``barrier``: (count,) bool, of BARRIER and HALT.
+    ``unit``, ``layer`` and ``busy`` (cycles of execution or DMA set-up), ``transfer`` (cycles at the DRAM's peak rate,
+    0 for everything but DMA): (count,). ``geometry``: (count, `dram.GEOMETRY`), 0 for everything but DMA. ``wait`` and
+    ``signal``: (count, 2) unit masks [raw, war]. ``traffic``: (count, len(TRAFFIC)). ``barrier``: (count,) bool, of
+    BARRIER and HALT.
     """
 
     unit: Int64
@@ -59,22 +68,42 @@ class Costs:
     barrier: NDArray[np.bool_]
     busy: Int64
     transfer: Int64
+    geometry: Int64
     wait: Int64
     signal: Int64
     traffic: Int64
 
 
-def bus_bytes(ins: Decoded, burst_bytes: int) -> int:
-    """Bytes that a LOAD or STORE moves on the DRAM bus: each contiguous run of DRAM bytes rounded up to whole bursts.
+def geometry(ins: Decoded, base: int = 0) -> list[int]:
+    """What a LOAD or STORE copies, as `npusim.timing.dram` wants it; ``base``: the base register's value.
 
-    Rows that touch are one run, and so are planes that touch; where in a burst a run begins is not modelled.
+    Rows that touch are one run, and so are planes that touch.
+
+    Raises UserError for bytes beyond what the model counts with.
     """
-    run, runs = ins.row_bytes, ins.rows * ins.planes
-    if ins.rows == 1 or ins.dram_row == ins.row_bytes:
-        run, runs = ins.rows * ins.row_bytes, ins.planes
-        if ins.planes == 1 or ins.dram_plane == run:
-            run, runs = ins.planes * run, 1
-    return int(runs * -(-run // burst_bytes) * burst_bytes)
+    run, rows, planes = ins.row_bytes, ins.rows, ins.planes
+    if rows == 1 or ins.dram_row == run:
+        run, rows = rows * run, 1
+        if planes == 1 or ins.dram_plane == run:
+            run, planes = planes * run, 1
+    start, end = span(base + ins.dram_addr, ins.row_bytes, (ins.planes, ins.dram_plane), (ins.rows, ins.dram_row))
+    if end > MAX_ADDRESS:
+        raise UserError(f"{ins.op}: reaches DRAM up to byte {end}; allowed {MAX_ADDRESS}")
+    return [start, run, rows, ins.dram_row, planes, ins.dram_plane]
+
+
+@kernel
+def _bursts(geometries: Int64, burst_bytes: int) -> Int64:
+    """Bursts of each copy of (count, dram.GEOMETRY): each run of bytes from its first burst to its last."""
+    bursts = np.zeros(geometries.shape[0], np.int64)
+    for index in range(geometries.shape[0]):
+        start, run, rows, row_stride, planes, plane_stride = geometries[index]
+        if run:
+            for plane in range(planes):
+                for row in range(rows):
+                    first = start + row * row_stride + plane * plane_stride
+                    bursts[index] += (first + run - 1) // burst_bytes - first // burst_bytes + 1
+    return bursts
 
 
 def _dma(ins: Decoded) -> dict[str, int]:
@@ -146,11 +175,25 @@ _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
 }
 
 
-def cost_of(ins: Decoded, machine: Machine) -> tuple[int, int, list[int]]:
-    """(busy cycles, cycles on the DRAM channel, counts in the order of `TRAFFIC`) of one decoded instruction.
+def cost_of(ins: Decoded, machine: Machine, base: int = 0) -> tuple[int, int, list[int]]:
+    """(busy cycles, cycles of DRAM at its peak rate, counts in the order of `TRAFFIC`) of one decoded instruction.
+
+    ``base``: the value of the base register that a LOAD or STORE names.
 
     Raises UserError for an instruction on a unit that does not execute it, or one that breaks a rule of its family.
     """
+    busy, counts = _cost_of_shape(ins, machine)
+    transfer = 0
+    if ins.op in DMA:
+        burst_bytes = machine.dram.device.burst_bytes
+        moved = int(_bursts(np.array([geometry(ins, base)], np.int64), burst_bytes)[0]) * burst_bytes
+        counts[DMA[ins.op]] = moved
+        transfer = machine.dram_stream_cycles(moved)
+    return busy, transfer, counts
+
+
+def _cost_of_shape(ins: Decoded, machine: Machine) -> tuple[int, list[int]]:
+    """What `cost_of` says, without bytes and cycles of DRAM: no address matters."""
     spec = BY_MNEMONIC[ins.op]
     if UNITS[ins.unit] not in spec.units:
         raise UserError(f"{ins.op} on unit {UNITS[ins.unit]}: allowed {', '.join(spec.units)}")
@@ -158,16 +201,11 @@ def cost_of(ins: Decoded, machine: Machine) -> tuple[int, int, list[int]]:
     if broken:
         raise UserError(f"{ins.op}: {broken[0]}")
     counts = _TRAFFIC_OF[ins.op](ins) | {"instruction_fetch_bytes": INSTRUCTION_BYTES}
-    transfer = 0
-    if ins.op not in ("load", "store"):
+    if ins.op not in DMA:
         # Vectors, records and tables lie in parameter memory without gaps, so the regions are the bytes.
         regions = spec.footprint(ins)[0] if ins.op != "pswitch" else []
         counts["param_read_bytes"] = sum(r.end - r.start for r in regions if r.memory == "param")
-    else:
-        moved = bus_bytes(ins, machine.dram.burst_bytes)
-        counts["dram_read_bytes" if ins.op == "load" else "dram_write_bytes"] = moved
-        transfer = machine.dram_stream_cycles(moved)
-    return spec.cycles(ins, machine), transfer, [counts.get(name, 0) for name in TRAFFIC]
+    return spec.cycles(ins, machine), [counts.get(name, 0) for name in TRAFFIC]
 
 
 def _address_fields(opcode: int) -> list[Field]:
@@ -190,8 +228,8 @@ def _shapes(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return shapes
 
 
-def costs(code: NDArray[np.uint32], machine: Machine) -> Costs:
-    """Cost every instruction of ``code`` (count, 32).
+def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,) * BASES) -> Costs:
+    """Cost every instruction of ``code`` (count, 32), with the base registers at ``bases``.
 
     Raises UserError, naming the index of the first bad instruction, for words that do not decode, an instruction on the
     wrong unit or outside its family's rules, and a barrier or halt with tokens.
@@ -202,18 +240,21 @@ def costs(code: NDArray[np.uint32], machine: Machine) -> Costs:
     table: dict[bytes, int] = {}
     rows: list[list[int]] = []
     which = np.empty(len(code), np.int64)
+    copies: dict[int, Decoded] = {}
     for index, shape in enumerate(np.ascontiguousarray(_shapes(code))):
         key = shape.tobytes()
         if key not in table:
             try:
                 ins = decode_row(shape.tolist(), BY_OPCODE)
-                busy, transfer, counts = cost_of(ins, machine)
+                busy, counts = _cost_of_shape(ins, machine)
             except UserError as error:
                 raise UserError(f"instruction {index}: {error}") from None
+            if ins.op in DMA:
+                copies[len(rows)] = ins
             table[key] = len(rows)
-            rows.append([busy, transfer, int(ins.op in JOINS), *counts])
+            rows.append([busy, int(ins.op in JOINS), *counts])
         which[index] = table[key]
-    each = np.array(rows, np.int64).reshape(-1, 3 + len(TRAFFIC))[which]
+    each = np.array(rows, np.int64).reshape(-1, 2 + len(TRAFFIC))[which]
 
     def field(bits: tuple[int, int, int]) -> Any:
         return words[:, bits[0]] >> bits[1] & ((1 << bits[2]) - 1)
@@ -221,10 +262,45 @@ def costs(code: NDArray[np.uint32], machine: Machine) -> Costs:
     def masks(kind: str) -> Int64:
         return np.stack([words[:, _TOKEN_WORD] >> _TOKEN_LO[f"{kind}_{name}"] & 15 for name in ("raw", "war")], axis=1)
 
-    barrier, wait, signal = each[:, 2] == 1, masks("wait"), masks("signal")
+    barrier, wait, signal = each[:, 1] == 1, masks("wait"), masks("signal")
     bad = np.flatnonzero(barrier & (wait | signal).any(axis=1))
     if bad.size:  # the token fields are no part of a shape, so the rule about them is checked here
         raise UserError(f"instruction {bad[0]}: barrier and halt take and send no tokens; all token fields must be 0")
+    traffic = each[:, 2:].copy()
+    geometries, transfer = _copies(code, which, copies, machine, bases, traffic)
     return Costs(
-        field(_UNIT_BITS), field(_LAYER_BITS), barrier, each[:, 0], each[:, 1], wait, signal, each[:, 3:].copy()
+        field(_UNIT_BITS), field(_LAYER_BITS), barrier, each[:, 0], transfer, geometries, wait, signal, traffic
     )
+
+
+def _copies(
+    code: NDArray[np.uint32],
+    which: Int64,
+    copies: Mapping[int, Decoded],
+    machine: Machine,
+    bases: Sequence[int],
+    traffic: Int64,
+) -> tuple[Int64, Int64]:
+    """Geometry and transfer cycles of each instruction, 0 but for DMA; fills in the bytes on the bus in ``traffic``.
+
+    ``copies``: the shapes of DMA by number, without addresses; ``which``: the number of each instruction's shape.
+    """
+    geometries = np.zeros((len(code), dram.GEOMETRY), np.int64)
+    for number, ins in copies.items():
+        rows = np.flatnonzero(which == number)
+        ends_at = geometry(ins)
+        low, high = (code[rows, _DRAM_WORD + word].astype(np.uint64) for word in range(2))
+        address = low | high << np.uint64(32)
+        far = np.flatnonzero(address > MAX_ADDRESS - bases[ins.base])
+        if far.size:
+            raise UserError(f"instruction {rows[far[0]]}: {ins.op}: DRAM address {address[far[0]]}: allowed up to 2^60")
+        geometries[rows] = ends_at
+        geometries[rows, 0] = address.astype(np.int64) + bases[ins.base]
+    device = machine.dram.device
+    bursts = _bursts(geometries, device.burst_bytes)
+    for number, ins in copies.items():
+        rows = np.flatnonzero(which == number)
+        traffic[rows, DMA[ins.op]] = bursts[rows] * device.burst_bytes
+    # The peak rate in NPU cycles, rounded up: `Machine.dram_stream_cycles`.
+    transfer = -(-bursts * device.burst_clocks * machine.clock_mhz // (machine.dram.channels * device.clock_mhz))
+    return geometries, transfer

@@ -23,7 +23,7 @@ class Traffic:
     between rows do not, a per-channel vector or a table counts once.
 
     Attributes:
-        dram_read_bytes: moved on the DRAM bus by LOAD, each contiguous run rounded up to whole bursts.
+        dram_read_bytes: moved on the DRAM bus by LOAD: of each contiguous run every burst that it touches.
         dram_write_bytes: the same for STORE.
         load_bytes: asked for by LOAD, without that rounding.
         store_bytes: asked for by STORE.
@@ -53,6 +53,30 @@ class Traffic:
     def times(self, count: int) -> Traffic:
         """The same work ``count`` times."""
         return Traffic(*(getattr(self, f.name) * count for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class DramCounts:
+    """What the DRAM did.
+
+    Attributes:
+        row_hits: bursts of LOAD and STORE that found their row open, or being opened for another burst.
+        row_misses: those for which a row was opened.
+        refreshes: refresh commands, one channel each.
+        background_bursts: bursts of the background traffic that were served.
+    """
+
+    row_hits: int = 0
+    row_misses: int = 0
+    refreshes: int = 0
+    background_bursts: int = 0
+
+    def __add__(self, other: DramCounts) -> DramCounts:
+        return DramCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, count: int) -> DramCounts:
+        """The same work ``count`` times."""
+        return DramCounts(*(getattr(self, f.name) * count for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,7 @@ class CodeTiming:
     start_cycle: NDArray[np.int64]
     end_cycle: NDArray[np.int64]
     traffic: Traffic
+    dram: DramCounts
     layers: Mapping[int, LayerTiming]
 
 
@@ -94,7 +119,9 @@ class ProgramTiming:
     """Timing of a whole program: the prologue once, then the step code ``steps`` times.
 
     ``mac_utilisation`` is ``mac_operations`` over what the array could do at its 8-bit rate in all ``cycles``: 16-bit
-    operands, edge tiles and waiting all lower it. ``ledger`` and ``traffic`` are those of the whole program.
+    operands, edge tiles and waiting all lower it. ``dram_bandwidth_share`` is the bytes that LOAD and STORE move on the
+    bus over what all channels could move in all ``cycles``. ``ledger``, ``traffic`` and ``dram`` are those of the whole
+    program.
     """
 
     prologue: CodeTiming
@@ -103,7 +130,9 @@ class ProgramTiming:
     cycles: int
     seconds: float
     mac_utilisation: float
+    dram_bandwidth_share: float
     traffic: Traffic
+    dram: DramCounts
     ledger: Ledger
 
 

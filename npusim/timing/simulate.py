@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_OPCODE, check_halt
+from npusim.isa.addressing import BASES
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS
 from npusim.program import Program
-from npusim.timing import core
+from npusim.timing import core, dram
 from npusim.timing.cost import Costs, Int64, costs
-from npusim.timing.results import CodeTiming, LayerTiming, Ledger, ProgramTiming, Traffic, summed
+from npusim.timing.results import CodeTiming, DramCounts, LayerTiming, Ledger, ProgramTiming, Traffic, summed
 
 _KINDS = ("raw", "war")
 _JOINS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic in JOINS}
 
 
-def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
-    """Time ``code`` (count, 32) from empty queues and no tokens. Time depends on no data. Behind HALT, a part begins.
+def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,) * BASES) -> CodeTiming:
+    """Time ``code`` (count, 32) from empty queues and no tokens, with the base registers at ``bases``.
+
+    Time depends on no data. Behind HALT, a part begins.
 
     Raises:
         UserError: an instruction is not legal, no unit can proceed (each unit's next instruction and missing tokens are
             named), or tokens are left over at a barrier or at the end.
         AssertionError: the ledger of a unit does not sum to the total; a fault of this package.
     """
-    cost = costs(code, machine)
+    cost = costs(code, machine, bases)
     queue, stops, barriers = _queues(cost)
     # Contiguous in any case, so that the kernel is compiled for one kind of array only.
-    arrays = map(np.ascontiguousarray, (queue, stops, barriers, cost.busy, cost.transfer, cost.wait, cost.signal))
-    run = core.run(*arrays, machine.dram_latency_cycles)
+    arrays = (queue, stops, barriers, cost.busy, cost.transfer, cost.geometry, cost.wait, cost.signal)
+    clocks = np.array([machine.clock_mhz, machine.dram.device.clock_mhz, machine.interconnect_cycles], np.int64)
+    memory = dram.new_state(machine)
+    run = core.run(*map(np.ascontiguousarray, arrays), clocks, memory)
     outcome, total, ledger, start, end, head, tokens, segment = run
     if outcome == core.DEADLOCK:
         raise UserError(_deadlock(code, cost, queue, stops[segment + 1], head, tokens, total))
@@ -50,6 +57,7 @@ def simulate(code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
         start_cycle=start,
         end_cycle=end,
         traffic=Traffic(*cost.traffic.sum(axis=0).tolist()),
+        dram=DramCounts(*memory[dram.ROW_HITS : dram.ISSUED].tolist()),
         layers=_layers(cost, start, end),
     )
 
@@ -58,8 +66,8 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
     """Time the prologue and all denoising steps.
 
     Both pieces of code end in a barrier or halt, so each starts from the same state; hence the step is timed once and
-    counted ``program.steps`` times. ``reuse=False`` times prologue and all steps as one long piece of code instead; the
-    totals are equal.
+    counted ``program.steps`` times. Every step is timed with the base registers of the first one. ``reuse=False`` times
+    prologue and all steps as one long piece of code instead; the totals are equal.
 
     Raises:
         UserError: a piece of code does not end in a barrier or halt (an empty prologue need not), something stands
@@ -69,14 +77,17 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         empty = name == "prologue" and len(code) == 0
         if not empty and (len(code) == 0 or int(code[-1, 0]) & 0xFF not in _JOINS):
             raise UserError(f"{name}: does not end in a barrier or halt, so that repetitions cannot be added up")
-    prologue, step = (_named(name, code, program.machine) for name, code in program.code())
+    bases = program.bases(0)
+    prologue, step = (_named(name, code, program.machine, bases) for name, code in program.code())
     if reuse:
         cycles = prologue.total_cycles + program.steps * step.total_cycles
         ledger: Ledger = summed(prologue.ledger, step.ledger, program.steps)
         traffic = prologue.traffic + step.traffic.times(program.steps)
+        memory = prologue.dram + step.dram.times(program.steps)
     else:
-        whole = simulate(np.concatenate([program.prologue, *[program.step] * program.steps]), program.machine)
-        cycles, ledger, traffic = whole.total_cycles, whole.ledger, whole.traffic
+        whole = simulate(np.concatenate([program.prologue, *[program.step] * program.steps]), program.machine, bases)
+        cycles, ledger, traffic, memory = whole.total_cycles, whole.ledger, whole.traffic, whole.dram
+    moved = traffic.dram_read_bytes + traffic.dram_write_bytes
     return ProgramTiming(
         prologue=prologue,
         step=step,
@@ -84,15 +95,17 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         cycles=cycles,
         seconds=cycles / program.machine.clock_hz,
         mac_utilisation=traffic.mac_operations / (program.machine.peak_macs_per_cycle * cycles),
+        dram_bandwidth_share=moved / (program.machine.dram_bytes_per_cycle * cycles),
         traffic=traffic,
+        dram=memory,
         ledger=ledger,
     )
 
 
-def _named(name: str, code: NDArray[np.uint32], machine: Machine) -> CodeTiming:
+def _named(name: str, code: NDArray[np.uint32], machine: Machine, bases: Sequence[int]) -> CodeTiming:
     try:
         check_halt(code)
-        return simulate(code, machine)
+        return simulate(code, machine, bases)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 

@@ -24,6 +24,12 @@ def tflm() -> str:
     return _installed("tflm")
 
 
+@pytest.fixture(scope="session")
+def scalesim() -> str:
+    """SCALE-Sim, for cycles."""
+    return _installed("scalesim")
+
+
 def _installed(name: str) -> str:
     try:
         side_venv.python_of(name)

@@ -144,7 +144,7 @@ class Array:
         return values
 
     def summed(self, a: list[int], b: list[int], acc: int) -> int:
-        height = self.array.rows if self.array.dataflow == "weight_stationary" else 1
+        height = 1 if self.array.dataflow == "output_stationary" else self.array.rows
         if TYPES[self.ins.a_dtype][0] == TYPES[self.ins.b_dtype][0] == 4:
             height *= self.array.a4w4_per_cell
         for k in range(0, len(a), height):

@@ -43,7 +43,7 @@ def arrays(draw: st.DrawFn) -> Machine:
         rows=draw(st.sampled_from([1, 3, 8, 64])), acc_bits=bits, overflow=overflow,
         requant_multiplier_bits=32 if wide else 16, requant_rounding=rounding,
         factored_requant=rounding == "single", acc_rows=64, cols=32,
-        dataflow=draw(st.sampled_from(["weight_stationary", "output_stationary"])),
+        dataflow=draw(st.sampled_from(["weight_stationary", "output_stationary", "input_stationary"])),
         a4w4_per_cell=draw(st.sampled_from([1, 2])), row_sum_column=draw(st.booleans()),
     )  # fmt: skip
 

@@ -104,17 +104,24 @@ def test_plain_data_gives_the_same_machine_back(edge_machine: Machine) -> None:
 
 def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path, edge_text: str, edge_machine: Machine) -> None:
     path = tmp_path / "machine.yaml"
-    path.write_text(edited(edge_text, "51200000000 ", "51.2e9 "), encoding="utf-8")
+    path.write_text(edited(edge_text, "4200000000 ", "4.2e9 "), encoding="utf-8")
     assert load_machine(path) == edge_machine
-    assert isinstance(load_machine(path).dram.bandwidth_bytes_per_second, int)
+    assert isinstance(load_machine(path).storage.bandwidth_bytes_per_second, int)
 
 
-@given(transfer_bytes=st.integers(0, 1 << 50), bandwidth=st.integers(10**6, 10**14), clock=st.integers(1, 10_000))
-def test_stream_cycles_are_the_smallest_that_suffice(transfer_bytes: int, bandwidth: int, clock: int) -> None:
-    data = put(BASE, ("dram", "bandwidth_bytes_per_second"), bandwidth)
-    machine = Machine.model_validate(put(data, ("clock_mhz",), clock))
+@given(
+    transfer_bytes=st.integers(0, 1 << 50),
+    clock=st.integers(1, 10_000),
+    dram_clock=st.integers(400, 10_000),
+    channels=st.sampled_from([1, 2, 4, 128]),
+)
+def test_stream_cycles_are_the_smallest_that_suffice(
+    transfer_bytes: int, clock: int, dram_clock: int, channels: int
+) -> None:
+    data = put(BASE, ("dram", "device", "clock_mhz"), dram_clock) | {"barrier_cycles": 10_000}
+    machine = Machine.model_validate(put(put(data, ("clock_mhz",), clock), ("dram", "channels"), channels))
     cycles = machine.dram_stream_cycles(transfer_bytes)
-    per_cycle = Fraction(bandwidth, clock * 10**6)
+    per_cycle = Fraction(channels * dram_clock * 32, 2 * clock)  # a burst of 32 bytes takes two clocks
     assert cycles * per_cycle >= transfer_bytes
     assert cycles == 0 or (cycles - 1) * per_cycle < transfer_bytes
 
@@ -136,8 +143,12 @@ def machine_data(draw: st.DrawFn) -> dict[str, Any]:
     array["shadow_weights"], array["row_sum_column"] = draw(st.booleans()), draw(st.booleans())
     data["sram"]["bytes_per_cycle"] = 1 << draw(st.integers(0, 12))
     data["sram"]["capacity_bytes"] = draw(st.integers(64, 4096)) << 12
-    data["dram"]["burst_bytes"] = 1 << draw(st.integers(3, 12))
-    data["dram"]["kind"] = draw(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=80))
+    data["dram"]["channels"] = 1 << draw(st.integers(0, 7))
+    data["dram"]["interleave_bytes"] = 32 << draw(st.integers(0, 6))
+    data["barrier_cycles"] = 10_000
+    data["dram"]["device"]["kind"] = draw(
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=80)
+    )
     data["clock_mhz"] = draw(st.integers(1, 10_000))
     return data
 
@@ -181,26 +192,34 @@ def test_any_allowed_machine_survives_the_way_through_a_file(tmp_path: Path, dat
         ("acc_bits: 40", "acc_bits: [40]", "mac_array.acc_bits: [40] is not allowed; must be a whole number from 24"),
         ("acc_bits: 40", "acc_bits:", "mac_array.acc_bits: an empty value is not allowed; must be a whole number from"),
         (
-            "latency_ns: 100",
-            "latency_ns: .nan",
-            "dram.latency_ns: nan is not allowed; must be a whole number from 1 to",
+            "interconnect_ns: 60",
+            "interconnect_ns: .nan",
+            "dram.interconnect_ns: nan is not allowed; must be a whole number from 0 to",
         ),
         (
-            "latency_ns: 100",
-            "latency_ns: .inf",
-            "dram.latency_ns: inf is not allowed; must be a whole number from 1 to",
+            "interconnect_ns: 60",
+            "interconnect_ns: .inf",
+            "dram.interconnect_ns: inf is not allowed; must be a whole number from 0 to",
         ),
         (
-            "latency_ns: 100",
-            "latency_ns: -100",
-            "dram.latency_ns: -100 is not allowed; must be a whole number from 1 to",
+            "interconnect_ns: 60",
+            "interconnect_ns: -100",
+            "dram.interconnect_ns: -100 is not allowed; must be a whole number from 0 to",
         ),
-        ("latency_ns: 100", "latency_ns: 0", "dram.latency_ns: 0 is not allowed; must be a whole number from 1 to"),
-        ("latency_ns: 100", "latency_ns: 1e300", "dram.latency_ns: 1e+300 is not allowed; must be a whole number from"),
         (
-            "latency_ns: 100",
-            "latency_ns: 2020-01-01",
-            "dram.latency_ns: datetime.date(2020, 1, 1) is not allowed; must",
+            "queue_entries: 32",
+            "queue_entries: 0",
+            "dram.queue_entries: 0 is not allowed; must be a whole number from 1 to",
+        ),
+        (
+            "interconnect_ns: 60",
+            "interconnect_ns: 1e300",
+            "dram.interconnect_ns: 1e+300 is not allowed; must be a whole number from",
+        ),
+        (
+            "interconnect_ns: 60",
+            "interconnect_ns: 2020-01-01",
+            "dram.interconnect_ns: datetime.date(2020, 1, 1) is not allowed; must",
         ),
         ("shadow_weights: true", "shadow_weights: yes", "shadow_weights: 'yes' is not allowed; must be true or false"),
         ("shadow_weights: true", "shadow_weights: 1", "shadow_weights: 1 is not allowed; must be true or false"),
@@ -236,7 +255,21 @@ def test_a_wrong_field_is_named_with_what_is_allowed(
         ("requant_rounding: single", "requant_rounding: double", "mac_array.requant_rounding", "multiplier_bits 16"),
         ("pass_cycles_a8w8: 1", "pass_cycles_a8w8: 3", "mac_array.pass_cycles_a16w8", "pass_cycles_a8w8 3"),
         ("npu_budget_bytes: 4294967296", "npu_budget_bytes: 12884901889", "dram.npu_budget_bytes", "12884901888"),
-        ("burst_bytes: 64", "burst_bytes: 48", "dram.burst_bytes", "32 or 64"),
+        ("interleave_bytes: 256", "interleave_bytes: 96", "dram.interleave_bytes", "64 or 128"),
+        ("interleave_bytes: 256", "interleave_bytes: 4096", "dram.interleave_bytes", "32 to 2048"),
+        ("channels: 4", "channels: 3", "dram.channels", "2 or 4"),
+        (
+            "background_bytes_per_second: 0",
+            "background_bytes_per_second: 6e10",
+            "dram.background_bytes_per_second",
+            "allowed: at most 51200000000",
+        ),
+        (
+            "barrier_cycles: 400",
+            "barrier_cycles: 349",
+            "barrier_cycles",
+            "280 clocks at 800 MHz; allowed: at least 350",
+        ),
         ("bytes_per_cycle: 256", "bytes_per_cycle: 96", "sram.bytes_per_cycle", "64 or 128"),
         ("capacity_bytes: 2097152", "capacity_bytes: 2097153", "sram.capacity_bytes", "bytes_per_cycle 256"),
         ("capacity_bytes: 2097152", "capacity_bytes: 4096", "sram.capacity_bytes", "rows 64 x cols 128 = 8192 bytes"),
@@ -256,6 +289,84 @@ def test_values_that_do_not_fit_together_are_refused_with_the_numbers(
     assert re.match(r"machine\.yaml:\d+: " + re.escape(field) + ": ", line)
     assert numbers in line
     assert "allow" in line
+
+
+def test_a_device_table_is_found_beside_the_machine_or_here(tmp_path: Path, edge_text: str, repository: Path) -> None:
+    path = tmp_path / "machine.yaml"
+    path.write_text(edited(edge_text, "device: lpddr5_6400", "device: mine"), encoding="utf-8")
+    tables = repository / "hwconfigs" / "dram"
+    names = ", ".join(sorted(table.stem for table in tables.glob("*.yaml")))
+    assert message(tmp_path, path.read_text(encoding="utf-8")) == (
+        f"machine.yaml:{line_of(edge_text, 'device: lpddr5_6400')}: dram.device: there is no table 'mine'; "
+        f"allowed: {names}, or the device's fields themselves"
+    )
+    (tmp_path / "dram").mkdir()
+    mine = (tables / "lpddr5_6400.yaml").read_text(encoding="utf-8")
+    (tmp_path / "dram" / "mine.yaml").write_text(edited(mine, "clock_mhz: 800 ", "clock_mhz: 700 "), encoding="utf-8")
+    assert load_machine(path).dram.device.clock_mhz == 700
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "banks_per_group: 4",
+            "banks_per_group: 0",
+            "banks_per_group: 0 is not allowed; must be a whole number from 1",
+        ),
+        (
+            "banks_per_group: 4",
+            "banks_per_group: 3",
+            "banks_per_group: 3 is not a power of two; device.banks_per_group",
+        ),
+        ("trcd_clocks: 15", "trdc_clocks: 15", "trdc_clocks: unknown field; did you mean `trcd_clocks`?"),
+        ("tccd_s_clocks: 2", "tccd_s_clocks: 1", "tccd_s_clocks: 1 is less than burst_clocks 2: two bursts would meet"),
+        ("tccd_l_clocks: 4", "tccd_l_clocks: 1", "tccd_l_clocks: 1 is less than tccd_s_clocks 2: the same bank group"),
+        (
+            "trtw_clocks: 9",
+            "trtw_clocks: 7",
+            "trtw_clocks: 7 lets write data (cwl_clocks 11) meet read data (cas_clocks",
+        ),
+        ("row_bytes: 2048", "row_bytes: 4", "row_bytes: 4 is not allowed; must be a whole number from 64 to 65536"),
+        ("burst_beats: 16", "burst_beats: 64\n#", None),
+        ("trefi_clocks: 3124", "trefi_clocks: 365", "trefi_clocks: 365 leaves no time beside trfc_clocks 224"),
+    ],
+)
+def test_a_bad_device_table_is_refused_with_its_own_lines(
+    tmp_path: Path, edge_text: str, repository: Path, old: str, new: str, says: str | None
+) -> None:
+    (tmp_path / "dram").mkdir()
+    table = tmp_path / "dram" / "bad.yaml"
+    good = (repository / "hwconfigs" / "dram" / "lpddr5_6400.yaml").read_text(encoding="utf-8")
+    table.write_text(edited(good, old, new), encoding="utf-8")
+    machine = tmp_path / "machine.yaml"
+    machine.write_text(edited(edge_text, "device: lpddr5_6400", "device: bad"), encoding="utf-8")
+    if says is None:  # longer bursts are no fault
+        assert load_machine(machine).dram.device.burst_bytes == 128
+        return
+    with pytest.raises(UserError) as caught:
+        load_machine(machine)
+    assert str(caught.value).startswith(f"{table}:{line_of(table.read_text(encoding='utf-8'), new)}: {says}")
+
+
+def test_every_device_table_loads_and_every_value_names_its_source(
+    repository: Path, edge_text: str, tmp_path: Path
+) -> None:
+    tables = sorted((repository / "hwconfigs" / "dram").glob("*.yaml"))
+    assert {t.stem for t in tables} >= {"ddr4_3200", "hbm2_2000", "lpddr4x_4266", "lpddr5_6400"}
+    peaks = {"ddr4_3200": 25_600, "hbm2_2000": 16_000, "lpddr4x_4266": 8_532, "lpddr5_6400": 12_800}
+    for table in tables:
+        text = edited(
+            edited(edge_text, "device: lpddr5_6400", f"device: {table.stem}"),
+            "barrier_cycles: 400",
+            "barrier_cycles: 900",
+        )
+        (tmp_path / "machine.yaml").write_text(text, encoding="utf-8")
+        dram = load_machine(tmp_path / "machine.yaml").dram
+        assert dram.bandwidth_bytes_per_second == 4 * peaks[table.stem] * 1_000_000
+        for line in table.read_text(encoding="utf-8").splitlines():
+            if line.startswith("t") and "_l_" not in line:
+                assert "#" in line, f"{table.name}: {line}"
 
 
 def test_wide_multipliers_are_allowed_on_narrow_accumulators(tmp_path: Path, edge_text: str) -> None:

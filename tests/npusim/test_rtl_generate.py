@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,14 @@ def test_writing_again_replaces(tiny_machine: Machine, edge_machine: Machine, tm
     write_rtl(tiny_machine, tmp_path)
     assert parameters(tmp_path)["ROWS"] == 8
     assert (tmp_path / "mine.sv").read_text() == "// kept\n"
+
+
+@pytest.mark.parametrize("fields", [{"dataflow": "input_stationary"}, {"fold_overlap": False}])
+def test_an_array_without_rtl_is_refused(tiny_machine: Machine, tmp_path: Path, fields: dict[str, Any]) -> None:
+    machine = tiny_machine.model_copy(update={"mac_array": tiny_machine.mac_array.model_copy(update=fields)})
+    with pytest.raises(UserError, match=r"machine tiny_8x8: mac_array.dataflow \w+ with fold_overlap \w+ has no RTL"):
+        write_rtl(machine, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_a_file_is_named(tiny_machine: Machine, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from npusim.config import Machine
+from npusim.config_dram import Dram
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import NO_ADDRESS, UNITS, encode
@@ -30,9 +31,9 @@ def dma(rng: np.random.Generator) -> dict[str, int]:
     dram_row = row + pick(rng, 0, number(rng, 1, 60))
     dram_plane = rows * dram_row + pick(rng, 0, number(rng, 1, 60))
     return {
-        "dram_addr": number(rng, 0, 1 << 40), "base": number(rng, 0, 2), "memory": number(rng, 0, 1),
-        "local_addr": number(rng, 0, 1000), "row_bytes": row, "rows": rows, "planes": planes,
-        "dram_row": dram_row, "dram_plane": dram_plane, "local_row": row, "local_plane": row * rows,
+        "dram_addr": number(rng, 0, pick(rng, 1 << 12, 1 << 40)), "base": number(rng, 0, 2),
+        "memory": number(rng, 0, 1), "local_addr": number(rng, 0, 1000), "row_bytes": row, "rows": rows, "planes":
+        planes, "dram_row": dram_row, "dram_plane": dram_plane, "local_row": row, "local_plane": row * rows,
     }  # fmt: skip
 
 
@@ -168,15 +169,47 @@ def equipped(base: Machine) -> Machine:
     return Machine.model_validate(fields)
 
 
+def random_dram(rng: np.random.Generator) -> dict[str, Any]:
+    """The section ``dram`` of a machine: any device and queue, refresh often, background traffic at times."""
+    device: dict[str, Any] = {
+        "kind": "random",
+        "clock_mhz": number(rng, 50, 1500),
+        "channel_bits": pick(rng, 8, 16, 64),
+    }
+    device |= {"burst_beats": pick(rng, 8, 16), "burst_clocks": number(rng, 1, 6), "bank_groups": pick(rng, 1, 2, 4)}
+    device |= {"banks_per_group": pick(rng, 1, 2, 4), "row_bytes": pick(rng, 256, 1024)}
+    device |= {f"{name}_clocks": number(rng, 1, 12) for name in ("trcd", "trp", "cas", "cwl", "twr", "trtp")}
+    device |= {"tras_clocks": number(rng, 1, 30), "tfaw_clocks": number(rng, 1, 40), "trfc_clocks": number(rng, 1, 60)}
+    burst = device["burst_clocks"]
+    for name, least in (("trrd", 1), ("tccd", burst), ("twtr", 1)):
+        device[f"{name}_s_clocks"] = least + number(rng, 0, 3)
+        device[f"{name}_l_clocks"] = device[f"{name}_s_clocks"] + number(rng, 0, 4)
+    device["trtw_clocks"] = max(1, device["cas_clocks"] + burst - device["cwl_clocks"]) + number(rng, 0, 3)
+    written = device["cwl_clocks"] + burst + device["twr_clocks"]
+    row_cycle = max(device["trcd_clocks"] + written, device["tras_clocks"]) + device["trp_clocks"]
+    device["trefi_clocks"] = device["trfc_clocks"] + 2 * row_cycle + pick(rng, 0, number(rng, 1, 200), 3000)
+    burst_bytes = device["channel_bits"] * device["burst_beats"] // 8
+    channels = pick(rng, 1, 2, 4)
+    peak = channels * device["clock_mhz"] * 1_000_000 * burst_bytes // burst
+    return {
+        "device": device, "channels": channels, "capacity_bytes": 1 << 28, "npu_budget_bytes": 1 << 27,
+        "mapping": pick(rng, "row_bank_column_group_channel", "row_column_bank_group_channel"),
+        "interleave_bytes": pick(rng, *(size for size in (8, 16, 32, 64, 128, 256) if size >= burst_bytes)),
+        "queue_entries": pick(rng, 1, 2, number(rng, 3, 12)), "passed_limit": number(rng, 1, 10),
+        "interconnect_ns": number(rng, 0, 60),
+        "background_bytes_per_second": pick(rng, 0, 0, peak // number(rng, 2, 60)),
+        "background_pattern": pick(rng, "sequential", "random"), "background_write_percent": number(rng, 0, 100),
+    }  # fmt: skip
+
+
 def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
-    """``base``, equipped, with other clocks, rates and latencies."""
+    """``base``, equipped, with another clock, DRAM, DMA, array and vector unit."""
     fields = equipped(base).model_dump(mode="json")
     fields["clock_mhz"] = number(rng, 50, 1500)
-    fields["barrier_cycles"] = number(rng, 1, 80)
+    fields["dram"] = random_dram(rng)
+    fields["barrier_cycles"] = Dram.model_validate(fields["dram"]).recovery_cycles(fields["clock_mhz"])
+    fields["barrier_cycles"] += number(rng, 0, 80)
     fields["dma"]["setup_cycles"] = number(rng, 1, 30)
-    fields["dram"]["bandwidth_bytes_per_second"] = number(rng, 100_000_000, 10_000_000_000)
-    fields["dram"]["latency_ns"] = number(rng, 1, 120)
-    fields["dram"]["burst_bytes"] = pick(rng, 8, 32, 64)
     fields["mac_array"]["shadow_weights"] = bool(rng.integers(2))
     fields["mac_array"]["acc_rows"] = number(rng, 4, 40)
     fields["vector_unit"]["lanes"] = number(rng, 1, 16)

@@ -1,7 +1,7 @@
 """A machine that advances one cycle at a time: slow, obvious, and written without a look at ``npusim/timing``.
 
 It follows the rules in the docstring of ``npusim/timing/core.py``; only the duration of a compute instruction comes
-from the same place as the model's, the instruction table. DRAM bytes are moved cycle after cycle, as exact fractions.
+from the same place as the model's, the instruction table. The DRAM is `dram_stepper.py`, one clock at a time.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
+from tests.npusim.timing.dram_stepper import DramStepper, bursts_of
 
 
 @dataclass
 class Stepped:
-    """Result: total cycles, first cycle and first cycle after of each instruction, cycles by (unit, cause)."""
+    """Result: total cycles, first cycle and first cycle after of each instruction, cycles by (unit, cause), the
+    DRAM."""
 
+    dram: DramStepper
     total: int = 0
     start: dict[int, int] = field(default_factory=dict)
     end: dict[int, int] = field(default_factory=dict)
@@ -31,34 +35,24 @@ class Stepped:
 class Running:
     """An instruction on its unit.
 
-    ``cycles_left`` counts down execution or set-up; then a DMA instruction asks for the channel.
+    ``cycles_left`` counts down execution or set-up; then a DMA instruction hands its ``bursts`` to the DRAM, and ends
+    at ``ends_at`` when that is known.
     """
 
     index: int
     cycles_left: int
-    dma_bytes: int
+    bursts: list[int]
     requested_at: int | None = None
-    bytes_left: Fraction | None = None
-
-
-def dram_bytes(ins: Decoded, burst: int) -> int:
-    """Bytes on the bus: list the runs row by row, join those that touch, round each up."""
-    runs: list[list[int]] = []
-    for plane in range(ins.planes):
-        for row in range(ins.rows):
-            at = plane * ins.dram_plane + row * ins.dram_row
-            if runs and runs[-1][1] == at:
-                runs[-1][1] += ins.row_bytes
-            else:
-                runs.append([at, at + ins.row_bytes])
-    return sum(-(-(end - at) // burst) * burst for at, end in runs)
+    ends_at: int | None = None
 
 
 class Stepper:
     """The machine at cycle ``now``."""
 
     def __init__(self, code: Sequence[Decoded], machine: Machine) -> None:
-        self.code, self.machine, self.result, self.now = code, machine, Stepped(), 0
+        self.code, self.machine, self.now = code, machine, 0
+        self.dram = DramStepper(machine)
+        self.result = Stepped(self.dram)
         self.queues = {unit: deque[int]() for unit in UNITS}
         for index, ins in enumerate(code):
             if ins.op not in JOINS:
@@ -67,9 +61,9 @@ class Stepper:
         self.barrier_left = 0
         self.running: dict[str, Running | None] = dict.fromkeys(UNITS)
         self.tokens: Counter[tuple[str, str, str]] = Counter()
-        self.channel: deque[str] = deque()
-        self.rate = Fraction(machine.dram.bandwidth_bytes_per_second, machine.clock_mhz * 1_000_000)
-        self.latency = -(-machine.dram.latency_ns * machine.clock_mhz // 1000)
+        self.clocks_per_cycle = Fraction(machine.dram.device.clock_mhz, machine.clock_mhz)
+        self.interconnect = -(-machine.dram.interconnect_ns * machine.clock_mhz // 1000)
+        self.origin = 0
 
     def needs(self, index: int, kind: str) -> list[tuple[str, str, str]]:
         ins = self.code[index]
@@ -82,7 +76,7 @@ class Stepper:
     def finish(self) -> None:
         """Instructions whose last cycle has passed end now."""
         for unit, job in self.running.items():
-            if job is None or job.cycles_left or (job.dma_bytes and (job.bytes_left is None or job.bytes_left > 0)):
+            if job is None or job.cycles_left or (job.bursts and self.now != job.ends_at):
                 continue
             ins = self.code[job.index]
             for kind in ("raw", "war"):
@@ -90,13 +84,15 @@ class Stepper:
                     self.tokens[kind, unit, name] += getattr(ins, f"signal_{kind}") >> u & 1
             self.result.end[job.index] = self.now
             self.running[unit] = None
-            if job.dma_bytes:
-                assert self.channel.popleft() == unit
+            if job.bursts:
+                self.book(unit, job)
 
     def barrier(self) -> None:
         """End or begin a barrier."""
         if self.barrier_left == 0 and self.barriers and self.barriers[0] in self.result.start:
             self.result.end[self.barriers.popleft()] = self.now
+            self.dram.reset()
+            self.origin = self.now
         waiting = any(queue and not self.behind_barrier(queue[0]) for queue in self.queues.values())
         if self.barriers and not waiting and not any(self.running.values()) and not self.barrier_left:
             assert not +self.tokens
@@ -113,30 +109,44 @@ class Stepper:
                 self.tokens.subtract(wanted)
                 index = queue.popleft()
                 ins = self.code[index]
-                size = dram_bytes(ins, self.machine.dram.burst_bytes) if ins.op in ("load", "store") else 0
+                burst_bytes = self.machine.dram.device.burst_bytes
+                bursts = bursts_of(ins, burst_bytes) if ins.op in ("load", "store") else []
                 cycles = BY_MNEMONIC[ins.op].cycles(ins, self.machine)
-                self.running[unit] = Running(index, cycles, size)
+                self.running[unit] = Running(index, cycles, bursts)
                 self.result.start[index] = self.now
 
     def request(self) -> None:
-        """Set-ups that are over ask for the channel, load first; the first in line moves bytes after its latency."""
+        """Set-ups that are over hand their bursts to the DRAM."""
         for unit in ("load", "store"):
             job = self.running[unit]
             if job and job.cycles_left == 0 and job.requested_at is None:
                 job.requested_at = self.now
-                self.channel.append(unit)
-        if self.channel:
-            job = self.running[self.channel[0]]
-            assert job is not None
-            assert job.requested_at is not None
-            if job.bytes_left is None and self.now >= job.requested_at + self.latency:
-                job.bytes_left = Fraction(job.dma_bytes)
+                self.dram.request(unit, job.bursts)
 
-    def cause(self, unit: str) -> str:
-        """What ``unit`` does in this cycle."""
+    def pass_clocks(self) -> None:
+        """The DRAM's clocks before the next cycle; a copy whose last command is out has an end."""
+        while self.dram.now < (self.now + 1 - self.origin) * self.clocks_per_cycle:
+            self.dram.tick()
+            for unit in ("load", "store"):
+                job = self.running[unit]
+                if job and job.requested_at is not None and job.ends_at is None and self.dram.is_done(unit):
+                    passed = Fraction(self.dram.last_data[unit]) / self.clocks_per_cycle
+                    job.ends_at = self.origin + ceil(passed) + self.interconnect
+
+    def book(self, unit: str, job: Running) -> None:
+        """Split a transfer's cycles: what its bytes take at the peak rate, and the rest."""
+        dram, device = self.machine.dram, self.machine.dram.device
+        clocks = Fraction(len(job.bursts) * device.burst_clocks, dram.channels)
+        busy = ceil(clocks / self.clocks_per_cycle)
+        assert job.requested_at is not None
+        self.result.ledger[unit, "busy"] += busy
+        self.result.ledger[unit, "wait_dram"] += self.now - job.requested_at - busy
+
+    def cause(self, unit: str) -> str | None:
+        """What ``unit`` does in this cycle; None in a transfer, which is booked at its end."""
         job, queue = self.running[unit], self.queues[unit]
         if job:
-            return "busy" if job.cycles_left or job.bytes_left is not None else "wait_dram"
+            return "busy" if job.requested_at is None else None
         if self.barrier_left or (self.barriers and (not queue or self.behind_barrier(queue[0]))):
             return "wait_barrier"
         if not queue:
@@ -145,12 +155,14 @@ class Stepper:
 
     def pass_cycle(self) -> None:
         for unit in UNITS:
-            self.result.ledger[unit, self.cause(unit)] += 1
+            cause = self.cause(unit)
+            if cause:
+                self.result.ledger[unit, cause] += 1
         for job in self.running.values():
             if job and job.cycles_left:
                 job.cycles_left -= 1
-            elif job and job.bytes_left is not None:
-                job.bytes_left -= self.rate
+        if not self.barrier_left:
+            self.pass_clocks()
         self.barrier_left -= 1 if self.barrier_left else 0
         self.now += 1
 
