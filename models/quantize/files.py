@@ -154,9 +154,12 @@ def read_model(path: Path) -> QuantizedModel:
         raise ModelError(f"{path}: 'range_of_step' is {range_of_step.tolist()}, allowed are ranges 0..R-1, all used")
     outline = _skeleton(path, metadata["config"])
     shapes = linear_shapes(outline)
+    # A linear without grids is quantized at run time, and its divided input's magnitude is kept beside the points'.
+    grids = {name: arrays.get(f"linears/{name}/act_scale") for name in shapes}
+    divided = (f"{name}:divided" for name, grid in grids.items() if grid is not None and grid.shape == (0,))
     for field, listed, known in (
         ("linears", metadata["linears"], shapes),
-        ("points", metadata["points"], calibrated_points(outline)),
+        ("points", metadata["points"], {*calibrated_points(outline), *divided}),
     ):
         if different := sorted({str(name) for name in listed} ^ set(known)):
             raise ModelError(f"{path}: metadata field '{field}' lacks or adds '{different[0]}'")
