@@ -70,7 +70,7 @@ class FakeQuantLayer(nn.Module):
         out = torch.empty_like(rows)
         count = max(1, CHUNK // rows.shape[1])
         buffer = torch.empty((count, rows.shape[1]), dtype=torch.float64)
-        for part, rounded in zip(rows.split(count), out.split(count), strict=True):
+        for part, rounded in zip(torch.split(rows, count), torch.split(out, count), strict=True):
             rounded.copy_(self._rounded(buffer[: len(part)].copy_(part)))
         return out.reshape(x.shape)
 

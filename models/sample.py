@@ -143,8 +143,9 @@ def replay(predict: Predictor, trajectory: Trajectory, sampler: IDDPM) -> NDArra
 class ClipBatch:
     """Captions and noise of N clips that are sampled together.
 
-    captions: (2N, 1, L, width) float32, the prompts' token states, then the null caption N times; masks: (2N, L) bool,
-    the prompts' valid tokens, twice; x_T: (N, 4, T, H, W) and noises: (steps, N, 4, T, H, W), as `draw_noise` gives them.
+    captions: (2N, 1, L, width) float32, the prompts' token states, then the null caption N times.
+    masks: (2N, L) bool, the prompts' valid tokens, twice.
+    x_T: (N, 4, T, H, W) and noises: (steps, N, 4, T, H, W), as `draw_noise` gives them.
     """
 
     captions: Tensor
@@ -217,9 +218,7 @@ def replay_clips(
     return np.stack(guided)
 
 
-def _predict_clips(
-    network: nn.Module, sampler: IDDPM, batch: ClipBatch, step: int, x: Tensor
-) -> tuple[Tensor, Tensor]:
+def _predict_clips(network: nn.Module, sampler: IDDPM, batch: ClipBatch, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """Guided noise prediction and the conditional branch's variance channels of clips x (n, 4, T, H, W)."""
     if isinstance(network, FakeQuantSTDiT):
         network.set_step(step)
