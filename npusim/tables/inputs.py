@@ -6,7 +6,7 @@ Files lie in ``cache/`` of the tables' folder. Each names what it was made of, a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -218,13 +218,12 @@ def prepare(inputs: Inputs, name: str) -> None:
         inputs.real(data_set)
 
 
-def prepared_for(cells: Mapping[str, Cell]) -> tuple[str, ...]:
+def prepared_for(cells: Sequence[Cell]) -> tuple[str, ...]:
     """The `PREPARED` that these cells need."""
-    quantized = [cell for cell in cells.values() if cell.quantized]
-    sets = {cell.data_set for cell in cells.values()}
-    needed = {"calibration"} if quantized else set()
+    quantized = [cell for cell in cells if cell.quantized]
+    needed = {"calibration"}  # its ranges are plotted, too
     needed |= {"moments"} if any(get_method(cell.method).gptq for cell in quantized) else set()
-    needed |= {f"float-{name}" for name in sets} | {f"real-{c.data_set}" for c in cells.values() if not c.integer}
+    needed |= {f"float-{cell.data_set}" for cell in cells} | {f"real-{c.data_set}" for c in cells if not c.integer}
     return tuple(name for name in PREPARED if name in needed)
 
 

@@ -93,8 +93,8 @@ def evaluate_tables(
     if any(one.integer for one in cells.values()):
         load_machine(machine)
     _mark(folder, {"schema_version": SCHEMA_VERSION, "workload": work.name, "clips": clips})
-    _in_parallel(inputs, [_Job(name) for name in prepared_for(cells)], jobs, "shared inputs", notify)
     wanted = [one for one in cells.values() if cell is None or one.name == cell]
+    _in_parallel(inputs, [_Job(name) for name in prepared_for(wanted)], jobs, "shared inputs", notify)
     todo = [one for one in wanted if force or _finished(inputs, one) is None]
     _in_parallel(inputs, [_Job(one.name, one) for one in sorted(todo, key=_cost, reverse=True)], jobs, "cells", notify)
     figures = {
