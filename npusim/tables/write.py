@@ -21,7 +21,9 @@ from models.store import write_atomically
 from npusim.report import NOT_MODELLED, csv_bytes, number
 from npusim.tables import plots
 from npusim.tables.cells import (
+    CLIPS,
     DATA_SETS,
+    INTEGER_CLIPS,
     INTEGER_TABLE,
     REAL,
     REPLAYED_CLIPS,
@@ -30,6 +32,7 @@ from npusim.tables.cells import (
     Table,
     make_tables,
     paper_columns,
+    parse_tables,
 )
 from npusim.tables.files import read_frames
 from npusim.tables.inputs import Inputs
@@ -48,6 +51,13 @@ METRICS = {
 """Names of the figures in a cell's file: (title in a table, digits)."""
 
 TOLERANCE_DB = 0.5
+INTEGER_NOTE = f"""SQNR of the guided noise prediction against float, every step fed the float run's state; mean over
+{INTEGER_CLIPS} clips of data set 1 and all steps. Methods with GPTQ have 4-bit weights. "engine = reference": every
+byte of memory was equal after the first clip's prologue, first and last step.
+"""
+SIZE_NOTE = """Of the executed linears. "swap bytes" is what a change of range replaces where the requantization of a
+layer is factored (one scalar for its input's scale), "swap full bytes" with a full table, 5 bytes per output channel.
+"""
 SIZES = ("weight_sets", "weight_bytes", "parameter_bytes", "total_bytes", "swap_bytes", "swap_full_bytes")
 MEGA = 1e6
 
@@ -61,7 +71,8 @@ def write_tables(measured: Measured, folder: Path) -> None:
     for name in measured.tables:
         if name == INTEGER_TABLE:
             header, rows = integer_rows(measured)
-            files = {"integer.csv": csv_bytes(header, rows), "integer.md": integer_markdown(measured).encode()}
+            text = f"{INTEGER_NOTE}\n{integer_markdown(measured)}"
+            files = {"integer.csv": csv_bytes(header, rows), "integer.md": text.encode()}
             title = f"Integer: noise predictions on {measured.inputs.setup.machine.stem} beside fake quantization"
         else:
             table = tables[name]
@@ -74,7 +85,7 @@ def write_tables(measured: Measured, folder: Path) -> None:
         stem = next(iter(files)).removesuffix(".csv")
         parts.append(f"## {title}\n\n{files[f'{stem}.md'].decode()}")
     header, rows = size_rows(measured)
-    sizes = size_markdown(header, rows)
+    sizes = f"{SIZE_NOTE}\n{size_markdown(header, rows)}"
     _write(folder, {"sizes.csv": csv_bytes(header, rows), "sizes.md": sizes.encode()})
     parts.append(f"## Model sizes\n\n{sizes}")
     _write(folder, _sheets(measured, tables) | _ranges(measured.inputs))
@@ -293,8 +304,8 @@ def _head(measured: Measured) -> str:
     missing = [name for name in measured.cells if name not in measured.figures]
     state = f"**{len(missing)} of {len(measured.cells)} cells are not measured yet.**\n\n" if missing else ""
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "numba"))
-    command = f"npusim evaluate --tables {'all' if len(measured.tables) == 6 else ','.join(measured.tables)}"
-    command += f" --out DIR{'' if clips == 32 else f' --clips {clips}'}"
+    tables = "all" if measured.tables == parse_tables("all") else ",".join(measured.tables)
+    command = f"npusim evaluate --tables {tables} --out DIR{'' if clips == CLIPS else f' --clips {clips}'}"
     return f"""# The paper's tables on the workload `{work.name}`
 
 {state}    {command}
