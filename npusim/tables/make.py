@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from npusim.tables.measure import measure_cell, measure_integer
 
 Notify = Callable[[str, int, int], None]
 
-HARDWARE = Path(__file__).parents[2] / "hwconfigs"
+HARDWARE = Path(os.path.relpath(Path(__file__).parents[2] / "hwconfigs"))
 MACHINE, DYNAMIC_MACHINE = HARDWARE / "edge_8k.yaml", HARDWARE / "edge_8k_dynamic.yaml"
 """The machines of the integer table: for all methods, and one with run-time quantization for `dynamic`."""
 

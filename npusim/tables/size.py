@@ -89,7 +89,5 @@ def _ranges(linear: QuantizedLinear) -> int:
 
 
 def _range_bytes(linear: QuantizedLinear) -> int:
-    if linear.dynamic:
-        return 0
     shift = 0 if linear.input_shift is None else math.ceil(SHIFT_BITS * linear.input_shift.shape[1] / 8)
     return SCALE_BYTES + INPUT_ZERO_POINT_BYTES + shift

@@ -17,6 +17,8 @@ import numpy as np
 
 from models.metrics import MeanInterval, mean_interval
 from models.metrics.text_sim import TextHeads
+from models.quantize.alpha import AlphaTable
+from models.quantize.build import DEFAULT_ALPHA
 from models.store import write_atomically
 from npusim.report import NOT_MODELLED, csv_bytes, number
 from npusim.tables import plots
@@ -315,8 +317,8 @@ Weights sha256 `{inputs.weights_sha256[:12]}`, {work.num_steps} steps, guidance 
 
 * {clips} clips per cell, with fixed captions and noise; none of these captions was calibrated or searched on.
 * Data set 1 is {DATA_SETS["emoji"]}, data set 2 {DATA_SETS["digits"]}. Both are measured with the same quantized
-  models, calibrated on {len(work.calibration_captions)} captions of data set 1. The search for smoothing exponents
-  used clips of both.
+  models, calibrated on {len(work.calibration_captions)} captions of data set 1.
+* Smoothing exponents: {_searched(inputs)}.
 * The methods quantize the linears of the transformer blocks; the patch embedding, caption projection and final layer
   are W8A16 in every method; all else is float, as in the paper. In the integer table all is integer, on the simulated
   machine.
@@ -332,6 +334,14 @@ Weights sha256 `{inputs.weights_sha256[:12]}`, {work.num_steps} steps, guidance 
 * The paper's figures are of another model on other clips under other metrics: compare them down a column only.
 * {TextHeads.load().describe()}.
 """
+
+
+def _searched(inputs: Inputs) -> str:
+    """Where the smoothing exponents come from."""
+    table = AlphaTable.load(inputs.work.alphas) if inputs.work.alphas else None
+    if table is None or table.weights_sha256 != inputs.weights_sha256:
+        return f"{DEFAULT_ALPHA}, as none were searched for these weights; `dynamic` then does not smooth"
+    return f"searched on clips of both sets, none of them shown here, by `{table.metric}`"
 
 
 def _processor() -> str:
