@@ -19,6 +19,9 @@ from models.quantize import QuantizedLinear, QuantizedModel, QuantizedWeight
 from models.stats import executed_linears, weights_sha256
 from models.stdit import STDiT
 
+CHUNK = 1 << 16
+"""Values that are rounded at a time: their float64 copies stay in the processor's cache."""
+
 
 class FakeQuantLayer(nn.Module):
     """One linear, or the patch embedding, on the grids of a `QuantizedLinear`; float32 in and out.
@@ -57,20 +60,26 @@ class FakeQuantLayer(nn.Module):
         self._gain = torch.tensor(divisor / smoothing)
         self._levels = 2 ** int(quantized.act_bits[time_range]) - 1
         if not quantized.dynamic:
-            self._scale = torch.tensor(quantized.act_scale[time_range])
-            self._zero_point = torch.tensor(quantized.act_zp[time_range])
+            scale, zero_point = torch.tensor(quantized.act_scale[time_range]), int(quantized.act_zp[time_range])
+            self._step, self._unit = self._divisor * scale, scale * self._gain
+            self._least, self._greatest = -zero_point, self._levels - zero_point
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """What the multiplier sees of an input (..., K): smoothed and rounded to its grid, same shape, float32."""
-        if self._quantized.dynamic:
-            divided = x.double() / self._divisor
-            scale, zero_point = token_grids(divided, self._levels)
-            index = divided.div_(scale)
-        else:
-            scale, zero_point = self._scale, self._zero_point
-            index = x.double() / (self._divisor * scale)
-        index.round_().add_(zero_point).clamp_(0, self._levels).sub_(zero_point)
-        return index.mul_(scale * self._gain).to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(rows)
+        count = max(1, CHUNK // rows.shape[1])
+        buffer = torch.empty((count, rows.shape[1]), dtype=torch.float64)
+        for part, rounded in zip(torch.split(rows, count), torch.split(out, count), strict=True):
+            rounded.copy_(self._rounded(buffer[: len(part)].copy_(part)))
+        return out.reshape(x.shape)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """`quantize_input` of rows (n, K) float64, in place."""
+        if not self._quantized.dynamic:
+            return x.div_(self._step).round_().clamp_(self._least, self._greatest).mul_(self._unit)
+        scale, zero_point = token_grids(x.div_(self._divisor), self._levels)
+        return x.div_(scale).round_().clamp_(-zero_point, self._levels - zero_point).mul_(scale * self._gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the replaced layer's."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,14 @@ from models.iddpm import IDDPM, draw_noise
 from models.stdit import STDiT
 from models.store import write_atomically
 from models.vae import Autoencoder
-from models.workloads import get_workload
+from models.workloads import Workload, get_workload
 
 Predictor = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
 Frames = NDArray[np.uint8]
 
 FRAME_MS = 125
 LATENT_CHANNELS = 4
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,95 @@ def replay(predict: Predictor, trajectory: Trajectory, sampler: IDDPM) -> NDArra
         eps_cond, eps_uncond, _ = predict(step, torch.from_numpy(trajectory.states[step]))
         guided.append(sampler.guide(eps_cond[None], eps_uncond[None])[0].numpy())
     return np.stack(guided)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """Captions and noise of N clips that are sampled together.
+
+    captions: (2N, 1, L, width) float32, the prompts' token states, then the null caption N times.
+    masks: (2N, L) bool, the prompts' valid tokens, twice.
+    x_T: (N, 4, T, H, W) and noises: (steps, N, 4, T, H, W), as `draw_noise` gives them.
+    """
+
+    captions: Tensor
+    masks: Tensor
+    x_T: Tensor  # noqa: N815
+    noises: Tensor
+
+    @classmethod
+    def of(cls, workload: Workload, captions: Sequence[str], seeds: Sequence[int], null: Tensor) -> ClipBatch:
+        """One clip per caption and noise seed; ``null`` (L, width). Raises ModelError for an unknown caption."""
+        texts, masks = zip(*(workload.text(caption) for caption in captions), strict=True)
+        drawn = [draw_noise(seed, workload.latent_shape, workload.num_steps) for seed in seeds]
+        return cls(
+            torch.stack([*texts, *[null] * len(texts)])[:, None],
+            torch.stack([*masks, *masks]),
+            torch.stack([x_T for x_T, _ in drawn]),
+            torch.stack([noises for _, noises in drawn], dim=1),
+        )
+
+    def first(self, count: int) -> ClipBatch:
+        """The first ``count`` clips."""
+        return self._part(slice(count))
+
+    def _part(self, clips: slice) -> ClipBatch:
+        (captions, null), (masks, _) = self.captions.chunk(2), self.masks.chunk(2)
+        return ClipBatch(
+            torch.cat([captions[clips], null[clips]]), masks[clips].repeat(2, 1), self.x_T[clips], self.noises[:, clips]
+        )
+
+    def _pieces(self) -> list[tuple[slice, ClipBatch]]:
+        pieces = [slice(start, start + BATCH) for start in range(0, len(self.x_T), BATCH)]
+        return [(piece, self._part(piece)) for piece in pieces]
+
+
+def denoise_clips(network: nn.Module, sampler: IDDPM, batch: ClipBatch) -> Trajectory:
+    """`denoise` of many clips with one network, `BATCH` at a time; a fake-quantized one is told of each step.
+
+    Returns:
+        states (steps + 1, N, 4, T, H, W) and eps (steps, N, 4, T, H, W), equal to single clips up to float32 rounding.
+
+    Raises:
+        ModelError: the network has other latent channels than the sampler.
+    """
+    require_latent_channels(network)
+    x, pieces = batch.x_T, batch._pieces()
+    states, guided = [x.numpy()], []
+    for step in range(sampler.num_sampling_steps):
+        predicted = [_predict_clips(network, sampler, part, step, x[piece]) for piece, part in pieces]
+        eps, v = (torch.cat(parts) for parts in zip(*predicted, strict=True))
+        x = sampler.step(sampler.num_sampling_steps - 1 - step, x, eps, v, batch.noises[step])
+        guided.append(eps.numpy())
+        states.append(x.numpy())
+    return Trajectory(np.stack(states), np.stack(guided))
+
+
+def replay_clips(
+    network: nn.Module, sampler: IDDPM, batch: ClipBatch, states: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """`replay` of many clips: guided noise predictions (steps, N, 4, T, H, W) for the ``states`` of another's run.
+
+    ``states``: (steps or more, N, 4, T, H, W), as in `denoise_clips`. Raises ModelError as it does.
+    """
+    require_latent_channels(network)
+    pieces = batch._pieces()
+    guided = []
+    for step in range(sampler.num_sampling_steps):
+        x = torch.from_numpy(states[step])
+        predicted = [_predict_clips(network, sampler, part, step, x[piece])[0] for piece, part in pieces]
+        guided.append(torch.cat(predicted).numpy())
+    return np.stack(guided)
+
+
+def _predict_clips(network: nn.Module, sampler: IDDPM, batch: ClipBatch, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Guided noise prediction and the conditional branch's variance channels of clips x (n, 4, T, H, W)."""
+    if isinstance(network, FakeQuantSTDiT):
+        network.set_step(step)
+    timestep = torch.full((2 * len(x),), float(sampler.timesteps[sampler.num_sampling_steps - 1 - step]))
+    with torch.inference_mode():
+        eps, v = network(torch.cat([x, x]), timestep, batch.captions, batch.masks).chunk(2, dim=1)
+        return sampler.guide(*eps.chunk(2)), v[: len(x)]
 
 
 def decode_frames(vae: Autoencoder, latent: NDArray[np.float32]) -> Frames:

@@ -87,11 +87,15 @@ def _fitting(text: str, width: int) -> str:
 
 
 def contact_sheet(
-    columns: Mapping[str, Mapping[str, Frames]], across: int = 4, frames: tuple[int, int] = (0, 4)
+    columns: Mapping[str, Mapping[str, Frames]],
+    across: int = 4,
+    frames: tuple[int, int] = (0, 4),
+    label_width: int = LABEL_WIDTH // 2,
 ) -> bytes:
     """Several captions at once; ``columns`` maps caption to row name to clip (T, H, W, 3) uint8.
 
-    Two ``frames`` of each clip are shown, ``across`` captions side by side, further ones below. Returns a PNG.
+    Two ``frames`` of each clip are shown, ``across`` captions side by side, further ones below; the rows' names stand
+    left of them, ``label_width`` pixels wide. Returns a PNG.
     """
     rows = list(next(iter(columns.values())))
     height, width = next(iter(next(iter(columns.values())).values())).shape[1:3]
@@ -100,7 +104,7 @@ def contact_sheet(
     across = min(across, len(columns))
     bands = -(-len(columns) // across)
     band_height = LABEL_HEIGHT + len(rows) * cell_height + MARGIN
-    left_margin = LABEL_WIDTH // 2 + MARGIN
+    left_margin = label_width + MARGIN
     image = Image.new("RGB", (left_margin + across * cell_width, bands * band_height + MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for index, (caption, clips) in enumerate(columns.items()):

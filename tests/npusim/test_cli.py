@@ -332,6 +332,26 @@ def test_evaluations_that_are_refused(capsys, tmp_path, machine_file, options, m
     assert message in refused(capsys, tmp_path, *command, *options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tables", "all", "--method", "asq"], "--method: allowed without --tables only"),
+        (["--tables", "I", "--attention-bits", "8"], "--attention-bits: allowed without --tables only"),
+        (["--clips", "8"], "--clips: allowed with --tables only"),
+        (["--force"], "--force: allowed with --tables only"),
+        (["--tables", "I;II"], "tables = 'I;II': allowed all, or some of I, II, III, IV, V, integer"),
+        (["--tables", "I", "--clips", "99"], "clips = 99: allowed 2..32"),
+        (["--tables", "I", "--cell", "x"], "cell = 'x': not of tables I; nearest: "),
+        (["--tables", "I", "--workload", "tiny"], "workload 'tiny' has no autoencoder"),
+        (["--tables", "integer", "--hw", "no/such.yaml"], "no/such.yaml"),
+        ([], "--workload is missing; without --tables it is needed"),
+        (["--workload", "tiny"], "--hw is missing; without --tables it is needed"),
+    ],
+)
+def test_tables_that_are_refused(capsys, tmp_path, options, message):
+    assert message in refused(capsys, tmp_path, "evaluate", "--out", tmp_path / "out", *options)
+
+
 def test_an_evaluation_is_refused_its_folder_before_anything_is_computed(capsys, tmp_path, machine_file, monkeypatch):
     monkeypatch.setattr("npusim.evaluate.load_machine", lambda path: pytest.fail("computed before the check"))
     (tmp_path / "file").write_text("")
