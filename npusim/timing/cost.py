@@ -88,7 +88,7 @@ def geometry(ins: Decoded, base: int = 0) -> list[int]:
             run, planes = planes * run, 1
     start, end = span(base + ins.dram_addr, ins.row_bytes, (ins.planes, ins.dram_plane), (ins.rows, ins.dram_row))
     if end > MAX_ADDRESS:
-        raise UserError(f"{ins.op}: reaches DRAM up to byte {end}; allowed {MAX_ADDRESS}")
+        raise UserError(f"{ins.op}: reaches DRAM up to byte {end}: allowed {MAX_ADDRESS}")
     return [start, run, rows, ins.dram_row, planes, ins.dram_plane]
 
 
@@ -240,17 +240,17 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
     table: dict[bytes, int] = {}
     rows: list[list[int]] = []
     which = np.empty(len(code), np.int64)
-    copies: dict[int, Decoded] = {}
+    copies: dict[int, tuple[Decoded, list[int]]] = {}
     for index, shape in enumerate(np.ascontiguousarray(_shapes(code))):
         key = shape.tobytes()
         if key not in table:
             try:
                 ins = decode_row(shape.tolist(), BY_OPCODE)
                 busy, counts = _cost_of_shape(ins, machine)
+                if ins.op in DMA:
+                    copies[len(rows)] = ins, geometry(ins)
             except UserError as error:
                 raise UserError(f"instruction {index}: {error}") from None
-            if ins.op in DMA:
-                copies[len(rows)] = ins
             table[key] = len(rows)
             rows.append([busy, int(ins.op in JOINS), *counts])
         which[index] = table[key]
@@ -276,29 +276,29 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
 def _copies(
     code: NDArray[np.uint32],
     which: Int64,
-    copies: Mapping[int, Decoded],
+    copies: Mapping[int, tuple[Decoded, list[int]]],
     machine: Machine,
     bases: Sequence[int],
     traffic: Int64,
 ) -> tuple[Int64, Int64]:
     """Geometry and transfer cycles of each instruction, 0 but for DMA; fills in the bytes on the bus in ``traffic``.
 
-    ``copies``: the shapes of DMA by number, without addresses; ``which``: the number of each instruction's shape.
+    ``copies``: shapes of DMA and their geometries, both without address, by number; ``which``: the number of each
+    instruction's shape.
     """
     geometries = np.zeros((len(code), dram.GEOMETRY), np.int64)
-    for number, ins in copies.items():
+    for number, (ins, shape) in copies.items():
         rows = np.flatnonzero(which == number)
-        ends_at = geometry(ins)
         low, high = (code[rows, _DRAM_WORD + word].astype(np.uint64) for word in range(2))
         address = low | high << np.uint64(32)
         far = np.flatnonzero(address > MAX_ADDRESS - bases[ins.base])
         if far.size:
             raise UserError(f"instruction {rows[far[0]]}: {ins.op}: DRAM address {address[far[0]]}: allowed up to 2^60")
-        geometries[rows] = ends_at
+        geometries[rows] = shape
         geometries[rows, 0] = address.astype(np.int64) + bases[ins.base]
     device = machine.dram.device
     bursts = _bursts(geometries, device.burst_bytes)
-    for number, ins in copies.items():
+    for number, (ins, _) in copies.items():
         rows = np.flatnonzero(which == number)
         traffic[rows, DMA[ins.op]] = bursts[rows] * device.burst_bytes
     # The peak rate in NPU cycles, rounded up: `Machine.dram_stream_cycles`.

@@ -229,6 +229,11 @@ def test_any_allowed_machine_survives_the_way_through_a_file(tmp_path: Path, dat
             "name: ../x",
             "name: '../x' is not allowed; must be 1 to 64 lower-case letters, digits and _",
         ),
+        (
+            "device: lpddr5_6400",
+            "device: 5",
+            "dram.device: 5 is not allowed; must be the name of a table in hwconfigs/",
+        ),
         ("kind: UFS 4.0", 'kind: "\\e[31m"', r"storage.kind: '\x1b[31m' is not allowed; must be 1 to 80 printable"),
         ("schema_version: 1", "schema_version: 2", "schema_version: 2 is not allowed; must be 1"),
     ],

@@ -164,6 +164,10 @@ def test_a_base_register_moves_a_copy(tiny_machine: Machine) -> None:
     assert (timing.traffic.dram_read_bytes, timing.dram.row_misses) == (2 * 96, 2)
     with pytest.raises(UserError, match="instruction 0: load: DRAM address 1152921504606846977: allowed up to 2\\^60"):
         timed(tiny_machine, LOAD + f"1 dram_addr={(1 << 60) + 1}")
+    with pytest.raises(UserError, match="instruction 1: load: reaches DRAM up to byte 2305843009213693953: allowed 11"):
+        timed(
+            tiny_machine, RECIP + "1", f"load unit=load planes=2 rows=1 row_bytes=1 local_plane=1 dram_plane={1 << 61}"
+        )
 
 
 def test_a_missing_raw_token_is_named_before_a_missing_war_token(tiny_machine: Machine) -> None:
