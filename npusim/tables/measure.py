@@ -107,49 +107,63 @@ def measure_integer(inputs: Inputs, cell: Cell) -> Figures:
 
     Figures: ``refused``, why the method does not compile for the machine, and then nothing else; or None, and
     ``integer_eps_sqnr_db`` and ``fakequant_eps_sqnr_db``, one list over the steps for each of the `INTEGER_CLIPS` first
-    clips; ``steps_compared`` and ``bit_exact``, whether engine and reference executor agreed in every byte after the
-    first clip's prologue and these steps.
+    clips; ``range_set_bytes``, what a change of range loads; ``factored_eps_sqnr_db`` and ``factored_range_set_bytes``,
+    the same for the program that requantizes in two factors (`compiler.compile_model`), None with one range;
+    ``steps_compared`` and ``bit_exact``, whether engine and reference executor agreed in every byte after the first
+    clip's prologue and these steps.
 
     Raises:
         ModelError: as `models.prepare.quantize_for`.
     """
-    quantized = _quantize(inputs, cell)
+    quantized, machine = _quantize(inputs, cell), load_machine(inputs.machine(cell))
     try:
-        program = compile_model(quantized, load_machine(inputs.machine(cell)))
+        program = compile_model(quantized, machine)
+        factored = compile_model(quantized, machine, factored=True) if quantized.num_ranges > 1 else None
     except (UserError, ModelError) as error:
         return {"refused": str(error)}
     exact, batch = inputs.float_clips(cell.data_set), inputs.batch(cell.data_set)
     count = min(INTEGER_CLIPS, len(exact.frames))
     verified = (0, program.steps - 1)
-    eps, bit_exact = [], None
-    for index in range(count):
-        simulated, equal = _simulate(inputs, cell, program, exact.states[:, index], index, () if index else verified)
-        eps.append(simulated)
-        bit_exact = equal if bit_exact is None else bit_exact
+    eps, bit_exact = _simulate(inputs, cell, program, exact.states[:, :count], verified)
+    found: Figures = {"factored_eps_sqnr_db": None, "factored_range_set_bytes": None}
+    if factored is not None:
+        less, equal = _simulate(inputs, cell, factored, exact.states[:, :count], verified)
+        found = {
+            "factored_eps_sqnr_db": _sqnr_db(exact.eps[:, :count], less),
+            "factored_range_set_bytes": factored.range_sets.shape[1],
+        }
+        bit_exact = bit_exact and equal
     network = FakeQuantSTDiT(inputs.model, quantized)
     return {
         "refused": None,
-        "integer_eps_sqnr_db": _sqnr_db(exact.eps[:, :count], np.stack(eps, axis=1)),
+        "integer_eps_sqnr_db": _sqnr_db(exact.eps[:, :count], eps),
         "fakequant_eps_sqnr_db": _replayed_sqnr_db(inputs, network, batch, exact, count),
+        "range_set_bytes": program.range_sets.shape[1],
+        **found,
         "steps_compared": list(verified),
         "bit_exact": bit_exact,
     }
 
 
 def _simulate(
-    inputs: Inputs, cell: Cell, program: Program, states: NDArray[np.float32], index: int, verify: tuple[int, ...]
-) -> tuple[NDArray[np.float64], bool | None]:
-    """Noise predictions (steps, 4, T, H, W) of a clip for given states, and whether the executors agreed."""
-    host = Host(program, inputs.work.latent_shape)
-    caption = clips_of(cell.data_set, index + 1)[0][index]
-    text, mask = inputs.work.text(caption)
-    noises = inputs.batch(cell.data_set).noises[:, index]
-    contents = host.inputs(text.numpy(), mask.numpy(), states[0], noises.numpy())
-    simulation = Simulation(program, contents, verify, verify_prologue=bool(verify))
-    simulation.prologue()
-    eps = []
-    for step in range(program.steps):
-        simulation.write("state", host.state_in(states[step]))
-        simulation.step(step)
-        eps.append(host.eps_out(simulation.read("eps")))
-    return np.stack(eps), simulation.bit_exact.equal
+    inputs: Inputs, cell: Cell, program: Program, states: NDArray[np.float32], verify: tuple[int, ...]
+) -> tuple[NDArray[np.float64], bool]:
+    """Noise predictions (steps, N, 4, T, H, W) for given states (steps + 1, N, ...), and whether the executors agreed.
+
+    The reference repeats the steps ``verify`` of the first clip.
+    """
+    host, clips, agreed = Host(program, inputs.work.latent_shape), [], True
+    for index, caption in enumerate(clips_of(cell.data_set, states.shape[1])[0]):
+        text, mask = inputs.work.text(caption)
+        noises = inputs.batch(cell.data_set).noises[:, index]
+        contents = host.inputs(text.numpy(), mask.numpy(), states[0, index], noises.numpy())
+        simulation = Simulation(program, contents, () if index else verify, verify_prologue=not index)
+        simulation.prologue()
+        eps = []
+        for step in range(program.steps):
+            simulation.write("state", host.state_in(states[step, index]))
+            simulation.step(step)
+            eps.append(host.eps_out(simulation.read("eps")))
+        clips.append(np.stack(eps))
+        agreed = agreed and simulation.bit_exact.equal is not False
+    return np.stack(clips, axis=1), agreed

@@ -1,4 +1,4 @@
-"""How many bytes a method's parameters take: what the paper calls the model size, and what a change of range moves.
+"""How many bytes a method's parameters take: what the paper calls the model size.
 
 Counted are the executed linears only (the rest is the same for every method): weights packed to their bits, and beside
 them, as a device would store them,
@@ -22,24 +22,18 @@ from models.stdit import STDiT
 
 SCALE_BYTES, WEIGHT_ZERO_POINT_BYTES, INPUT_ZERO_POINT_BYTES, BIAS_BYTES = 4, 1, 2, 4
 SHIFT_BITS = 2
-REQUANTIZATION_BYTES = 5
-"""Multiplier and shift of one output channel; a full table has one for each, and changes with the input's scale."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """Bytes.
 
-    weight_sets: of the linear that has most; weight_bytes: packed weights of all sets; parameter_bytes: all else;
-    swap_bytes: what a change of range replaces where requantization is factored (a scalar for the input's scale);
-    swap_full_bytes: the same with a full requantization table for every linear that changes.
+    weight_sets: of the linear that has most; weight_bytes: packed weights of all sets; parameter_bytes: all else.
     """
 
     weight_sets: int
     weight_bytes: int
     parameter_bytes: int
-    swap_bytes: int
-    swap_full_bytes: int
 
     def as_dict(self) -> dict[str, int]:
         """By name, with the sum."""
@@ -51,7 +45,7 @@ def float_size(model: STDiT, bytes_each: int) -> ModelSize:
     linears = executed_linears(model).values()
     weights = sum(len(linear.weight) * input_channels(linear) for linear in linears)
     biases = sum(len(linear.weight) for linear in linears)
-    return ModelSize(1, bytes_each * weights, bytes_each * biases, 0, 0)
+    return ModelSize(1, bytes_each * weights, bytes_each * biases)
 
 
 def quantized_size(model: QuantizedModel) -> ModelSize:
@@ -61,13 +55,7 @@ def quantized_size(model: QuantizedModel) -> ModelSize:
     sets = sum(_set_bytes(weight) for linear in linears for weight in linear.weights)
     ranges = sum(_range_bytes(linear) * _ranges(linear) for linear in linears)
     biases = sum(BIAS_BYTES * len(linear.bias) for linear in linears)
-    changing = [linear for linear in linears if _ranges(linear) > 1 and model.num_ranges > 1]
-    swap = sum(_range_bytes(linear) for linear in changing)
-    # All sets of a linear have the same sizes unless overrides change bits by step, which no cell does.
-    own = [linear.weights[0] for linear in changing if len(linear.weights) > 1]
-    swap += sum(_packed_bytes(weight) + _set_bytes(weight) for weight in own)
-    full = sum(REQUANTIZATION_BYTES * len(linear.bias) for linear in changing)
-    return ModelSize(max(len(linear.weights) for linear in linears), weights, sets + ranges + biases, swap, swap + full)
+    return ModelSize(max(len(linear.weights) for linear in linears), weights, sets + ranges + biases)
 
 
 def _packed_bytes(weight: QuantizedWeight) -> int:

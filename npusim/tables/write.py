@@ -54,13 +54,14 @@ METRICS = {
 
 TOLERANCE_DB = 0.5
 INTEGER_NOTE = f"""SQNR of the guided noise prediction against float, every step fed the float run's state; mean over
-{INTEGER_CLIPS} clips of data set 1 and all steps. Methods with GPTQ have 4-bit weights. "engine = reference": every
-byte of memory was equal after the first clip's prologue, first and last step.
+{INTEGER_CLIPS} clips of data set 1 and all steps. Methods with GPTQ have 4-bit weights. "set bytes": what a change of
+time range loads, from the compiled program. "two factors": the same for the program that requantizes in two factors
+(`--factored`). "engine = reference": every byte of memory was equal after the first clip's prologue, first and last
+step, in both programs.
 """
-SIZE_NOTE = """Of the executed linears. "swap bytes" is what a change of range replaces where the requantization of a
-layer is factored (one scalar for its input's scale), "swap full bytes" with a full table, 5 bytes per output channel.
+SIZE_NOTE = """Of the executed linears.
 """
-SIZES = ("weight_sets", "weight_bytes", "parameter_bytes", "total_bytes", "swap_bytes", "swap_full_bytes")
+SIZES = ("weight_sets", "weight_bytes", "parameter_bytes", "total_bytes")
 MEGA = 1e6
 
 Value = MeanInterval | None
@@ -208,7 +209,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def integer_rows(measured: Measured) -> tuple[list[str], list[list[Any]]]:
     """The integer table's CSV: mean SQNR over clips and steps on the simulator and in torch, and their difference."""
     header = ["method", "weight_bits", "act_bits", "ranges", "alpha", "integer_eps_sqnr_db", "fakequant_eps_sqnr_db"]
-    header += ["difference_db", "within_tolerance", "engine_equals_reference", "refused"]
+    header += ["difference_db", "within_tolerance", "range_set_bytes", "factored_eps_sqnr_db"]
+    header += ["factored_range_set_bytes", "engine_equals_reference", "refused"]
     rows = []
     for cell in measured.cells.values():
         if not cell.integer:
@@ -216,22 +218,38 @@ def integer_rows(measured: Measured) -> tuple[list[str], list[list[Any]]]:
         line = [cell.method, cell.weight_bits, cell.act_bits, cell.ranges, number(measured.inputs.alpha(cell))]
         figures = measured.figures.get(cell.name)
         if figures is None or figures["refused"]:
-            rows.append([*line, *[NOT_MODELLED] * 5, "not measured" if figures is None else figures["refused"]])
+            rows.append([*line, *[NOT_MODELLED] * 8, "not measured" if figures is None else figures["refused"]])
             continue
         integer, rounded = (float(np.mean(figures[f"{name}_eps_sqnr_db"])) for name in ("integer", "fakequant"))
         within = "yes" if abs(integer - rounded) <= TOLERANCE_DB else "no"
-        line += [integer, rounded, integer - rounded, within, "yes" if figures["bit_exact"] else "no", ""]
-        rows.append(line)
+        factored = figures["factored_eps_sqnr_db"]
+        line += [integer, rounded, integer - rounded, within, figures["range_set_bytes"]]
+        line += [NOT_MODELLED, NOT_MODELLED] if factored is None else [
+            float(np.mean(factored)), figures["factored_range_set_bytes"]
+        ]  # fmt: skip
+        rows.append([*line, "yes" if figures["bit_exact"] else "no", ""])
     return header, rows
 
 
 def integer_markdown(measured: Measured) -> str:
     """The integer table as Markdown."""
-    header = ["method", "W/A", "ranges", "integer, dB", "fake-quant, dB", "difference, dB", "within 0.5 dB"]
-    header += ["engine = reference", "refused"]
+    header = [
+        "method",
+        "W/A",
+        "ranges",
+        "integer, dB",
+        "fake-quant, dB",
+        "difference, dB",
+        "within 0.5 dB",
+        "set bytes",
+    ]
+    header += ["two factors, dB", "two factors, set bytes", "engine = reference", "refused"]
     rows = []
     for method, weight_bits, act_bits, ranges, _, *figures, refused in integer_rows(measured)[1]:
-        shown = [figure if isinstance(figure, str) else f"{figure:.2f}" for figure in figures]
+        shown = [
+            figure if isinstance(figure, str) else f"{figure:,}" if isinstance(figure, int) else f"{figure:.2f}"
+            for figure in figures
+        ]
         rows.append([f"`{method}`", f"{weight_bits}/{act_bits}", str(ranges), *shown, " ".join(refused.split())])
     return markdown(header, rows)
 

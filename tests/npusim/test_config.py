@@ -442,7 +442,7 @@ def test_a_file_that_is_not_strict_yaml_is_refused(tmp_path: Path, content: str 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, repository: Path) -> None:
     with pytest.raises(
-        UserError, match=r"edge8k\.yaml: no such file; in .*hwconfigs there are: edge_8k\.yaml, tiny_8x8"
+        UserError, match=r"edge8k\.yaml: no such file; in .*hwconfigs there are: edge_8k\.yaml, edge_8k_dynamic\.yaml, "
     ):
         load_machine(repository / "hwconfigs" / "edge8k.yaml")
     with pytest.raises(UserError, match="is a folder, not a YAML file"):
@@ -517,3 +517,13 @@ def test_the_readme_lists_every_field_as_the_code_has_it(repository: Path) -> No
     readme = (repository / "hwconfigs" / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in readme[readme.index("## All fields") :] if line.startswith("| `")]
     assert rows == expected, "\n".join(expected)
+
+
+def test_the_machine_of_the_dynamic_baseline_differs_in_one_flag(repository: Path) -> None:
+    static, dynamic = (
+        load_machine(repository / "hwconfigs" / f"{name}.yaml") for name in ("edge_8k", "edge_8k_dynamic")
+    )
+    fields = dynamic.model_dump()
+    assert fields["vector_unit"]["runtime_quantization"] is True
+    fields["vector_unit"]["runtime_quantization"], fields["name"] = False, "edge_8k"
+    assert fields == static.model_dump()

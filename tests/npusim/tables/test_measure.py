@@ -90,10 +90,17 @@ def test_dynamic_smooths_where_an_exponent_was_searched(inputs: Inputs, tmp_path
 
 
 def test_a_method_that_does_not_compile_gives_the_reason(inputs: Inputs) -> None:
-    missing = Inputs(dataclasses.replace(inputs.setup, dynamic_machine=Path("no/such/machine.yaml")))
-    figures = measure_integer(missing, Cell("emoji", "dynamic", integer=True))
+    unable = Inputs(dataclasses.replace(inputs.setup, dynamic_machine=inputs.setup.machine))
+    figures = measure_integer(unable, Cell("emoji", "dynamic", integer=True))
     assert set(figures) == {"refused"}
-    assert "no/such/machine.yaml" in figures["refused"]
+    assert "quantizes its input at run time; vector_unit.runtime_quantization = False" in figures["refused"]
+
+
+def test_a_change_of_range_loads_less_with_two_factors(inputs: Inputs) -> None:
+    figures = measure_integer(inputs, Cell("emoji", "tsw", ranges=2, integer=True))
+    assert figures["bit_exact"] is True
+    assert 0 < figures["factored_range_set_bytes"] < figures["range_set_bytes"] / 4
+    assert measure_integer(inputs, Cell("emoji", "cw_tw", integer=True))["factored_range_set_bytes"] is None
 
 
 def test_settings_tell_apart_what_decides_the_figures(inputs: Inputs, work: Workload, tmp_path: Path) -> None:

@@ -115,19 +115,21 @@ def test_the_integer_table_shows_differences_and_reasons(measured: Measured) -> 
         cell.name: cell for cell in (Cell("emoji", method, integer=True) for method in ("cw_tw", "asq", "ssq", "tsw"))
     }
     close = {"refused": None, "integer_eps_sqnr_db": [[30.0, 32.0]], "fakequant_eps_sqnr_db": [[31.0, 31.4]]}
+    close |= {"range_set_bytes": 0, "factored_eps_sqnr_db": None, "factored_range_set_bytes": None}
+    ranged = {"range_set_bytes": 12345, "factored_eps_sqnr_db": [[30.0, 31.0]], "factored_range_set_bytes": 678}
     far = {**close, "integer_eps_sqnr_db": [[30.0, 31.3]]}
     figures = {
         "emoji-cw_tw-w8a8-r1-integer": {**close, "bit_exact": True},
-        "emoji-asq-w8a8-r1-integer": {**far, "bit_exact": False},
+        "emoji-asq-w8a8-r1-integer": {**far, **ranged, "bit_exact": False},
         "emoji-ssq-w8a8-r1-integer": {"refused": "method 'ssq':\n not yet | so"},
     }
     partial = dataclasses.replace(measured, cells=cells, figures=figures)
     _, *rows = _lines(integer_markdown(partial))
     assert rows == [
-        ["`cw_tw`", "8/8", "1", "31.00", "31.20", "-0.20", "yes", "yes", ""],
-        ["`asq`", "8/8", "1", "30.65", "31.20", "-0.55", "no", "no", ""],
-        ["`ssq`", "8/8", "1", *["n/a"] * 5, "method 'ssq': not yet / so"],
-        ["`tsw`", "8/8", "1", *["n/a"] * 5, "not measured"],
+        ["`cw_tw`", "8/8", "1", "31.00", "31.20", "-0.20", "yes", "0", "n/a", "n/a", "yes", ""],
+        ["`asq`", "8/8", "1", "30.65", "31.20", "-0.55", "no", "12,345", "30.50", "678", "no", ""],
+        ["`ssq`", "8/8", "1", *["n/a"] * 8, "method 'ssq': not yet / so"],
+        ["`tsw`", "8/8", "1", *["n/a"] * 8, "not measured"],
     ]
     header, plain = integer_rows(partial)
     assert {len(row) for row in plain} == {len(header)}
