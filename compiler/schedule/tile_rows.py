@@ -46,9 +46,11 @@ def elementwise(emitter: Emitter, op: Op) -> None:
     fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
     fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
     fields["out_dtype"] = emitter.dtype(op.output)
-    multipliers = [graph.values[op.inputs[role]] for role in ("a_mul", "b_mul") if role in op.inputs]
-    fields["wide"] = int(any(value.dtype == "i32" for value in multipliers))
-    fields["shared_mul"] = int(any(value.shape == (1,) for value in multipliers))
+    multipliers = {role: graph.values[op.inputs[f"{role}_mul"]] for role in matrices if f"{role}_mul" in op.inputs}
+    # A 32-bit operand's multipliers have 32 bits without being asked.
+    narrow = [value for role, value in multipliers.items() if graph.values[matrices[role]].dtype != "i32"]
+    fields["wide"] = int(any(value.dtype == "i32" for value in narrow))
+    fields["shared_mul"] = int(any(value.shape == (1,) for value in multipliers.values()))
     fields["shared_bias"] = int("bias" in op.inputs and graph.values[op.inputs["bias"]].shape == (1,))
     unit = graph.positions if pattern else 1
     moving = [name for role, name in matrices.items() if role not in fixed]

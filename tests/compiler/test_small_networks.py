@@ -109,6 +109,18 @@ def test_against_python_integers(tiny_machine: Machine) -> None:
     assert simulation.read(y).tolist() == expected
 
 
+@pytest.mark.parametrize("factors", [(7, 15), (70_000, 15), (7, 70_000)])
+def test_factors_by_column_of_operands_of_32_and_16_bits(tiny_machine: Machine, factors: tuple[int, int]) -> None:
+    """A 32-bit operand's factors have 32 bits; that says nothing of those of the 16-bit operand beside it."""
+    net = Builder()
+    net.input("wide", (4, 6), "i32")
+    net.input("x", (4, 6), "i16")
+    a_mul, b_mul = (factor - np.arange(6) for factor in factors)
+    net.output(net.sum("add", "wide", "x", "i32", a_mul=a_mul, b_mul=b_mul, shift=9))
+    net.output(net.sum("turned", "x", "wide", "i32", a_mul=b_mul, b_mul=a_mul, shift=9))
+    assert_same_bits(net.graph(), tiny_machine)
+
+
 def test_several_steps_with_constants_by_step_and_a_prologue(tiny_machine: Machine) -> None:
     """state.next = state * factor[step] + noise[step]: with what the prologue makes of the text in between."""
     net = Builder(steps=3)
