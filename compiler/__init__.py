@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from compiler.graph import Builder, Graph
+from compiler.builder import Builder
+from compiler.graph import Graph
 from compiler.interpret import run_graph
 from compiler.pipeline import compile_graph, compile_model
 

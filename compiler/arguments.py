@@ -68,7 +68,7 @@ def _checked(method: Callable[..., Any], kinds: dict[str, Kind]) -> Callable[...
     @wraps(method)
     def call(self: Any, *args: Any, **named: Any) -> Any:
         given = signature.bind(self, *args, **named).arguments
-        layer = args[0] if args and isinstance(args[0], str) else method.__qualname__
+        layer = args[0] if args and isinstance(args[0], str) else f"{type(self).__name__}.{method.__name__}"
         for name, value in given.items():
             fits, allowed = kinds.get(signature.parameters[name].annotation, (lambda value: True, ""))
             if not fits(value):

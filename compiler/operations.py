@@ -1,6 +1,6 @@
 """What each graph operation takes: element types, shapes and the range of its integers, as one table.
 
-``graph.Builder`` checks an operation when it is added, ``verify_graph`` a whole graph after every pass.
+``Builder`` checks an operation when it is added, ``verify_graph`` a whole graph after every pass.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def compile_model(
 
 
 def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:
-    """Compile a graph as `compiler.graph.Builder` makes it; ``dump(stage, text)`` receives each stage as text.
+    """Compile a graph as `compiler.Builder` makes it; ``dump(stage, text)`` receives each stage as text.
 
     Raises UserError when the graph is not legal or does not fit the machine, naming the layer and what clashes.
     """

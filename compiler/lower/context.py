@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import Builder, Value
+from compiler.builder import Builder
+from compiler.graph import Value
 from compiler.lower.grids import Grid, grid_of
 from compiler.lower.linears import dynamic_linear, factored_linear, static_linear
 from compiler.lower.scales import (

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import Builder, Value
+from compiler.builder import Builder
+from compiler.graph import Value
 from compiler.lower.grids import same_bits
 from compiler.lower.scales import multiplier_shift, multipliers_shifts
 from models.quantize import QuantizedLinear, QuantizedWeight

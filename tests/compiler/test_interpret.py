@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler.graph import Builder, Graph, Op, Value
+from compiler.builder import Builder
+from compiler.graph import Graph, Op, Value
 from compiler.interpret import Interpreter
 from tests.compiler.runs import Array
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compiler.graph import Builder, Graph, Op, Value
+from compiler.builder import Builder
+from compiler.graph import Graph, Op, Value
 from compiler.interpret import run_graph
 from compiler.passes.fold_zero_points import fold_zero_points
 from compiler.semantics import SEMANTICS, attention_parts

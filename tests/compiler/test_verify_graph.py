@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.graph import Builder, Graph, Op, Value
+from compiler.builder import Builder
+from compiler.graph import Graph, Op, Value
 from compiler.interpret import Interpreter
 from compiler.verify_graph import verify_graph
 from npusim.errors import UserError

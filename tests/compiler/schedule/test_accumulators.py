@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.graph import Builder, Graph, Value
+from compiler.builder import Builder
+from compiler.graph import Graph, Value
 from compiler.passes.fold_zero_points import fold_zero_points
 from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.build import build_program

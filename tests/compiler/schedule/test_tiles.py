@@ -9,7 +9,8 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from compiler.graph import Builder, Graph, Value
+from compiler.builder import Builder
+from compiler.graph import Graph, Value
 from compiler.interpret import Interpreter
 from compiler.passes.fold_zero_points import fold_zero_points
 from compiler.schedule.build import build_program
