@@ -20,8 +20,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(map(_is_integer, value))
+
+
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_integer, value))
+    return _are_integers(value) and len(value) == 2
 
 
 def _is_numeric(value: Any) -> bool:
@@ -38,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "float": (lambda value: isinstance(value, float | int | np.number), "a number"),
     "float | None": (lambda value: value is None or isinstance(value, float | int | np.number), "a number"),
     "tuple[int, int]": (_is_pair, "two integers"),
+    "Sequence[int]": (_are_integers, "a list of integers"),
     "ArrayLike": (_is_numeric, "integers, one or an array"),
     "ArrayLike | None": (lambda value: value is None or _is_numeric(value), "integers, one or an array"),
     "Factor": (lambda value: isinstance(value, str) or _is_numeric(value), "integers, one or an array, or a name"),

@@ -58,7 +58,7 @@ class Builder(Values):
         All arrays may have the time ranges in front.
         """
         source = self._value(layer, "x", x)
-        if weight.dtype not in (np.uint8, np.int8) or weight.ndim not in (2, 3):
+        if weight.dtype not in (np.uint8, np.int8) or weight.ndim not in (2, 3) or not weight.size:
             shape = f"{weight.dtype}{list(weight.shape)}"
             raise UserError(f"{layer}: linear: weight is {shape}; allowed: a matrix (n, k) of NumPy type uint8 or int8")
         if weight_bits not in (4, 6, 8):
@@ -171,7 +171,7 @@ class Builder(Values):
         target = self._target(layer, out, self.values[a].shape)
         inputs, attrs = dict(roles), dict[str, Any]()
         arrays = [np.asarray(f) for role, f in factors.items() if role != "bias" and not isinstance(f, int | str)]
-        large = any(array.size and np.abs(array).max() > 32767 for array in arrays)
+        large = any(array.size and array.dtype.kind in "iu" and np.abs(array).max() > 32767 for array in arrays)
         for role, factor in factors.items():
             wide = large or role == "bias" or self.values[roles[role[0]]].dtype == "i32"
             if isinstance(factor, int | np.integer) and role != "bias":

@@ -82,6 +82,9 @@ class Values:
         if dtype not in BITS or per not in CONSTANTS:
             raise UserError(f"constant {name}: {dtype!r} per {per!r}; allowed: {', '.join(BITS)} per '', step or range")
         array = np.asarray(data)
+        count = {"step": self.sizes["steps"], "range": self.ranges}.get(per)
+        if count is not None and array.shape[:1] != (count,):
+            raise UserError(f"constant {name}: data {list(array.shape)}; allowed: one array for each {per}, of {count}")
         if dtype not in RECORDS:
             if array.dtype.kind not in "iu":
                 raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")

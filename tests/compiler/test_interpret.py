@@ -15,7 +15,7 @@ from tests.compiler.runs import Array
 
 def graph_of_sums() -> Graph:
     """Prologue: y = 2 x. Step: the right half of z = the left column of y times the step's factor; the left half 7."""
-    build = Builder()
+    build = Builder(steps=2)
     build.phase = "prologue"
     build.add(Value("x", (2, 2), "i16", "input"))
     inputs = {"a": "x"}

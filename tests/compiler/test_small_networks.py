@@ -180,6 +180,13 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.linear("fc", "z", W, "i16", **LINEAR), r"fc: x: no value %z; defined: x, u, wide, small"),
     (lambda n: n.linear("fc", "x", W.astype(int), "i16", **LINEAR), r"fc: linear: weight is int64\[3, 6\]; allowed"),
     (lambda n: n.linear("fc", "x", W[0], "i16", **LINEAR), r"fc: linear: weight is int8\[6\]"),
+    (lambda n: n.linear("fc", "x", W[:0], "i16", **LINEAR), r"fc: linear: weight is int8\[0, 6\]"),
+    (
+        lambda n: n.linear("fc", "x", np.zeros((2, 3, 6), np.uint8), "i16", **LINEAR),
+        r"constant fc.weight: data \[2, 3, 6\]; allowed: one array for each range, of 1",
+    ),
+    (lambda n: n.const("c", 5, "i8", per="range"), r"constant c: data \[\]; allowed: one array for each range, of 1"),
+    (lambda n: n.const("c", [[1], [2]], "i8", per="step"), r"constant c: data \[2, 1\]; .* for each step, of 1"),
     (lambda n: n.linear("fc", "small", W, "i16", **LINEAR), r"fc: linear_centred: x has shape \(4, 5\); .*\(4, 6\)"),
     (lambda n: n.linear("fc", "wide", W, "i16", **LINEAR), r"fc: linear_centred: x %wide has type i32; allowed: u8"),
     (lambda n: n.linear("fc", "x", W, "f8", **LINEAR), r"fc: out = 'f8'; allowed: u8, i8, i16, i32, u4, u6, a Value"),
@@ -214,7 +221,17 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.output("x"), r"output %x: is a view or of kind input; allowed: a tensor that is computed"),
     (lambda n: n.graph(), "the graph has no output"),
     (lambda n: Builder(steps=0), "steps = 0; allowed: at least 1"),
+    (lambda n: Builder(2, range_of_step=[0, 2]), r"range_of_step = \[0, 2\]; allowed: ranges 0, 1, .. for each of 2"),
     # Wrong Python types
+    (
+        lambda n: Builder(2, range_of_step=[0, 0.5]),
+        r"Builder.__init__: range_of_step is \[0, 0.5\] of type list; allowed: a list of integers",
+    ),
+    (lambda n: Builder(range_of_step=0), "range_of_step is 0 of type int; allowed: a list of integers"),
+    (
+        lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "a_mul": np.zeros(6, [("m", "i4")])}),
+        r"add: a_mul is \[.*\[6\]; allowed: integers",
+    ),
     (lambda n: Builder(steps="2"), r"Builder.__init__: steps is '2' of type str; allowed: an integer"),
     (lambda n: n.input(3, (1, 1), "u8"), r"Builder.input: name is 3 of type int; allowed: a string"),
     (lambda n: n.input("y", 7, "u8"), "y: shape is 7 of type int; allowed: two integers"),
