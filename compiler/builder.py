@@ -12,7 +12,7 @@ from compiler.graph import Op, Value
 from compiler.operations import ELEMENTS, SHIFTS_PER_BYTE, faults
 from compiler.values import Factor, Values
 from npusim.errors import UserError
-from npusim.isa.encoding import MAX_SHIFT
+from npusim.isa.encoding import DTYPES, MAX_SHIFT
 from npusim.isa.matmul import FACTORED, SCALARS
 
 Out = str | Value
@@ -58,11 +58,7 @@ class Builder(Values):
         All arrays may have the time ranges in front.
         """
         source = self._value(layer, "x", x)
-        if weight.dtype not in (np.uint8, np.int8) or weight.ndim not in (2, 3) or not weight.size:
-            shape = f"{weight.dtype}{list(weight.shape)}"
-            raise UserError(f"{layer}: linear: weight is {shape}; allowed: a matrix (n, k) of NumPy type uint8 or int8")
-        if weight_bits not in (4, 6, 8):
-            raise UserError(f"{layer}: linear: weight_bits = {weight_bits}; allowed: 4, 6, 8")
+        self._weights(layer, weight, weight_bits, ("uint8", "int8"), (2, 3))
         # The graph's weights are unsigned; the array's are signed again.
         up, top = (1 << (weight_bits - 1)) * (weight.dtype == np.int8), (1 << weight_bits) - 1
         unsigned = (weight.astype(np.int16) + up).astype(np.uint8) if up else weight
@@ -97,9 +93,15 @@ class Builder(Values):
         factored requantization only; see the ISA's page of MATMUL.
         """
         roles = {"x": x, **self._factored(layer, weight, multiplier, shift, bias, weight_zp, weight_bits)}
+        _, least, most = DTYPES[self._value(layer, "x", x).dtype]
         scalars = np.zeros((self.ranges, 1), SCALARS)
-        for name, numbers in (("zero_point", x_zp), ("multiplier", scale[0]), ("shift", scale[1])):
-            scalars[name] = self._integers(layer, name, numbers, 1)[0]
+        for name, numbers, low, high in (
+            ("zero_point", x_zp, least, most), ("multiplier", scale[0], 0, (1 << 15) - 1),
+            ("shift", scale[1], 1, MAX_SHIFT),
+        ):  # fmt: skip
+            scalar, _ = self._integers(layer, name, numbers, 1)
+            self._demand(layer, "linear", name, scalar, low, high)
+            scalars[name] = scalar
         roles["scalars"] = self.const(f"{layer}.scalars", scalars, "scalars", per="range")
         self._shifts(layer, roles, x_shift, weight.shape[1])
         target = self._target(layer, out, (self._value(layer, "x", x).shape[0], len(weight)))
@@ -110,6 +112,7 @@ class Builder(Values):
         weight_zp: ArrayLike, weight_bits: int,
     ) -> dict[str, str]:  # fmt: skip
         """Signed weights and FACTORED records as constants, by role."""
+        self._weights(layer, weight, weight_bits, ("uint8",), (2,))
         records, half = np.zeros(len(weight), FACTORED), 1 << (weight_bits - 1)
         for name, numbers, low, high in (
             ("bias", bias, -(1 << 31), (1 << 31) - 1), ("multiplier", multiplier, 0, (1 << 15) - 1),
@@ -123,6 +126,17 @@ class Builder(Values):
             "weight": self.const(f"{layer}.weight", signed, f"i{weight_bits}"),
             "records": self.const(f"{layer}.records", records, "factored"),
         }
+
+    @staticmethod
+    def _weights(
+        layer: str, weight: NDArray[Any], weight_bits: int, types: tuple[str, ...], ranks: tuple[int, ...]
+    ) -> None:
+        """Raise UserError unless a linear's weights are such an array."""
+        if weight.dtype not in types or weight.ndim not in ranks or not weight.size:
+            given, allowed = f"{weight.dtype}{list(weight.shape)}", " or ".join(types)
+            raise UserError(f"{layer}: linear: weight is {given}; allowed: a matrix (n, k) of NumPy type {allowed}")
+        if weight_bits not in (4, 6, 8):
+            raise UserError(f"{layer}: linear: weight_bits = {weight_bits}; allowed: 4, 6, 8")
 
     def _shifts(self, layer: str, roles: dict[str, str], x_shift: ArrayLike, k: int) -> None:
         """Add the table of input shifts to a linear's ``roles``, if any channel is shifted."""

@@ -82,9 +82,6 @@ class Values:
         if dtype not in BITS or per not in CONSTANTS:
             raise UserError(f"constant {name}: {dtype!r} per {per!r}; allowed: {', '.join(BITS)} per '', step or range")
         array = np.asarray(data)
-        count = {"step": self.sizes["steps"], "range": self.ranges}.get(per)
-        if count is not None and array.shape[:1] != (count,):
-            raise UserError(f"constant {name}: data {list(array.shape)}; allowed: one array for each {per}, of {count}")
         if dtype not in RECORDS:
             if array.dtype.kind not in "iu":
                 raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")
@@ -93,8 +90,11 @@ class Values:
             if array.size and not (low <= array.min() and array.max() < limit):
                 raise UserError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
             array = array.astype(DTYPES[dtype][0] if dtype in DTYPES else np.int64)
-        if per == "range" and (array == array[:1]).all():
+        if per == "range" and array.ndim and (array == array[:1]).all():
             array, per = array[0], ""
+        count = {"step": self.sizes["steps"], "range": self.ranges}.get(per)
+        if count is not None and array.shape[:1] != (count,):
+            raise UserError(f"constant {name}: data {list(array.shape)}; allowed: one array for each {per}, of {count}")
         return self.add(
             Value(name, array.shape[1:] if per else array.shape, dtype, CONSTANTS[per], scale, zero_point, array)
         )

@@ -27,10 +27,10 @@ def prove_accumulators(graph: Graph, machine: Machine) -> None:
             _prove_attention(graph, op, acc_bits)
 
 
-def largest(graph: Graph, name: str) -> int:
-    """Largest magnitude that the type of a value holds."""
+def largest(graph: Graph, name: str, zero_point: int = 0) -> int:
+    """Largest distance from ``zero_point`` that the type of a value holds."""
     _, low, high = DTYPES[graph.values[name].dtype]
-    return max(-low, high)
+    return max(zero_point - low, high - zero_point)
 
 
 def _prove_linear(graph: Graph, op: Op, time_range: int, acc_bits: int) -> None:
@@ -38,10 +38,10 @@ def _prove_linear(graph: Graph, op: Op, time_range: int, acc_bits: int) -> None:
     weight, records = (graph.constant(op.inputs[role], step) for role in ("weight", "records"))
     k = weight.shape[1]
     late_bias = op.kind != "linear"
+    zero_point = int(graph.constant(op.inputs["scalars"], step)["zero_point"][0]) if "scalars" in op.inputs else 0
     # Rows quantized at run time lie within the steps of their grid on either side of their zero point.
-    x = (1 << op.attrs["bits"]) - 1 if op.kind == "linear_dynamic" else largest(graph, op.inputs["x"])
-    if "scalars" in op.inputs:
-        x += abs(int(graph.constant(op.inputs["scalars"], step)["zero_point"][0]))
+    dynamic = op.kind == "linear_dynamic"
+    x = (1 << op.attrs["bits"]) - 1 if dynamic else largest(graph, op.inputs["x"], zero_point)
     gain = np.ones(k, np.int64)
     if "shifts" in op.inputs:
         gain <<= input_shifts(graph.constant(op.inputs["shifts"], step).astype(np.int64), k)

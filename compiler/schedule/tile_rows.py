@@ -148,7 +148,8 @@ def linear(emitter: Emitter, op: Op) -> None:
         fields["shift_addr"] = known.get(shifts, 0)
         if "scalars" in op.inputs:
             fields["scalars_addr"] = known[op.inputs["scalars"]]
-        sizes = [*moved(emitter, x), *inner, *(size * width // n for size in moved(emitter, op.output))]
+        out_bytes = [] if emitter.in_sram(op.output) else [row_bytes(emitter.dtype(op.output), width)]
+        sizes = [*moved(emitter, x), *inner, *out_bytes]
         step = rows_per_tile(emitter, sizes, rows)
         for row in range(0, rows, step):
             count = min(step, rows - row)

@@ -171,6 +171,10 @@ W = np.zeros((3, 6), np.int8)
 LINEAR: dict[str, Any] = {"multiplier": 1, "shift": 1}
 NORM: dict[str, Any] = {"epsilon": 1, "fraction_bits": 3, "shift": 1}
 ATTENTION: dict[str, Any] = {"heads": 2, "logit": (1, 1), "output": (1 << 30, 31), "fraction_bits": 4}
+FACTORED: dict[str, Any] = {
+    "multiplier": 1, "shift": 1, "bias": 0, "weight_zp": 0, "weight_bits": 8, "x_zp": 0, "scale": (1, 1),
+    "fraction_bits": 1,
+}  # fmt: skip
 SUM: dict[str, Any] = {"a_mul": 1, "b_mul": 1, "shift": 1}
 MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.input("x", (1, 1), "u8"), "value 'x' is defined twice"),
@@ -182,7 +186,7 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.linear("fc", "x", W[0], "i16", **LINEAR), r"fc: linear: weight is int8\[6\]"),
     (lambda n: n.linear("fc", "x", W[:0], "i16", **LINEAR), r"fc: linear: weight is int8\[0, 6\]"),
     (
-        lambda n: n.linear("fc", "x", np.zeros((2, 3, 6), np.uint8), "i16", **LINEAR),
+        lambda n: n.linear("fc", "x", np.arange(36, dtype=np.uint8).reshape(2, 3, 6), "i16", **LINEAR),
         r"constant fc.weight: data \[2, 3, 6\]; allowed: one array for each range, of 1",
     ),
     (lambda n: n.const("c", 5, "i8", per="range"), r"constant c: data \[\]; allowed: one array for each range, of 1"),
@@ -196,6 +200,17 @@ MISTAKES: list[tuple[Callable[[Builder], Any], str]] = [
     (lambda n: n.linear("fc", "x", W, "i16", weight_zp=200, **LINEAR), r"weight_zp 200..200; allowed: -128..127"),
     (lambda n: n.linear("fc", "x", W, "i16", bias=[1, 2], **LINEAR), r"fc: bias has 2 numbers; allowed: 1 or 3"),
     (lambda n: n.linear("fc", "x", W, Value("o", (4, 4), "i16"), **LINEAR), r"output has shape \(4, 4\); .*\(4, 3\)"),
+    *[
+        (lambda n, more=more: n.linear_factored("fc", "u", W.astype(np.uint8), "i16", **{**FACTORED, **more}), message)
+        for more, message in (
+            ({"scale": (1 << 15, 1)}, r"fc: linear: multiplier 32768..32768; allowed: 0..32767"),
+            ({"scale": (1, 63)}, r"fc: linear: shift 63..63; allowed: 1..62"),
+            ({"x_zp": 256}, r"fc: linear: zero_point 256..256; allowed: 0..255"),
+            ({"weight_bits": 7}, r"fc: linear: weight_bits = 7; allowed: 4, 6, 8"),
+            ({"fraction_bits": 0}, r"fc: linear_factored: fraction_bits = 0; allowed: 1..15"),
+        )
+    ],
+    (lambda n: n.linear_factored("fc", "u", W, "i16", **FACTORED), r"weight is int8\[3, 6\]; .* of NumPy type uint8$"),
     (lambda n: n.sum("add", "x", "small", "i16", **SUM), r"add: elementwise: b has shape \(4, 5\); allowed: \(4, 6\)"),
     (lambda n: n.sum("add", "x", "u", "i16", **SUM), r"add: sum: b %u has zero point 7; allowed: 0"),
     (lambda n: n.sum("add", "x", "x", "i16", **{**SUM, "shift": 63}), r"add: elementwise: shift = 63; allowed: 1..62"),

@@ -68,6 +68,55 @@ def test_linear_of_unsigned_inputs_needs_fewer_bits(tiny_machine: Machine) -> No
     prove_accumulators(linear(20, 0, dtype="u8"), bits(tiny_machine, 24))  # 20 * 255 * 128 < 2^23
 
 
+MANY = 20_000
+"""Products enough for an accumulator that a machine may have."""
+
+
+def assert_reach(graph: Graph, machine: Machine, reach: int) -> None:
+    """The largest sum of any range and channel is ``reach``."""
+    need = reach.bit_length() + 1
+    prove_accumulators(graph, bits(machine, need))
+    with pytest.raises(UserError, match=rf"may reach {reach};"):
+        prove_accumulators(graph, bits(machine, need - 1))
+
+
+def test_linear_counts_the_shifts_of_its_inputs(tiny_machine: Machine) -> None:
+    """Weights of -128 and a weight zero point of as much; one channel is not shifted, the others by 1, then by 3."""
+    build = Builder(steps=2, range_of_step=(0, 1))
+    build.input("x", (3, MANY), "u8")
+    shifts = np.repeat([[1], [3]], MANY, axis=1)
+    shifts[:, 0] = 0
+    weight, record = np.zeros((1, MANY), np.uint8), {"multiplier": 1 << 14, "shift": 20}
+    build.output(build.linear("l", "x", weight, "i16", weight_zp=0, x_shift=shifts, **record))
+    assert_reach(fold_zero_points(build.graph()), tiny_machine, 2 * 255 * 128 * (8 * MANY - 7))
+
+
+@pytest.mark.parametrize("zero_points", [[255, 9], [100, 0], [0, 128]])
+def test_linear_in_two_factors_counts_its_input_zero_point(tiny_machine: Machine, zero_points: list[int]) -> None:
+    """Biases are added behind the first factor, beyond the accumulator."""
+    build = Builder(steps=2, range_of_step=(0, 1))
+    build.input("x", (3, MANY), "u8")
+    build.linear_factored(
+        "l", "x", np.zeros((1, MANY), np.uint8), "i16", multiplier=1, shift=9, bias=1 << 30, weight_zp=128,
+        weight_bits=8, x_zp=np.array(zero_points)[:, None], scale=(1, 1), fraction_bits=1,
+    )  # fmt: skip
+    build.output("l")
+    largest = max(abs(x - z) for x in (0, 255) for z in zero_points)
+    assert_reach(build.graph(), tiny_machine, largest * 128 * MANY)
+
+
+@pytest.mark.parametrize("act_bits", [4, 6, 8])
+def test_linear_quantized_at_run_time_has_the_steps_of_its_grid(tiny_machine: Machine, act_bits: int) -> None:
+    build = Builder()
+    build.input("x", (3, MANY), "i16")
+    build.linear_dynamic(
+        "l", "x", np.zeros((1, MANY), np.uint8), "i16", bits=act_bits, row=(1 << 30, 40), multiplier=1, shift=9,
+        bias=1 << 30, weight_zp=128, weight_bits=8, fraction_bits=1,
+    )  # fmt: skip
+    build.output("l")
+    assert_reach(build.graph(), tiny_machine, (2**act_bits - 1) * 128 * MANY)
+
+
 def attention(over: str, tokens: int, width: int, dtype: str) -> Graph:
     build = Builder()
     build.phase = "step"

@@ -24,6 +24,7 @@ from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.encoding import DTYPES
 from npusim.program import Program
+from npusim.testing import assert_same_bits
 from tests.compiler.runs import Array, Inputs, loaded, machine_like, window
 
 
@@ -240,3 +241,15 @@ def test_constants_do_not_grow_once_they_are_laid_out(tiny_machine: Machine) -> 
     with pytest.raises(AssertionError, match="constant bytes that the layout does not hold"):
         emitter.constant_parameter(b"not among them")
     assert len(layout.constants) == size
+
+
+def test_a_last_block_of_one_packed_column_takes_a_byte_a_row(tiny_machine: Machine) -> None:
+    """17 output channels of 4 bits on 8 columns, with x in SRAM and the result in DRAM: the last block has one."""
+    build, weight = Builder(), np.random.default_rng(0).integers(0, 256, (17, 16), np.uint8)
+    build.input("x", (60, 16), "u8")
+    build.rescale("kept", "x", "u8", multiplier=3, shift=2)
+    build.linear("layer", "kept", weight, "u4", multiplier=20000, shift=24)
+    build.output(build.rescale("seen", "layer", "i16", multiplier=2, shift=1))
+    build.output(build.rescale("held", "kept", "i16", multiplier=2, shift=1))
+    sizes = {"sram": {"capacity_bytes": 16 * 136}, "param_memory": {"capacity_bytes": 1024}}
+    assert_same_bits(build.graph(), machine_like(tiny_machine, **sizes))
