@@ -128,3 +128,14 @@ def test_graph_as_text_names_every_value_and_operation() -> None:
     assert "  value %y.1: i16[2, 3] zp=0 view of y[2:, 0:]" in lines
     assert "  %z = elementwise(a=%y, a_mul=%g) shift=1 out_zp=0  # scale" in lines
     assert len(lines) == 3 + len(graph.values) + len(graph.step)
+
+
+@pytest.mark.parametrize("per", ["step", "range"])
+def test_the_prologue_reads_nothing_that_changes(per: str) -> None:
+    build = Builder(steps=2, range_of_step=(0, 1))
+    build.phase = "prologue"
+    build.input("x", (4, 2), "i16")
+    factor = build.const("factor", [[1, 2], [3, 4]], "i16", per=per)
+    build.output(build.rescale("layer", "x", "i16", multiplier=factor, shift=1))
+    with pytest.raises(UserError, match=r"prologue operation 0 .* of layer layer\): a_mul %factor changes with the st"):
+        verify_graph(build.graph())

@@ -253,3 +253,25 @@ def test_a_last_block_of_one_packed_column_takes_a_byte_a_row(tiny_machine: Mach
     build.output(build.rescale("held", "kept", "i16", multiplier=2, shift=1))
     sizes = {"sram": {"capacity_bytes": 16 * 136}, "param_memory": {"capacity_bytes": 1024}}
     assert_same_bits(build.graph(), machine_like(tiny_machine, **sizes))
+
+
+def test_blocks_of_channels_leave_room_for_the_table_of_shifts(tiny_machine: Machine) -> None:
+    """256 bytes at once: 16 records of 12 bytes, and 64 for the shifts; the other four channels come after."""
+    rng, build = np.random.default_rng(0), Builder()
+    build.input("x", (3, 40), "u8")
+    weight, shifts = rng.integers(0, 256, (20, 40), np.uint8), rng.integers(0, 4, 40)
+    build.output(build.linear("layer", "x", weight, "i16", multiplier=20000, shift=28, x_shift=shifts))
+    assert_same_bits(build.graph(), machine_like(tiny_machine, param_memory={"capacity_bytes": 512}))
+
+
+def test_tiles_of_rows_quantized_at_run_time_leave_room_for_what_rtquant_writes(tiny_machine: Machine) -> None:
+    """A row of 4 bytes in and out needs 9 more between."""
+    build, weight = Builder(), np.full((1, 1), 200, np.uint8)
+    build.input("x", (90, 1), "i16")
+    build.linear_dynamic(
+        "layer", "x", weight, "i16", bits=8, row=(1 << 30, 45), multiplier=20000, shift=8, bias=7, weight_zp=9,
+        weight_bits=8, fraction_bits=4,
+    )  # fmt: skip
+    build.output("layer")
+    able = {"sram": {"capacity_bytes": 4096}, "vector_unit": {"runtime_quantization": True}}
+    assert_same_bits(build.graph(), machine_like(tiny_machine, **able))
