@@ -160,15 +160,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workload", required=True)
     parser.add_argument("--out", type=Path, help="JSON file to write or go on with; by default the workload's own")
     parser.add_argument("--methods", default=",".join(SEARCHED), help=f"of {', '.join(SEARCHED)}")
+    bits = [f"{w}/{a}" for w, a in BITS]
+    parser.add_argument("--bits", choices=bits, help="of weights and activations; by default all of these")
     parser.add_argument("--metric", default="step_sqnr_db", help=f"one of {', '.join(SEARCH_METRICS)}")
     options = parser.parse_args(arguments)
     console = Console(stderr=True, soft_wrap=True)
+    torch.set_num_threads(1)  # results must not depend on the number of cores
+    wanted = BITS if options.bits is None else (BITS[bits.index(options.bits)],)
     try:
         workload = get_workload(options.workload)
         out = options.out or workload.alphas
         if out is None:
             raise ModelError(f"workload '{workload.name}' has no file of exponents of its own; give --out")
-        table = search(workload, options.methods.split(","), metric=options.metric, out=out, console=console)
+        table = search(workload, options.methods.split(","), wanted, metric=options.metric, out=out, console=console)
     except ModelError as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         return 2

@@ -115,6 +115,10 @@ def evaluate(
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     attention_bits: AttentionBits = 16,
+    ranges: Ranges = None,
+    alpha: Alpha = None,
+    overrides: Overrides = None,
+    factored: Factored = False,
     tables: Annotated[str | None, typer.Option(help="Make the paper's tables: all, or some, as I,III,integer.")] = None,
     clips: Annotated[int, typer.Option(help="With --tables: clips per cell, 2 to 32.")] = 32,
     cell: Annotated[str | None, typer.Option(help="With --tables: measure this cell only, a name in cells/.")] = None,
@@ -141,7 +145,7 @@ def evaluate(
     with _progress() as notify:
         result = job.evaluate(
             workload, hw, method, out, captions=captions, weight_bits=weight_bits, act_bits=act_bits,
-            attention_bits=attention_bits, notify=notify,
+            attention_bits=attention_bits, **_quantization(ranges, alpha, overrides), factored=factored, notify=notify,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(evaluation_table(result))

@@ -7,8 +7,8 @@ engine, all with the same noise.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compiler import compile_model
 from models.clips import load_digits, load_emoji
 from models.prepare import quantize_for
+from models.quantize import Override
 from models.workloads import Workload, get_workload
 from npusim import pictures
 from npusim.config import load_machine
@@ -59,9 +60,13 @@ def evaluate(
     weight_bits: int = 8,
     act_bits: int = 8,
     attention_bits: int = 16,
+    ranges: int | Sequence[int] | None = None,
+    alpha: float | None = None,
+    overrides: Sequence[Override] = (),
+    factored: bool = False,
     notify: Notify | None = None,
 ) -> Evaluation:
-    """Sample the workload's ``captions`` ("evaluation" or "sheet") three ways and compare.
+    """Sample the workload's ``captions`` ("evaluation" or "sheet") three ways and compare; other arguments as of `run`.
 
     Writes clips.csv, evaluation.json and sheet.png into the folder ``out``, if given, when all is done.
     Raises UserError or ModelError where the user's input is at fault; nothing was written then.
@@ -73,8 +78,11 @@ def evaluate(
     work = get_workload(workload) if isinstance(workload, str) else workload
     machine, model = load_machine(hw), work.load_model()
     vae = work.load_vae() if work.vae else None
-    quantized = quantize_for(work, model, stats_of(work, model), method, weight_bits, act_bits)
-    program = compile_model(quantized, machine, attention_bits)
+    quantized = quantize_for(
+        work, model, stats_of(work, model), method, weight_bits, act_bits, ranges=ranges, alpha=alpha,
+        overrides=overrides,
+    )  # fmt: skip
+    program = compile_model(quantized, machine, attention_bits, factored=factored)
     prompts = list(zip(getattr(work, f"{captions}_captions"), getattr(work, f"{captions}_seeds"), strict=True))
     clips: dict[str, Mapping[str, Clip]] = {}
     rows = []
@@ -89,7 +97,9 @@ def evaluate(
     settings = {
         "workload": work.name, "machine": machine.name, "method": method, "weight_bits": weight_bits,
         "act_bits": act_bits, "attention_bits": attention_bits, "captions": captions, "num_steps": work.num_steps,
-        "cfg_scale": work.cfg_scale, "cfg_channels": work.cfg_channels,
+        "cfg_scale": work.cfg_scale, "cfg_channels": work.cfg_channels, "alpha": quantized.alpha,
+        "range_of_step": quantized.range_of_step.tolist(), "factored": factored,
+        "overrides": [asdict(override) for override in overrides],
     }  # fmt: skip
     names = [name for name in rows[0] if name not in ("caption", "noise_seed")]
     means = {n: None if rows[0][n] is None else float(np.mean([row[n] for row in rows])) for n in names}
