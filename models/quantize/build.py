@@ -4,7 +4,7 @@ Weights are quantized per output channel and activations per tensor, both by the
 (`models/grid.py`), and smoothed by its Eq. 2. Method, bits and time ranges apply to the linears of the transformer
 blocks. The paper leaves the rest of the network in floating point; an integer accelerator cannot, so the patch
 embedding, the caption projection and the final linear are quantized too, with 8-bit weights, 16-bit activations and
-grids that follow the ranges. Everything that depends on the time step only becomes a constant.
+one grid for all steps. Everything that depends on the time step only becomes a constant.
 
 Linears that run once per prompt (caption projection, keys and values of cross-attention) cannot change with the step:
 they have one set of parameters, from the statistics of all steps.
