@@ -35,7 +35,8 @@ def linear(simulated: Simulated, op: Op) -> Case | Cut:
         return acc
     scale32 = bool((records["multiplier"] > 32767).any())
     if scale32 and acc.kind == "i48":
-        return Cut(op.output, "a 32-bit multiplier behind a product of 48 bits: RESCALE takes 16 bits there")
+        # RESCALE takes 16 bits there. Machines with 32-bit multipliers have accumulators of at most 32 bits: 4 / 2^2.
+        acc = case.tosa.rescale(acc, 4, 2)
     simulated.finish(case, op, case.tosa.rescale(acc, records["multiplier"], records["shift"], scale32=scale32))
     return case
 
@@ -49,7 +50,7 @@ def linear_factored(simulated: Simulated, op: Op) -> Case | Cut:
         return acc
     first = case.tosa.rescale(acc, records["multiplier"], records["shift"])
     second = case.tosa.rescale(first, scalars["multiplier"], scalars["shift"])
-    simulated.finish(case, op, _biased(case.tosa, second, records["bias"], op.attrs["fraction_bits"]))
+    simulated.finish(case, op, biased(case.tosa, second, records["bias"], op.attrs["fraction_bits"]))
     return case
 
 
@@ -73,8 +74,6 @@ def _quantized_rows(simulated: Simulated, op: Op) -> Case:
     rows = simulated.part(op.inputs["x"])
     reach = np.maximum(rows.max(axis=1), 0) - np.minimum(rows.min(axis=1), 0)
     mantissa, shift = numerics.reciprocal(np.maximum(reach, 1))
-    half = mantissa >> 31  # 2^31 is no 32-bit multiplier, but half of it is
-    mantissa, shift = mantissa >> half, shift - half
     zero_point = tosa.rescale(tosa.times(low, -top), mantissa, shift, scale32=True)
     case.compare(zero_point, f"{op.output}: row zero points", simulated.inner[op.output, "zero_point"][None])
     q = tosa.add(tosa.rescale(tosa.times(x, top), mantissa, shift, scale32=True), zero_point)
@@ -98,13 +97,14 @@ def _dynamic_product(simulated: Simulated, op: Op) -> Case:
         tosa.const(_centred_weight(simulated, op)[None], "i16"),
     )
     first = tosa.reshape(tosa.rescale(product, records["multiplier"], records["shift"]), (len(q), len(records)))
-    second = tosa.rescale(tosa.transpose(first, (1, 0)), multiplier, shift)
+    # A row of zeros has a factor of 0 with a shift of 1, and TOSA's begin at 2.
+    second = tosa.rescale(tosa.transpose(first, (1, 0)), multiplier, np.where(multiplier == 0, 2, shift))
     second = tosa.transpose(second, (1, 0))
-    simulated.finish(case, op, _biased(tosa, second, records["bias"], op.attrs["fraction_bits"]))
+    simulated.finish(case, op, biased(tosa, second, records["bias"], op.attrs["fraction_bits"]))
     return case
 
 
-def _biased(tosa: TosaGraph, second: Tensor, bias: NDArray[np.int32], fraction_bits: int) -> Tensor:
+def biased(tosa: TosaGraph, second: Tensor, bias: NDArray[np.int32], fraction_bits: int) -> Tensor:
     """``second`` plus the channel's bias, saturated to 32 bits, without its fractional bits.
 
     ADD must not overflow: the bias is clamped to what is left for it.

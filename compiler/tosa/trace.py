@@ -155,10 +155,9 @@ def inner_tensors(graph: Graph, ops: Iterable[Op], tracer: Tracer) -> dict[tuple
 
 def batches_of(graph: Graph, op: Op) -> tuple[int, int, int, int]:
     """(branches, groups of a branch, heads, query tokens of a group)."""
-    tokens = {"spatial": graph.positions, "temporal": graph.frames, "cross": graph.frames * graph.positions}
-    queries = tokens[op.attrs["over"]]
-    groups = graph.values[op.output].shape[0] // graph.branches // queries
-    return graph.branches, groups, op.attrs["heads"], queries
+    rows = graph.values[op.output].shape[0] // graph.branches
+    queries = {"spatial": graph.positions, "temporal": graph.frames, "cross": rows}[op.attrs["over"]]
+    return graph.branches, rows // queries, op.attrs["heads"], queries
 
 
 def joined(blocks: list[Array], sizes: tuple[int, int, int, int]) -> Array:
