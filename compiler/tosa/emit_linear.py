@@ -1,6 +1,6 @@
 """Linears: the product with zero points, input shifts and bias; then one factor by channel, or two.
 
-Inputs of 4 and 6 bits are 8-bit tensors here, with values of their own range: TOSA has no product of 4-bit inputs.
+Inputs of 4 and 6 bits are 8-bit tensors here, with values of their own range: TOSA's MATMUL takes no fewer.
 """
 
 from __future__ import annotations
