@@ -298,7 +298,11 @@ def verify(
     tosa: Annotated[bool, typer.Option("--tosa", help="Compare with Arm's TOSA reference model, bit for bit.")] = False,
     hw: Annotated[Path | None, typer.Option(help="Machine file, for --tosa with a quantized model.")] = None,
     block: Annotated[int | None, typer.Option(help="With --tosa: one transformer block only.")] = None,
+    step: Annotated[int | None, typer.Option(help="With --tosa: which denoising step (0).")] = None,
     attention_bits: Annotated[int | None, typer.Option(help="For --tosa with a quantized model: 8 or 16.")] = None,
+    factored: Annotated[
+        bool, typer.Option("--factored", help="For --tosa with a quantized model: compile it in two factors.")
+    ] = False,
 ) -> None:
     """Check that a program is legal, and that engine and reference agree on random inputs (npusim.crosscheck).
 
@@ -310,10 +314,12 @@ def verify(
     if tosa:
         if (steps, orders, seed) != (None, None, None):
             raise UserError(f"{source}: --steps, --orders and --seed are allowed without --tosa only")
-        _verify_tosa(source, hw, block, attention_bits)
+        _verify_tosa(source, hw, block, step or 0, attention_bits, factored)
         return
-    if hw is not None or block is not None or attention_bits is not None:
-        raise UserError(f"{source}: --hw, --block and --attention-bits are allowed with --tosa only")
+    if (hw, block, step, attention_bits, factored) != (None, None, None, None, False):
+        raise UserError(
+            f"{source}: --hw, --block, --step, --attention-bits and --factored are allowed with --tosa only"
+        )
     loaded = load_program(source)
     result = None
     with _naming(source):
@@ -328,11 +334,13 @@ def verify(
             raise typer.Exit(1)
 
 
-def _verify_tosa(source: Path, hw: Path | None, block: int | None, attention_bits: int | None) -> None:
+def _verify_tosa(
+    source: Path, hw: Path | None, block: int | None, step: int, attention_bits: int | None, factored: bool
+) -> None:
     from npusim.translation import report_text, verify_tosa
 
     with _progress() as notify:
-        report = verify_tosa(source, hw, block, attention_bits, notify)
+        report = verify_tosa(source, hw, block, attention_bits, notify, step, factored)
     typer.echo(report_text(report))
     if not report.equal:
         raise typer.Exit(1)

@@ -37,8 +37,10 @@ def verify_tosa(
     block: int | None = None,
     attention_bits: int | None = None,
     notify: Notify | None = None,
+    step: int = 0,
+    factored: bool = False,
 ) -> Report:
-    """Compare prologue and first denoising step, as the simulator computes them, with Arm's TOSA reference model.
+    """Compare prologue and one denoising step, as the simulator computes them, with Arm's TOSA reference model.
 
     Args:
         source: a run folder, whose model, program, machine, caption and noise are taken; or a quantized model, which
@@ -47,27 +49,30 @@ def verify_tosa(
         block: one transformer block instead of the whole network.
         attention_bits: of queries, keys and values, for a quantized model; 16 if None.
         notify: told of progress.
+        step: the denoising step, 0 the first; the steps before it are run too.
+        factored: as in `compiler.compile_model`, for a quantized model.
 
     Raises:
         UserError, ModelError: the input is at fault, or the reference model cannot be installed.
     """
     if source.is_dir():
-        if hw is not None or attention_bits is not None:
+        if hw is not None or attention_bits is not None or factored:
             raise UserError(
-                f"{source}: a run folder has its own machine and attention bits; allowed: no option for them"
+                f"{source}: a run folder has its own machine, attention bits and factors; allowed: no option for them"
             )
-        return _verify_run(source, block, notify)
+        return _verify_run(source, block, notify, step)
     if hw is None:
         raise UserError(f"{source}: not a run folder; allowed: a run folder, or a quantized model and --hw")
-    graph = integer_graph(QuantizedModel.load(source), 16 if attention_bits is None else attention_bits)
-    return validate(graph, load_machine(hw), random_inputs(graph), block=block, notify=notify)
+    bits = 16 if attention_bits is None else attention_bits
+    graph = integer_graph(QuantizedModel.load(source), bits, factored=factored)
+    return validate(graph, load_machine(hw), random_inputs(graph), block=block, notify=notify, step=step)
 
 
-def _verify_run(folder: Path, block: int | None, notify: Notify | None) -> Report:
+def _verify_run(folder: Path, block: int | None, notify: Notify | None, step: int) -> Report:
     config, seed = _described(folder / JSON)
     model, compiled = folder / "quantized.safetensors", folder / "program.npu"
     program = load_program(compiled)
-    graph = integer_graph(QuantizedModel.load(model), config["attention_bits"])
+    graph = integer_graph(QuantizedModel.load(model), config["attention_bits"], factored=config["factored"])
     again = build_program(graph, program.machine)
     if not all(np.array_equal(getattr(program, name), getattr(again, name)) for name in TENSORS):
         raise UserError(
@@ -77,7 +82,7 @@ def _verify_run(folder: Path, block: int | None, notify: Notify | None) -> Repor
     clip = ClipInputs.of(work, config["prompt"], seed)
     host = Host(program, clip.latent_shape)
     inputs = host.inputs(*(tensor.numpy() for tensor in (clip.text, clip.mask, clip.x_T, clip.noises)))
-    return validate(graph, program.machine, inputs, program, block, notify)
+    return validate(graph, program.machine, inputs, program, block, notify, step)
 
 
 def _described(path: Path) -> tuple[Mapping[str, Any], int]:
@@ -85,7 +90,7 @@ def _described(path: Path) -> tuple[Mapping[str, Any], int]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         config, seed = data["config"], data["seeds"]["noise"]
-        kinds = {"workload": str, "prompt": str, "attention_bits": int}
+        kinds = {"workload": str, "prompt": str, "attention_bits": int, "factored": bool}
         wrong = [name for name, kind in kinds.items() if not isinstance(config[name], kind)]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); allowed: a run folder") from None

@@ -1,8 +1,8 @@
 """Graph operations as TOSA graphs, each fed with the simulator's tensors.
 
 Every result is an i32 tensor: TOSA's output zero points end at 8 bits, so the zero point is an ADD, and CLAMP has no
-32 bits, so the clamp is a MINIMUM and a MAXIMUM. Attention and LayerNorm are in ``emit_attention.py`` and
-``emit_layernorm.py``.
+32 bits, so the clamp is a MINIMUM and a MAXIMUM. Linears, attention and LayerNorm are in ``emit_linear.py``,
+``emit_attention.py`` and ``emit_layernorm.py``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,8 @@ from compiler.graph import Graph, Op
 from compiler.tosa.tosa_graph import Tensor, TosaGraph
 from compiler.tosa.wide import WideSum, constant_limbs, limb_count, limbs
 from npusim.isa.encoding import DTYPES
-from npusim.isa.matmul import bias_of
 
 Array = NDArray[Any]
-BIAS_UNIT = 1 << 14
-MOST_BIAS_COLUMNS = 1024
-MOST_NARROW_INPUTS = 1 << 15
-"""Inputs of a linear whose products and row sums, times a zero point, stay below 2^31 with certainty."""
 
 
 class Cut(NamedTuple):
@@ -64,9 +59,7 @@ class Simulated:
     def whole(self, name: str) -> Array:
         """The tensor that owns the storage of ``name``."""
         owner = self.graph.base(name)
-        if owner.data is None:
-            return self.tensors[owner.name]
-        return owner.data[self.step] if owner.kind == "step_const" else owner.data
+        return self.tensors[owner.name] if owner.data is None else self.graph.constant(owner.name, self.step)
 
     def part(self, name: str) -> Array:
         """A tensor, or the rows and columns that a view shows."""
@@ -97,52 +90,6 @@ def finished(tosa: TosaGraph, scaled: Tensor, zero_point: int, low: int, high: i
     """``clamp(scaled + zero_point)``."""
     moved = tosa.add(scaled, tosa.scalar(zero_point, scaled)) if zero_point else scaled
     return tosa.minimum(tosa.maximum(moved, tosa.scalar(low, moved)), tosa.scalar(high, moved))
-
-
-def linear(simulated: Simulated, op: Op) -> Case | Cut:
-    """MATMUL, zero points and bias, RESCALE by channel with 16-bit multipliers."""
-    records = simulated.whole(op.inputs["records"])
-    dtype = simulated.graph.values[op.inputs["x"]].dtype
-    bias, weight = bias_of(records), simulated.whole(op.inputs["weight"])
-    case = Case()
-    if dtype in ("u8", "i8") and np.abs(bias).max() < 1 << 31 and weight.shape[1] <= MOST_NARROW_INPUTS:
-        acc = _narrow_product(simulated, op, case.tosa, bias, 128 if dtype == "u8" else 0)
-    elif dtype in ("u8", "i8", "i16") and np.abs(bias).max() < MOST_BIAS_COLUMNS * BIAS_UNIT * 32767:
-        acc = _wide_product(simulated, op, case.tosa, bias)
-    else:
-        return Cut(op.output, f"a product of {dtype}, or a bias of {np.abs(bias).max()}: no TOSA product holds it")
-    simulated.finish(case, op, case.tosa.rescale(acc, records["multiplier"], records["shift"]))
-    return case
-
-
-def _narrow_product(simulated: Simulated, op: Op, tosa: TosaGraph, bias: Array, offset: int) -> Tensor:
-    """i8 x i8 to i32; the weight zero points through the row sums, which are a product with ones."""
-    weight, records = simulated.whole(op.inputs["weight"]), simulated.whole(op.inputs["records"])
-    x = simulated.feed(tosa, op.inputs["x"], "i8", offset)
-    x = tosa.reshape(x, (1, *x.shape))
-    product = tosa.matmul(x, tosa.const(weight.T[None], "i8"), -offset)
-    row_sum = tosa.matmul(x, tosa.const(np.ones((1, weight.shape[1], 1)), "i8"), -offset)
-    zero_point = records["zero_point"][None, None].astype(np.int64)
-    correction = tosa.mul(row_sum, tosa.const(zero_point, "i32"))
-    return tosa.add(tosa.sub(product, correction), tosa.const(bias[None, None], "i32"))
-
-
-def _wide_product(simulated: Simulated, op: Op, tosa: TosaGraph, bias: Array) -> Tensor:
-    """i16 x i16 to i48, which has no ADD: zero points go into the weights, biases into further rows of them.
-
-    Beside x stand columns of ``BIAS_UNIT`` and one of 1; their weights add up to the bias.
-    """
-    weight, records = simulated.whole(op.inputs["weight"]), simulated.whole(op.inputs["records"])
-    high, low = np.divmod(bias, BIAS_UNIT)
-    columns = max(1, -(-int(np.abs(high).max()) // 32767))
-    share = np.abs(high) // columns + (np.arange(columns)[:, None] < np.abs(high) % columns)
-    rows = np.concatenate([np.sign(high) * share, low[None]])
-    centred = weight.T.astype(np.int64) - records["zero_point"]
-    x = simulated.feed(tosa, op.inputs["x"], "i16")
-    ones = np.broadcast_to([BIAS_UNIT] * columns + [1], (x.shape[0], columns + 1))
-    left = tosa.concat([x, tosa.const(ones, "i16")], 1)
-    right = tosa.const(np.concatenate([centred, rows])[None], "i16")
-    return tosa.matmul(tosa.reshape(left, (1, *left.shape)), right)
 
 
 def elementwise(simulated: Simulated, op: Op) -> Case:
@@ -184,9 +131,10 @@ def _operand(simulated: Simulated, tosa: TosaGraph, name: str, shape: tuple[int,
 
 
 def table(simulated: Simulated, op: Op) -> Case:
-    """TABLE, then RESCALE with a 16-bit multiplier."""
+    """TABLE, then RESCALE with a 16-bit multiplier, or a 32-bit one where it has 16 bits without a sign."""
     case = Case()
     x = simulated.feed(case.tosa, op.inputs["x"], "i16")
     looked_up = case.tosa.table(x, simulated.whole(op.inputs["table"]))
-    simulated.finish(case, op, case.tosa.rescale(looked_up, op.attrs["multiplier"], op.attrs["shift"]))
+    multiplier, shift = op.attrs["multiplier"], op.attrs["shift"]
+    simulated.finish(case, op, case.tosa.rescale(looked_up, multiplier, shift, scale32=multiplier > 32767))
     return case

@@ -100,7 +100,7 @@ def weighted_sum(simulated: Simulated, op: Op) -> Case:
     Both sides are transposed, because RESCALE scales the last axis: values (width, keys) by p (keys, query tokens).
     """
     case, attrs = Case(), op.attrs
-    tosa, kind = case.tosa, simulated.graph.values[op.inputs["v"]].dtype
+    tosa, kind = case.tosa, "i8" if attrs["p_bits"] == 8 else "i16"
     p, multiplier, shift = (simulated.inner[op.output, name] for name in ("p", "multiplier", "shift"))
     offset = 128 if kind == "i8" else 0  # an unsigned byte, as a signed one with a zero point
     right = tosa.transpose(tosa.input(p - offset, kind), (0, 2, 1))

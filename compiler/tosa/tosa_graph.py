@@ -114,7 +114,7 @@ class TosaGraph:
         return self.op("CAST", [a], a.shape, kind)
 
     def reduce(self, operator: str, a: Tensor, axis: int) -> Tensor:
-        """REDUCE_SUM or REDUCE_MAX; the axis stays with size 1."""
+        """REDUCE_SUM, REDUCE_MAX or REDUCE_MIN; the axis stays with size 1."""
         return self.op(operator, [a], (*a.shape[:axis], 1, *a.shape[axis + 1 :]), a.kind, axis)
 
     def reshape(self, a: Tensor, shape: Sequence[int]) -> Tensor:

@@ -22,17 +22,16 @@ from npusim import engine
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
-from npusim.isa.encoding import Decoded
+from npusim.isa.encoding import DTYPE_NAMES, ELEMENT_BITS, Decoded, row_bytes
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import ROW_RECORD
+from npusim.isa.runtime_quantization import operands as rtquant_operands
 from npusim.isa.softmax import exp_operands
 from npusim.memory import MachineState
 from npusim.program import Program
 from npusim.simulate import Simulation
 
 Array = NDArray[Any]
-STEP = 0
-"""The denoising step that is looked at: the first, on the state that the host gives."""
 
 
 def with_outputs(graph: Graph, ops: Iterable[Op]) -> Graph:
@@ -41,37 +40,52 @@ def with_outputs(graph: Graph, ops: Iterable[Op]) -> Graph:
     return replace(graph, outputs=tuple(dict.fromkeys([*graph.outputs, *(v.name for v in named if v.kind == "value")])))
 
 
-def execute(graph: Graph, machine: Machine, inputs: Mapping[str, Array], ops: tuple[Op, ...]) -> Simulated:
-    """Compile ``graph`` for ``machine``, run prologue and first step on the engine, and keep what ``ops`` touch.
+def execute(graph: Graph, machine: Machine, inputs: Mapping[str, Array], ops: tuple[Op, ...], step: int) -> Simulated:
+    """Compile ``graph`` for ``machine``, run prologue and steps up to ``step`` on the engine; keep what ``ops`` touch.
 
-    ``inputs``: contents of the program's input buffers. Raises UserError as the compiler and the simulation do.
+    ``inputs``: contents of the program's input buffers. Tensors are those of ``step`` and of the prologue. Raises
+    UserError as the compiler and the simulation do.
     """
     graph = with_outputs(graph, ops)
     program = build_program(graph, machine)
-    simulation = Simulation(program, inputs)
-    simulation.prologue()
-    tensors = {name: simulation.read(name) for name in inputs}
-    tensors["noise"] = tensors["noise"][STEP]
+    # The host's buffers have whole bytes: those of packed elements are read here.
+    whole = {name: buffer for name, buffer in program.buffers.items() if ELEMENT_BITS[buffer.dtype] >= 8}
+    simulation = Simulation(replace(program, buffers=whole), inputs)
     tracer = Tracer(program)
-    simulation.state.bases = program.bases(STEP)
-    for ins in decode(program.step):
-        engine.execute(simulation.state, (ins,))
-        tracer.note(simulation.state, ins)
-    tensors |= {name: simulation.read(OUTPUT_BUFFERS.get(name, name)) for name in graph.outputs}
+    tracer.run(simulation.state, decode(program.prologue), [0] * len(program.bases(step)))
+    for before in range(step):
+        simulation.step(before)
+    tensors = {name: simulation.read(name) for name in inputs}
+    if "noise" in tensors:
+        tensors["noise"] = tensors["noise"][step]
+    tracer.run(simulation.state, decode(program.step), program.bases(step))
+    for name in graph.outputs:
+        tensors[name] = buffer_of(program, simulation.state, OUTPUT_BUFFERS.get(name, name))
     wide = {name: array.astype(np.int64) for name, array in tensors.items()}
-    return Simulated(graph, STEP, wide, inner_tensors(graph, ops, tracer))
+    return Simulated(graph, step, wide, inner_tensors(graph, ops, tracer))
+
+
+def buffer_of(program: Program, state: MachineState, name: str) -> Array:
+    """A buffer's elements, int64; rows of packed ones begin at a byte."""
+    buffer = program.buffers[name]
+    dtype, (rows, columns) = DTYPE_NAMES.index(buffer.dtype), buffer.shape
+    pitch = row_bytes(dtype, columns)
+    return np.asarray(state.operand("dram", buffer.address, dtype, (rows, columns), (pitch,)).values())
 
 
 def check_same_results(
     simulated: Simulated, program: Program, inputs: Mapping[str, Array], outputs: Iterable[str]
 ) -> None:
-    """Raise UserError unless ``program`` itself leaves the same ``outputs`` after its first step."""
+    """Raise UserError unless ``program`` itself leaves the same ``outputs`` after the step."""
     simulation = Simulation(program, inputs)
     simulation.prologue()
-    simulation.step(STEP)
+    for step in range(simulated.step + 1):
+        simulation.step(step)
     for name in outputs:
         if not np.array_equal(simulation.read(OUTPUT_BUFFERS.get(name, name)), simulated.tensors[name]):
-            raise UserError(f"the program and the one compiled to be looked into differ in {name} after the first step")
+            raise UserError(
+                f"the program and the one compiled to be looked into differ in {name} after step {simulated.step}"
+            )
 
 
 class Tracer:
@@ -81,6 +95,13 @@ class Tracer:
         self.layers = program.layers
         self.found: dict[tuple[str, str], list[Array]] = defaultdict(list)
         self._blocks: dict[str, Decoded] = {}
+
+    def run(self, state: MachineState, code: Iterable[Decoded], bases: list[int]) -> None:
+        """Execute ``code`` on the engine and look behind each instruction."""
+        state.bases = bases
+        for ins in code:
+            engine.execute(state, (ins,))
+            self.note(state, ins)
 
     def note(self, state: MachineState, ins: Decoded) -> None:
         """Look at the memories right after ``ins``."""
@@ -99,6 +120,11 @@ class Tracer:
             records = state.vector("sram", ins.out_addr, ROW_RECORD, ins.rows)
             for name in ("multiplier", "shift"):
                 self._keep(layer, name, self._by_batch(layer, records[name]))
+        elif ins.op == "rtquant":
+            _, out, scalars = rtquant_operands(state, ins)
+            self._keep(layer, "q", out.values())
+            for name in ("zero_point", "multiplier", "shift"):
+                self._keep(layer, name, scalars[name])
 
     def _keep(self, layer: str, name: str, values: Array) -> None:
         self.found[layer, name].append(np.array(values, np.int64))
@@ -116,6 +142,11 @@ def inner_tensors(graph: Graph, ops: Iterable[Op], tracer: Tracer) -> dict[tuple
         if op.kind == "layernorm_modulate":
             for name in ("sum", "mantissa", "shift"):
                 whole[op.output, name] = np.concatenate(tracer.found[op.layer, name])
+        elif op.kind == "linear_dynamic":
+            # Rows are quantized once more for each further block of output channels.
+            for name in ("q", "zero_point", "multiplier", "shift"):
+                found = np.concatenate(tracer.found[op.layer, name])
+                whole[op.output, name] = found[: graph.values[op.output].shape[0]]
         elif op.kind == "attention":
             for name in ("scores", "p", "sums", "multiplier", "shift"):
                 whole[op.output, name] = joined(tracer.found[op.layer, name], batches_of(graph, op))
@@ -124,10 +155,9 @@ def inner_tensors(graph: Graph, ops: Iterable[Op], tracer: Tracer) -> dict[tuple
 
 def batches_of(graph: Graph, op: Op) -> tuple[int, int, int, int]:
     """(branches, groups of a branch, heads, query tokens of a group)."""
-    tokens = {"spatial": graph.positions, "temporal": graph.frames, "cross": graph.frames * graph.positions}
-    queries = tokens[op.attrs["over"]]
-    groups = graph.values[op.output].shape[0] // graph.branches // queries
-    return graph.branches, groups, op.attrs["heads"], queries
+    rows = graph.values[op.output].shape[0] // graph.branches
+    queries = {"spatial": graph.positions, "temporal": graph.frames, "cross": rows}[op.attrs["over"]]
+    return graph.branches, rows // queries, op.attrs["heads"], queries
 
 
 def joined(blocks: list[Array], sizes: tuple[int, int, int, int]) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import Graph, Op
-from compiler.tosa import emit, emit_attention, emit_layernorm
+from compiler.tosa import emit, emit_attention, emit_layernorm, emit_linear
 from compiler.tosa.emit import Case, Cut, Simulated
 from compiler.tosa.tosa_graph import Rejected, model_python, run_graphs
 from compiler.tosa.trace import check_same_results, execute
@@ -27,7 +27,14 @@ Emitter = Callable[[Simulated, Op], "Case | Cut | list[Case | Cut]"]
 Notify = Callable[[str, int, int], None]
 
 EMITTERS: dict[str, tuple[Emitter, set[str]]] = {
-    "linear": (emit.linear, {"x", "weight", "records", "in_zp", "out_zp"}),
+    "linear": (emit_linear.linear, {"x", "weight", "records", "shifts", "out_zp"}),
+    "linear_factored": (
+        emit_linear.linear_factored, {"x", "weight", "records", "scalars", "shifts", "fraction_bits", "out_zp"},
+    ),
+    "linear_dynamic": (
+        emit_linear.linear_dynamic,
+        {"x", "weight", "records", "bits", "row_multiplier", "row_shift", "fraction_bits", "out_zp"},
+    ),
     "elementwise": (
         emit.elementwise, {"a", "b", "a_mul", "b_mul", "bias", "shift", "out_zp", "b_rows"},
     ),
@@ -88,20 +95,24 @@ def validate(
     program: Program | None = None,
     block: int | None = None,
     notify: Notify | None = None,
+    step: int = 0,
 ) -> Report:
-    """Compare prologue and first denoising step of ``graph``, as ``machine`` computes them, with TOSA.
+    """Compare prologue and one denoising step of ``graph``, as ``machine`` computes them, with TOSA.
 
     ``inputs``: contents of the program's input buffers, in their types and shapes. ``program``: the graph's program,
     which must give the same results as the one that is compiled here to be looked into. ``block``: only this block.
-    Raises UserError for a block that does not exist, and if the reference model cannot be installed.
+    ``step``: the denoising step, after those before it. Raises UserError for a block or step that does not exist, and
+    if the reference model cannot be installed.
     """
     ops = chosen(graph, block)
+    if not 0 <= step < graph.steps:
+        raise UserError(f"step = {step}: allowed 0..{graph.steps - 1}")
     tell: Notify = notify or (lambda stage, done, total: None)
     tell("TOSA model", 0, 1)
     python = model_python()
     tell("TOSA model", 1, 1)
     tell("simulate", 0, 1)
-    simulated = execute(graph, machine, inputs, ops)
+    simulated = execute(graph, machine, inputs, ops, step)
     if program is not None:
         check_same_results(simulated, program, inputs, graph.outputs)
     tell("simulate", 1, 1)
@@ -162,7 +173,7 @@ def first_difference(simulated: Array, tosa: Array) -> Difference | None:
 def macs_of(graph: Graph, op: Op) -> int:
     """Products of a linear or of an attention's two matrix products."""
     shapes = {role: graph.values[name].shape for role, name in op.inputs.items()}
-    if op.kind == "linear":
+    if op.kind.startswith("linear"):
         return shapes["x"][0] * shapes["weight"][0] * shapes["weight"][1]
     if op.kind != "attention":
         return 0

@@ -26,7 +26,7 @@ ELEMENTS = {
 }  # fmt: skip
 ATTRIBUTES = {"MATMUL": "MatMul"}
 """Operators whose attribute is not called like the operator in camel case."""
-WITH_NAN_MODE = ("MAXIMUM", "MINIMUM", "REDUCE_MAX")
+WITH_NAN_MODE = ("MAXIMUM", "MINIMUM", "REDUCE_MAX", "REDUCE_MIN")
 """Operators whose attribute asks for a treatment of NaN, which integers do not have."""
 
 

@@ -463,7 +463,7 @@ def test_requests_about_a_program_that_are_refused(capsys, tmp_path, machine_fil
         (("verify", small, "--seed", "-1"), "small.npu: seed = -1: allowed: at least 0"),
         (("verify", small, "--orders", "-1"), "small.npu: orders = -1: allowed: at least 0"),
         (("verify", small, "--tosa", "--seed", "1"), "--steps, --orders and --seed are allowed without --tosa only"),
-        (("verify", small, "--block", "1"), "--hw, --block and --attention-bits are allowed with --tosa only"),
+        (("verify", small, "--block", "1"), "--step, --attention-bits and --factored are allowed with --tosa only"),
         (("explain", small, "6"), "small.npu: step has no instruction 6; allowed 0..5"),
         (("explain", small, "-1"), "small.npu: step has no instruction -1; allowed 0..5"),
         (("explain", small, "0", "--prat", "step"), "unexpected extra argument"),

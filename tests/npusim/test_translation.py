@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from compiler.pipeline import compile_model
+from models.quantize import quantize
+from models.workloads import get_workload
 from npusim import engine
 from npusim.cli import main
+from npusim.config import Machine
+from npusim.program import save_program
 from npusim.report import write_run
 from npusim.run import RunResult
 from tests.conformance.side_venv import CACHE_HOME
@@ -70,6 +75,27 @@ def test_a_quantized_model_needs_a_machine(folder: Path, repository: Path, capsy
     assert "0 differ" in capsys.readouterr().out
 
 
+def test_a_run_in_two_factors(folder: Path, tiny_machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder's own factors are taken; a later step lies in a later time range."""
+    work = get_workload("tiny")
+    quantized = quantize(work.load_model(), work.load_stats(), "tsq_pot", 4, 6)
+    quantized.save(folder / "quantized.safetensors")
+    save_program(compile_model(quantized, tiny_machine, factored=True), folder / "program.npu")
+    assert "not what" in refused(capsys, folder, "--tosa")
+    data = json.loads((folder / "run.json").read_text())
+    data["config"]["factored"] = True
+    (folder / "run.json").write_text(json.dumps(data))
+    assert main(["verify", str(folder), "--tosa", "--block", "0", "--step", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "linear_factored     blocks.0.attn.qkv\n" in out
+    assert "0 differ" in out
+    machine = ("--hw", str(folder / "machine.yaml"))
+    (folder / "machine.yaml").write_text(json.dumps(tiny_machine.model_dump()))
+    command = ["verify", str(folder / "quantized.safetensors"), "--tosa", *machine, "--block", "0", "--factored"]
+    assert main(command) == 0
+    assert "linear_factored     blocks.0.attn.qkv\n" in capsys.readouterr().out
+
+
 def test_wrong_inputs_are_refused(
     folder: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,10 +106,14 @@ def test_wrong_inputs_are_refused(
         capsys, folder / "quantized.safetensors", "--tosa", "--hw", machine_file, "--attention-bits", "0"
     )
     assert "block = 7: allowed 0..1" in refused(capsys, folder, "--tosa", "--block", "7")
+    assert "step = 4: allowed 0..3" in refused(capsys, folder, "--tosa", "--step", "4")
+    assert "and factors; allowed: no option for them" in refused(capsys, folder, "--tosa", "--factored")
     assert "run.json: cannot be read" in refused(capsys, tmp_path, "--tosa")
     data = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(data | {"seeds": {"noise": "five"}}))
     assert "run.json: seeds.noise has the wrong type" in refused(capsys, folder, "--tosa")
+    (folder / "run.json").write_text(json.dumps(data | {"config": data["config"] | {"factored": 1}}))
+    assert "run.json: factored has the wrong type" in refused(capsys, folder, "--tosa")
     (folder / "run.json").write_text("{")
     assert "not the run.json of a run folder" in refused(capsys, folder, "--tosa")
 

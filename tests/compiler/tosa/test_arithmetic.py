@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compiler.tosa.emit_attention import exponential
+from compiler.tosa.emit_linear import biased
 from compiler.tosa.tosa_graph import Rejected, TosaGraph, run_graphs
 from compiler.tosa.wide import WideSum, constant_limbs, limb_count, limbs
 from npusim import numerics
@@ -74,6 +75,16 @@ def test_sums_at_the_ends_of_32_bits_saturate(model: Path) -> None:
     for shift, found in zip(shifts, run_graphs(graphs, model), strict=True):
         assert not isinstance(found, Rejected), found
         np.testing.assert_array_equal(found[0], np.clip(2 * a, -(1 << 31), (1 << 31) - 1), f"shift {shift}")
+
+
+def test_a_bias_behind_two_factors_saturates(model: Path) -> None:
+    rng, graph = np.random.default_rng(2), TosaGraph()
+    second, bias = spread(32, 400, rng)[:, None], spread(32, 50, rng).astype(np.int32)
+    graph.output(biased(graph, graph.input(second, "i32"), bias, 12))
+    (found,) = run_graphs([graph], model)
+    assert not isinstance(found, Rejected), found
+    total = np.clip(second + bias.astype(np.int64), -(1 << 31), (1 << 31) - 1)
+    np.testing.assert_array_equal(found[0], (total + 2048) >> 12)
 
 
 @pytest.mark.parametrize("p_bits", [8, 15])
