@@ -119,9 +119,9 @@ def test_grids_span_what_calibration_saw_in_their_range(
     made = quantize(model, stats, method, ranges=ranges)
     for name, linear in made.linears.items():
         low, high = (values[f"{name}:in"].astype(np.float64) for values in (stats.channel_min, stats.channel_max))
-        per_prompt = name in PROMPT_LINEARS or name.startswith("y_embedder")
+        one_grid = name in PROMPT_LINEARS or name in SIDE_LINEARS
         for time_range in range(made.num_ranges):
-            steps = np.ones(4, bool) if per_prompt else made.range_of_step == time_range
+            steps = np.ones(4, bool) if one_grid else made.range_of_step == time_range
             grid, divisor = linear.act_grid(time_range), linear.divisor(time_range)
             least, most = grid.dequantize(np.array([0, 2**grid.bits - 1]))
             slack = float(grid.scale) * 0.51 + 2**-10 * float(most - least)
