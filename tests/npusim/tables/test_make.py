@@ -170,12 +170,14 @@ def test_the_tables_of_the_trained_model_at_few_steps(tmp_path: Path) -> None:
     }
     assert noise["cw_tw"] < noise["tsw"] < noise["tsq"]
     assert noise["cw_tw"] < noise["asq"] < noise["dynamic"] < noise["fp16"]
-    integer = [figures for name, figures in found.figures.items() if found.cells[name].integer]
-    compiled = [figures for figures in integer if not figures["refused"]]
-    assert compiled
-    for figures in compiled:
+    for name, figures in found.figures.items():
+        cell = found.cells[name]
+        if not cell.integer:
+            continue
+        assert figures["refused"] is None
         difference = np.mean(figures["integer_eps_sqnr_db"]) - np.mean(figures["fakequant_eps_sqnr_db"])
-        assert abs(difference) <= 0.5
+        # Activations that are quantized at run time are fine enough for the 16-bit residual stream to show.
+        assert abs(difference) <= (1.0 if cell.method == "dynamic" else 0.5), name
         assert figures["bit_exact"] is True
     results = (tmp_path / "out" / "results.md").read_text()
     for title in ("Table I:", "Integer:", "Model sizes"):
