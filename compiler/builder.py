@@ -9,11 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from compiler.arguments import checked
 from compiler.graph import Op, Value
-from compiler.operations import ELEMENTS, SHIFTS_PER_BYTE, faults
+from compiler.operations import ELEMENTS, SHIFT_BITS, faults
 from compiler.values import Factor, Values
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPES, MAX_SHIFT
 from npusim.isa.matmul import FACTORED, SCALARS
+from npusim.memory import packed
 
 Out = str | Value
 """Where an operation's result goes: an element type, a new value, or the name of a view."""
@@ -143,7 +144,7 @@ class Builder(Values):
         shifts, per = self._integers(layer, "x_shift", x_shift, k)
         self._demand(layer, "linear", "x_shift", shifts, 0, 3)
         if shifts.any():
-            roles["shifts"] = self.const(f"{layer}.shifts", packed_shifts(shifts), "u8", per=per)
+            roles["shifts"] = self.const(f"{layer}.shifts", packed(shifts, SHIFT_BITS), "u8", per=per)
 
     def linear_dynamic(
         self, layer: str, x: str, weight: NDArray[np.uint8], out: Out, *, bits: int, row: tuple[int, int],
@@ -284,12 +285,3 @@ class Builder(Values):
 
     def _zero_point(self, target: str | Value) -> int:
         return (self.values[target] if isinstance(target, str) else target).zero_point
-
-
-def packed_shifts(shifts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Shifts 0 to 3 of (..., k) input channels as MATMUL reads them: two bits each, lowest first."""
-    k = shifts.shape[-1]
-    padded = np.zeros((*shifts.shape[:-1], -(-k // SHIFTS_PER_BYTE) * SHIFTS_PER_BYTE), np.int64)
-    padded[..., :k] = shifts
-    quarters = padded.reshape(*shifts.shape[:-1], -1, SHIFTS_PER_BYTE)
-    return np.asarray((quarters << np.array([0, 2, 4, 6])).sum(axis=-1), np.uint8)

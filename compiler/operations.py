@@ -23,8 +23,8 @@ LINEAR_INPUTS = ("u8", "i8", "i16", "u4", "u6")
 HOST_TYPES = ("u8", "i8", "i16", "i32")
 """What the host reads and writes: whole bytes."""
 ELEMENTS = (*HOST_TYPES, "u4", "u6")
-SHIFTS_PER_BYTE = 4
-"""Input shifts of a linear in one byte of their table."""
+SHIFT_BITS = 2
+"""Bits of one input shift of a linear in their table."""
 _SHIFT = {"shift": (1, MAX_SHIFT)}
 _ZERO_POINT = {"out_zp": INT32}
 _NORM = {"epsilon": (1, (1 << 58) - 1), "fraction_bits": (0, 15)}
@@ -186,7 +186,7 @@ def expected_shapes(graph: Graph, op: Op, given: dict[str, Shape]) -> dict[str, 
             "weight": (channels, k),
             "in_zp": (1,),
             "scalars": (1,),
-            "shifts": (-(-k // SHIFTS_PER_BYTE),),
+            "shifts": (-(-k * SHIFT_BITS // 8),),
         }
         return {role: shape for role, shape in shapes.items() if role in given} | {"output": (rows, channels)}
     if op.kind == "attention":

@@ -16,7 +16,8 @@ from compiler.graph import Graph, Op
 from npusim import numerics
 from npusim.isa.encoding import DTYPES
 from npusim.isa.layernorm import normalise
-from npusim.isa.matmul import bias_of
+from npusim.isa.matmul import bias_of, unpacked_shifts
+from npusim.isa.runtime_quantization import quantized_rows
 
 Array = NDArray[Any]
 Semantics = Callable[[Graph, Op, dict[str, Array]], Array]
@@ -33,14 +34,14 @@ def rounded(graph: Graph, op: Op, total: Array) -> Array:
     return np.asarray(clamped)
 
 
-def input_shifts(packed: Array, channels: int) -> Array:
-    """Left shift of each of ``channels`` input channels, from a table of two bits each."""
-    return np.asarray(packed[:, None] >> np.array([0, 2, 4, 6]) & 3).ravel()[:channels]
+def gains(table: Array | None, channels: int) -> Array:
+    """By what a linear's input shifts multiply each of its ``channels``, int64; 1 without a table."""
+    return np.int64(1) << (np.zeros(channels, np.int64) if table is None else unpacked_shifts(table, channels))
 
 
 def shifted(x: dict[str, Array], inputs: Array) -> Array:
     """``inputs`` (rows, k) with each channel shifted left as ``x["shifts"]`` says, where there is one."""
-    return inputs << input_shifts(x["shifts"], inputs.shape[1]) if "shifts" in x else inputs
+    return np.asarray(inputs * gains(x.get("shifts"), inputs.shape[1]))
 
 
 def linear_centred(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
@@ -72,10 +73,9 @@ def two_factors(graph: Graph, op: Op, x: dict[str, Array], inputs: Array, multip
     """The sum, by the channel's factor, by a second one, then the bias: MATMUL's factored modes."""
     records = x["records"]
     acc = inputs @ x["weight"].T - records["zero_point"].astype(np.int64) * inputs.sum(axis=1, keepdims=True)
-    first = numerics.rescale(acc, records["multiplier"].astype(np.int64), records["shift"].astype(np.int64))
-    second = numerics.saturate_32(numerics.rescale(numerics.saturate_32(first), multiplier, shift))
-    total = numerics.saturate_32(second + records["bias"].astype(np.int64))
-    exact = numerics.rescale(total, 1, op.attrs["fraction_bits"]) + op.attrs["out_zp"]
+    first = records["multiplier"].astype(np.int64), records["shift"].astype(np.int64)
+    bias, attrs = records["bias"].astype(np.int64), op.attrs
+    exact = numerics.rescale_twice(acc, first, (multiplier, shift), bias, attrs["fraction_bits"]) + attrs["out_zp"]
     return np.asarray(np.clip(exact, *limits(graph, op)))
 
 
@@ -85,14 +85,8 @@ def linear_dynamic(graph: Graph, op: Op, x: dict[str, Array]) -> Array:
     x (rows, k) int16, weight (n, k) signed.
     """
     attrs, top = op.attrs, (1 << op.attrs["bits"]) - 1
-    low, high = np.minimum(x["x"].min(axis=1), 0)[:, None], np.maximum(x["x"].max(axis=1), 0)[:, None]
-    reach = np.maximum(high - low, 1)
-    mantissa, shift = numerics.reciprocal(reach)
-    zero_point = numerics.rescale(-low * top, mantissa, shift)
-    q = np.clip(numerics.rescale(x["x"] * top, mantissa, shift) + zero_point, 0, top) - zero_point
-    row_m, row_s = numerics.normalised_multiplier(reach * attrs["row_multiplier"], np.asarray(attrs["row_shift"]), 16)
-    row_m, row_s = np.where(low == high, 0, row_m), np.where(low == high, 1, row_s)
-    return two_factors(graph, op, x, q, row_m, row_s)
+    exact, zero_point, multiplier, shift = quantized_rows(x["x"], top, attrs["row_multiplier"], attrs["row_shift"])
+    return two_factors(graph, op, x, np.clip(exact, 0, top) - zero_point, multiplier, shift)
 
 
 def layernorm(graph: Graph, op: Op, x: dict[str, Array]) -> Array:

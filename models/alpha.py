@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from models.errors import ModelError
 from models.fakequant import FakeQuantSTDiT
@@ -28,7 +27,7 @@ from models.iddpm import IDDPM, draw_noise
 from models.metrics import sqnr_db
 from models.quantize import METHODS, quantize
 from models.quantize.alpha import ALPHAS, AlphaTable, Trial
-from models.sample import denoise, float_predictor
+from models.sample import ClipBatch, denoise, denoise_clips, float_predictor, replay_clips
 from models.stats import weights_sha256
 from models.stdit import STDiT
 from models.workloads import Workload, get_workload
@@ -41,61 +40,38 @@ BITS = ((8, 8), (4, 8))
 class Reference:
     """The float model's runs of the search captions, N clips.
 
-    captions: (2N, 1, L, width), conditional ones first; masks: (2N, L); states: (steps + 1, N, 4, T, H, W);
-    eps: (steps, N, 4, T, H, W), guided.
+    batch: captions and noise; states: (steps + 1, N, 4, T, H, W); eps: (steps, N, 4, T, H, W), guided.
     """
 
     sampler: IDDPM
-    captions: Tensor
-    masks: Tensor
-    noises: Tensor
-    states: Tensor
+    batch: ClipBatch
+    states: NDArray[np.float32]
     eps: NDArray[np.float32]
 
     @classmethod
     def of(cls, model: STDiT, workload: Workload) -> Reference:
         """Sample the workload's search captions with the float model."""
-        sampler = workload.sampler()
-        texts, masks, noises, runs = [], [], [], []
-        null = model.y_embedder.y_embedding
+        sampler, null = workload.sampler(), model.y_embedder.y_embedding
+        runs = []
         for caption, seed in zip(workload.search_captions, workload.search_seeds, strict=True):
-            text, mask = workload.text(caption)
-            x_T, noise = draw_noise(seed, workload.latent_shape, workload.num_steps)
-            runs.append(denoise(float_predictor(model, sampler, text, mask, null), x_T, noise, sampler))
-            texts.append(text)
-            masks.append(mask)
-            noises.append(noise)
-        captions = torch.stack([*texts, *[null] * len(texts)])[:, None]
-        states = torch.from_numpy(np.stack([run.states for run in runs], axis=1))
-        eps = np.stack([run.eps for run in runs], axis=1)
-        return cls(sampler, captions, torch.stack([*masks, *masks]), torch.stack(noises, dim=1), states, eps)
-
-    def predict(self, network: FakeQuantSTDiT, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Guided noise prediction and conditional variance channels of all clips x (N, 4, T, H, W) at a step."""
-        network.set_step(step)
-        timestep = float(self.sampler.timesteps[self.sampler.num_sampling_steps - 1 - step])
-        with torch.inference_mode():
-            out = network(torch.cat([x, x]), torch.full((2 * len(x),), timestep), self.captions, self.masks)
-        (cond, uncond), v = out[:, :4].chunk(2), out[: len(x), 4:]
-        return self.sampler.guide(cond, uncond), v
+            predict = float_predictor(model, sampler, *workload.text(caption), null)
+            runs.append(denoise(predict, *draw_noise(seed, workload.latent_shape, workload.num_steps), sampler))
+        batch = ClipBatch.of(workload, workload.search_captions, workload.search_seeds, null)
+        states, eps = (np.stack([getattr(run, name) for run in runs], axis=1) for name in ("states", "eps"))
+        return cls(sampler, batch, states, eps)
 
 
 def step_sqnr_db(network: FakeQuantSTDiT, reference: Reference) -> float:
     """Mean over steps and clips of the noise prediction's SQNR, each step fed the float run's state."""
-    found = []
-    for step, expected in enumerate(reference.eps):
-        eps, _ = reference.predict(network, step, reference.states[step])
-        found += [sqnr_db(clip, test.numpy()) for clip, test in zip(expected, eps, strict=True)]
-    return float(np.mean(found))
+    eps = replay_clips(network, reference.sampler, reference.batch, reference.states)
+    steps = zip(reference.eps, eps, strict=True)
+    return float(np.mean([sqnr_db(a, b) for exact, rounded in steps for a, b in zip(exact, rounded, strict=True)]))
 
 
 def latent_sqnr_db(network: FakeQuantSTDiT, reference: Reference) -> float:
     """Mean over clips of the finished latent clip's SQNR, the network running freely with the float run's noise."""
-    x, sampler = reference.states[0], reference.sampler
-    for step in range(sampler.num_sampling_steps):
-        eps, v = reference.predict(network, step, x)
-        x = sampler.step(sampler.num_sampling_steps - 1 - step, x, eps, v, reference.noises[step])
-    return float(np.mean([sqnr_db(a.numpy(), b.numpy()) for a, b in zip(reference.states[-1], x, strict=True)]))
+    latents = denoise_clips(network, reference.sampler, reference.batch).states[-1]
+    return float(np.mean([sqnr_db(a, b) for a, b in zip(reference.states[-1], latents, strict=True)]))
 
 
 SEARCH_METRICS: dict[str, Callable[[FakeQuantSTDiT, Reference], float]] = {

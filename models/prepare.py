@@ -41,15 +41,24 @@ def quantize_for(
         ModelError: as `quantize`; or the file of exponents or moments is damaged.
     """
     known = get_method(method)
-    if alpha is None and known.smooths_by_default and workload.alphas is not None:
-        table = AlphaTable.load(workload.alphas)
-        # Exponents of other weights say nothing about these.
-        alpha = table.best(method, weight_bits, act_bits) if table.weights_sha256 == stats.weights_sha256 else None
+    if alpha is None and known.smooths_by_default:
+        table = searched_alphas(workload, stats.weights_sha256)
+        alpha = None if table is None else table.best(method, weight_bits, act_bits)
     moments = workload.load_moments(model) if known.gptq else None
     return quantize(
         model, stats, method, weight_bits, act_bits, ranges=ranges, alpha=alpha, overrides=overrides, moments=moments,
         out=out,
     )  # fmt: skip
+
+
+def searched_alphas(workload: Workload, weights_sha256: str) -> AlphaTable | None:
+    """The workload's smoothing exponents; None without a file, or if it is of other weights: it says nothing of these.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    table = None if workload.alphas is None else AlphaTable.load(workload.alphas)
+    return table if table is not None and table.weights_sha256 == weights_sha256 else None
 
 
 def network_for(

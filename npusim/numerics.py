@@ -40,6 +40,15 @@ def saturate_32(value: Int64) -> Int64:
     return np.clip(value, -(2**31), 2**31 - 1)
 
 
+def rescale_twice(
+    value: Int64, first: tuple[Int64, Int64], second: tuple[Int64, Int64], bias: Int64, fraction_bits: int
+) -> Int64:
+    """Two rescales by (multiplier, shift), each saturated to 32 bits, then a bias, then ``fraction_bits`` off."""
+    once = saturate_32(rescale(value, *first))
+    twice = saturate_32(rescale(once, *second))
+    return rescale(saturate_32(twice + bias), 1, fraction_bits)
+
+
 def requantize(
     value: Int64, multiplier: ArrayLike, shift: ArrayLike, zero_point: int, low: int, high: int, double: bool = False
 ) -> Int64:

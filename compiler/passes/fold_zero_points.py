@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import BITS, Graph, Op, Value
-from compiler.semantics import input_shifts
+from compiler.semantics import gains
 from npusim.errors import UserError
 from npusim.isa.matmul import RECORD
 
@@ -61,9 +61,7 @@ def _records(layer: str, constants: dict[str, NDArray[Any]], half: int) -> NDArr
     weight = constants["weight"].astype(np.int64) - half
     zero_point = constants["weight_zp"].astype(np.int64) - half
     in_zp = int(constants["in_zp"][0])
-    packed = constants.get("shifts")
-    gain = np.int64(1) << (0 if packed is None else input_shifts(packed.astype(np.int64), weight.shape[1]))
-    gain = np.broadcast_to(gain, weight.shape[1])
+    gain = gains(constants.get("shifts"), weight.shape[1])
     bias = constants["bias"] - in_zp * (weight @ gain) + in_zp * zero_point * gain.sum()
     if np.abs(bias).max() >= 1 << (BIAS_BITS - 1):
         raise UserError(f"{layer}: a folded bias of {np.abs(bias).max()} needs more than {BIAS_BITS} bits")

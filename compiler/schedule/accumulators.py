@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.graph import Graph, Op
-from compiler.semantics import input_shifts
+from compiler.semantics import gains
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPES
@@ -21,7 +21,8 @@ def prove_accumulators(graph: Graph, machine: Machine) -> None:
     acc_bits = machine.mac_array.acc_bits
     for op in (*graph.prologue, *graph.step):
         if op.kind.startswith("linear"):
-            for time_range in range(graph.ranges):
+            changes = any(graph.values[name].kind == "range_const" for name in op.inputs.values())
+            for time_range in range(graph.ranges if changes else 1):
                 _prove_linear(graph, op, time_range, acc_bits)
         elif op.kind == "attention":
             _prove_attention(graph, op, acc_bits)
@@ -42,9 +43,7 @@ def _prove_linear(graph: Graph, op: Op, time_range: int, acc_bits: int) -> None:
     # Rows quantized at run time lie within the steps of their grid on either side of their zero point.
     dynamic = op.kind == "linear_dynamic"
     x = (1 << op.attrs["bits"]) - 1 if dynamic else largest(graph, op.inputs["x"], zero_point)
-    gain = np.ones(k, np.int64)
-    if "shifts" in op.inputs:
-        gain <<= input_shifts(graph.constant(op.inputs["shifts"], step).astype(np.int64), k)
+    gain = gains(graph.constant(op.inputs["shifts"], step) if "shifts" in op.inputs else None, k)
     products = x * (np.abs(weight.astype(np.int64)) @ gain)
     correction = x * gain.sum() * np.abs(records["zero_point"].astype(np.int64))
     bias = np.zeros_like(products) if late_bias else np.abs(bias_of(records))

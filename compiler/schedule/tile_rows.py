@@ -138,7 +138,7 @@ def linear(emitter: Emitter, op: Op) -> None:
     if dynamic:
         fields["a_dtype"] = run_time_type(op)
         inner = [row_bytes(run_time_type(op), k), SCALARS.itemsize]
-    block = channels_per_block(emitter, op)
+    block = channels_per_block(emitter, op, tables)
     for column in range(0, n, block):
         width = min(block, n - column)
         address = emitter.weights.take(width * k_bytes, emitter.layer)
@@ -179,12 +179,14 @@ def quantized_rows(emitter: Emitter, op: Op, a: Place, rows: int, cols: int) -> 
     return out, scalars
 
 
-def channels_per_block(emitter: Emitter, op: Op) -> int:
-    """Output channels whose weights and records are held at once: all, or a multiple of the array's columns."""
+def channels_per_block(emitter: Emitter, op: Op, tables: list[str]) -> int:
+    """Output channels whose weights and records are held at once, beside ``tables`` that all blocks need.
+
+    All channels, or a multiple of the array's columns.
+    """
     graph, columns = emitter.graph, emitter.machine.mac_array.cols
     n, k_bytes = graph.values[op.inputs["weight"]].shape[0], emitter.row_bytes(op.inputs["weight"])
     record = BITS[graph.values[op.inputs["records"]].dtype] // 8
-    tables = [op.inputs[role] for role in ("shifts", "scalars") if role in op.inputs]
     table = sum(aligned(value_bytes(graph.values[name])) for name in tables)
     least = min(n, columns)
     block = min(n, emitter.weights.half // k_bytes, (emitter.params.half - table) // ALIGN * ALIGN // record)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import Op
-from compiler.semantics import input_shifts
+from compiler.semantics import gains
 from compiler.tosa.emit import Array, Case, Cut, Simulated, finished
 from compiler.tosa.tosa_graph import Tensor, TosaGraph
 from npusim import numerics
@@ -123,9 +123,7 @@ def _accumulator(simulated: Simulated, op: Op, tosa: TosaGraph, bias: Array, zer
     small = ELEMENT_BITS[dtype] <= 8 and k <= MOST_NARROW_INPUTS and np.abs(bias).max() < 1 << 31
     if small and "shifts" not in op.inputs:
         return _narrow_product(simulated, op, tosa, bias, zero_point)
-    gain = np.ones(k, np.int64)
-    if "shifts" in op.inputs:
-        gain <<= input_shifts(simulated.whole(op.inputs["shifts"]).astype(np.int64), k)
+    gain = gains(simulated.whole(op.inputs["shifts"]) if "shifts" in op.inputs else None, k)
     bias = bias - zero_point * (gain @ _centred_weight(simulated, op))
     if np.abs(bias).max() >= MOST_BIAS_COLUMNS * BIAS_UNIT * 32767:
         return Cut(op.output, f"a bias of {np.abs(bias).max()}: no TOSA product holds it")

@@ -204,8 +204,12 @@ def input_shifts(state: Any, ins: Decoded) -> Any:
     """Left shift of each input channel, int64 (k,); zeros without the flag ``shifted``."""
     if not ins.shifted:
         return np.zeros(ins.k, np.int64)
-    table = state.vector("param", ins.shift_addr, np.uint8, -(-ins.k // 4)).astype(np.int64)
-    return (table[:, None] >> np.array([0, 2, 4, 6]) & 3).ravel()[: ins.k]
+    return unpacked_shifts(state.vector("param", ins.shift_addr, np.uint8, -(-ins.k // 4)), ins.k)
+
+
+def unpacked_shifts(table: Any, k: int) -> Any:
+    """Left shifts of ``k`` input channels, int64, from a table of two bits each, four to a byte, lowest bits first."""
+    return (table.astype(np.int64)[:, None] >> np.array([0, 2, 4, 6]) & 3).ravel()[:k]
 
 
 def fold_height(ins: Decoded, machine: Any) -> int:
@@ -262,9 +266,7 @@ def _scaled(acc: Any, rq: Requantization, ins: Decoded, double: bool) -> Any:
     if rq.second is None:
         rescale = numerics.rescale_double if double else numerics.rescale
         return rescale(acc, rq.multiplier, rq.shift)
-    first = numerics.saturate_32(numerics.rescale(acc, rq.multiplier, rq.shift))
-    second = numerics.saturate_32(numerics.rescale(first, *rq.second))
-    return numerics.rescale(numerics.saturate_32(second + rq.bias), 1, ins.fraction_bits)
+    return numerics.rescale_twice(acc, (rq.multiplier, rq.shift), rq.second, rq.bias, ins.fraction_bits)
 
 
 def pass_cycles(ins: Decoded, machine: Any) -> int:

@@ -61,19 +61,28 @@ def levels(ins: Decoded) -> int:
     return DTYPES[DTYPE_NAMES[ins.out_dtype]][2]
 
 
-def execute(state: Any, ins: Decoded) -> None:
-    a, out, scalars = operands(state, ins)
-    x, top = a.values(), levels(ins)
+def quantized_rows(x: Any, top: int, multiplier: int, shift: int) -> tuple[Any, Any, Any, Any]:
+    """Rows x (rows, cols) int64 on grids of their own, before the clamp to 0..top; zero point, multiplier and shift.
+
+    The last three are (rows, 1), of each row's SCALARS; ``multiplier`` and ``shift`` are the instruction's.
+    """
     low, high = np.minimum(x.min(axis=1), 0)[:, None], np.maximum(x.max(axis=1), 0)[:, None]
     reach = np.maximum(high - low, 1)
-    mantissa, shift = numerics.reciprocal(reach)
-    zero_point = numerics.rescale(-low * top, mantissa, shift)
-    exact = numerics.rescale(x * top, mantissa, shift) + zero_point
-    m, s = numerics.normalised_multiplier(reach * ins.multiplier, np.asarray(ins.shift, np.int64), 16)
-    flat = (low == high)[:, 0]
+    mantissa, down = numerics.reciprocal(reach)
+    zero_point = numerics.rescale(-low * top, mantissa, down)
+    exact = numerics.rescale(x * top, mantissa, down) + zero_point
+    m, s = numerics.normalised_multiplier(reach * multiplier, np.asarray(shift, np.int64), 16)
+    flat = low == high
+    return exact, zero_point, np.where(flat, 0, m), np.where(flat, 1, s)
+
+
+def execute(state: Any, ins: Decoded) -> None:
+    a, out, scalars = operands(state, ins)
+    top = levels(ins)
+    exact, *row = quantized_rows(a.values(), top, ins.multiplier, ins.shift)
     state.write(ins, out, np.clip(exact, 0, top), exact)
-    scalars["zero_point"] = zero_point[:, 0]
-    scalars["multiplier"], scalars["shift"] = np.where(flat, 0, m[:, 0]), np.where(flat, 1, s[:, 0])
+    for name, values in zip(("zero_point", "multiplier", "shift"), row, strict=True):
+        scalars[name] = values[:, 0]
 
 
 def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:

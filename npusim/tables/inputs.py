@@ -20,6 +20,7 @@ from models.clips import ClipSet, load_digits, load_emoji
 from models.iddpm import IDDPM
 from models.metrics.features import Features, clip_means, frame_features, real_features
 from models.metrics.text_sim import HEADS_FILE
+from models.prepare import searched_alphas
 from models.quantize import get_method
 from models.quantize.alpha import AlphaTable
 from models.quantize.build import DEFAULT_ALPHA
@@ -29,6 +30,7 @@ from models.stdit import STDiT
 from models.store import load_arrays, save_arrays
 from models.vae import Autoencoder
 from models.workloads import Workload
+from npusim.evaluate import real_clips as first_real_clips
 from npusim.tables.cells import Cell, calibrated_on_first, clips_of
 
 KIND, VERSION = "float clips", 1
@@ -72,6 +74,7 @@ class Inputs:
         self.setup = setup
         self.work = calibrated_on_first(setup.workload)
         self._float: dict[str, FloatClips] = {}
+        self._batches: dict[str, ClipBatch] = {}
 
     @cached_property
     def model(self) -> STDiT:
@@ -107,10 +110,18 @@ class Inputs:
         made.save(path)
         return made
 
+    @cached_property
+    def alphas(self) -> AlphaTable | None:
+        """The smoothing exponents that were searched for these weights."""
+        return searched_alphas(self.work, self.weights_sha256)
+
     def batch(self, data_set: str) -> ClipBatch:
         """Captions and noise of a data set's clips."""
-        captions, seeds = clips_of(data_set, self.setup.clips)
-        return ClipBatch.of(self.work, captions, seeds, self.model.y_embedder.y_embedding)
+        if data_set not in self._batches:
+            captions, seeds = clips_of(data_set, self.setup.clips)
+            null = self.model.y_embedder.y_embedding
+            self._batches[data_set] = ClipBatch.of(self.work, captions, seeds, null)
+        return self._batches[data_set]
 
     def decode(self, latents: NDArray[np.float32]) -> Frames:
         """Latent clips (N, 4, T, H, W) as frames (N, T, 8H, 8W, 3) uint8; one by one, which is the fastest."""
@@ -170,12 +181,8 @@ class Inputs:
         method = get_method(cell.method)
         if method.average is None or not cell.smooth:
             return None
-        table = AlphaTable.load(self.work.alphas) if self.work.alphas else None
-        if table is not None and table.weights_sha256 == self.weights_sha256:
-            found = table.best(cell.method, cell.weight_bits, cell.act_bits)
-            if found is not None:
-                return found
-        return DEFAULT_ALPHA if method.smooths_by_default else None
+        found = None if self.alphas is None else self.alphas.best(cell.method, cell.weight_bits, cell.act_bits)
+        return DEFAULT_ALPHA if found is None and method.smooths_by_default else found
 
     def machine(self, cell: Cell) -> Path:
         """The machine file that an integer cell runs on: `dynamic` needs one with run-time quantization."""
@@ -189,9 +196,8 @@ class Inputs:
 
     def real_frames(self, data_set: str) -> Frames:
         """The first real clip of each of the data set's captions, (N, 8, 64, 64, 3) uint8."""
-        clips = real_clips(data_set)
-        captions, _ = clips_of(data_set, self.setup.clips)
-        return np.stack([clips.frames[clips.captions.index(caption)] for caption in captions])
+        first, (captions, _) = first_real_clips(), clips_of(data_set, self.setup.clips)
+        return np.stack([first[caption] for caption in captions])
 
 
 PREPARED: Mapping[str, str] = {

@@ -17,7 +17,6 @@ import numpy as np
 
 from models.metrics import MeanInterval, mean_interval
 from models.metrics.text_sim import TextHeads
-from models.quantize.alpha import AlphaTable
 from models.quantize.build import DEFAULT_ALPHA
 from models.store import write_atomically
 from npusim.report import NOT_MODELLED, csv_bytes, number
@@ -356,10 +355,9 @@ Weights sha256 `{inputs.weights_sha256[:12]}`, {work.num_steps} steps, guidance 
 
 def _searched(inputs: Inputs) -> str:
     """Where the smoothing exponents come from."""
-    table = AlphaTable.load(inputs.work.alphas) if inputs.work.alphas else None
-    if table is None or table.weights_sha256 != inputs.weights_sha256:
+    if inputs.alphas is None:
         return f"{DEFAULT_ALPHA}, as none were searched for these weights; `dynamic` then does not smooth"
-    return f"searched on clips of both sets, none of them shown here, by `{table.metric}`"
+    return f"searched on clips of both sets, none of them shown here, by `{inputs.alphas.metric}`"
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,19 @@ Ledger = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
-class Traffic:
+class _Counts:
+    """Counts by field, which add up."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, count: int) -> Self:
+        """The same work ``count`` times."""
+        return type(self)(*(getattr(self, f.name) * count for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Traffic(_Counts):
     """Bytes at each level, and products.
 
     On-chip bytes count every element of every operand window once for each instruction, read or written, whatever the
@@ -47,16 +60,9 @@ class Traffic:
     instruction_fetch_bytes: int = 0
     mac_operations: int = 0
 
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def times(self, count: int) -> Traffic:
-        """The same work ``count`` times."""
-        return Traffic(*(getattr(self, f.name) * count for f in fields(self)))
-
 
 @dataclass(frozen=True)
-class DramCounts:
+class DramCounts(_Counts):
     """What the DRAM did.
 
     Attributes:
@@ -70,13 +76,6 @@ class DramCounts:
     row_misses: int = 0
     refreshes: int = 0
     background_bursts: int = 0
-
-    def __add__(self, other: DramCounts) -> DramCounts:
-        return DramCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def times(self, count: int) -> DramCounts:
-        """The same work ``count`` times."""
-        return DramCounts(*(getattr(self, f.name) * count for f in fields(self)))
 
 
 @dataclass(frozen=True)

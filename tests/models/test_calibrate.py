@@ -22,11 +22,6 @@ TINY = get_workload("tiny")
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
 def stats(model: STDiT) -> CalibrationStats:
     return collect(model, TINY)
 

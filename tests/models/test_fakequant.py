@@ -23,16 +23,6 @@ from models.workloads import get_workload
 TINY = get_workload("tiny")
 
 
-@pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
-def stats() -> CalibrationStats:
-    return TINY.load_stats()
-
-
 def _integer_linear(x: np.ndarray, linear: QuantizedLinear, time_range: int = 0) -> np.ndarray:
     """y = (sum over k of ((q_x - z_x) << shift)(q_w - z_w)) * step_x * step_w + bias, the sum in int64."""
     step, zero, bits = linear.act_scale[time_range], linear.act_zp[time_range], int(linear.act_bits[time_range])

@@ -25,16 +25,6 @@ TINY = get_workload("tiny")
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
-def stats() -> CalibrationStats:
-    return TINY.load_stats()
-
-
-@pytest.fixture(scope="module")
 def quantized(model: STDiT, stats: CalibrationStats) -> QuantizedModel:
     return quantize(model, stats)
 

@@ -31,11 +31,6 @@ TINY = get_workload("tiny")
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
 def stats(model: STDiT) -> CalibrationStats:
     return collect(model, TINY, TINY.calibration_captions[:1], [5])
 

@@ -24,11 +24,6 @@ LAST = "final_layer.linear"
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
 def trajectory(model: STDiT) -> Trajectory:
     base = float_predictor(model, SAMPLER, *TINY.text("fire"), model.y_embedder.y_embedding)
     return denoise(base, *draw_noise(0, TINY.latent_shape, TINY.num_steps), SAMPLER)

@@ -28,16 +28,6 @@ PROMPT_LINEARS = {f"blocks.{index}.cross_attn.kv_linear" for index in range(2)}
 
 
 @pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
-def stats() -> CalibrationStats:
-    return TINY.load_stats()
-
-
-@pytest.fixture(scope="module")
 def moments(model: STDiT) -> InputMoments:
     return collect_moments(model, TINY)
 

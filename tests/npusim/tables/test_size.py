@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from models.prepare import quantize_for
 from models.quantize import SIDE_LINEARS
 from models.stats import CalibrationStats, executed_linears, input_channels
@@ -12,16 +10,6 @@ from models.workloads import get_workload
 from npusim.tables.size import ModelSize, float_size, quantized_size
 
 TINY = get_workload("tiny")
-
-
-@pytest.fixture(scope="module")
-def model() -> STDiT:
-    return TINY.load_model()
-
-
-@pytest.fixture(scope="module")
-def stats() -> CalibrationStats:
-    return TINY.load_stats()
 
 
 def _shapes(model: STDiT, prefix: str = "") -> list[tuple[int, int]]:
