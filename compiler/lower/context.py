@@ -143,7 +143,7 @@ class Lowering:
         """``x + branch * gate``; ``gate``: (steps, C)."""
         factor = self.build.values[branch].scale / out.scale
         ratio = self.build.values[x].scale / out.scale
-        shift = max(common_shift(factor * float(np.abs(gate).max())), 4)  # 4: the ratio is a number of sixteenths
+        shift = max(common_shift(factor * float(np.abs(gate).max())), 12)  # 12: the ratio is a number of 4096ths
         name = self.by_step(f"{out.name}.gate", gate * factor * 2.0**shift, "i16", 2.0**-shift / factor)
         return self.build.sum(layer, x, branch, out, a_mul=round(ratio * 2.0**shift), b_mul=name, shift=shift)
 

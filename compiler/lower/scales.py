@@ -14,7 +14,7 @@ from npusim.errors import UserError
 HEADROOM = 2.25
 """16-bit tensors hold this many times the calibrated maximum: unseen prompts reach further than the calibration's."""
 
-RESIDUAL_HEADROOM = 1.25
+RESIDUAL_HEADROOM = 1.2
 GELU_TAIL = 6.0
 
 
@@ -60,13 +60,13 @@ def fraction_bits(largest: float, bits: int = 16, headroom: float = HEADROOM) ->
 
 
 def residual(largest: float, before: Activation | None = None) -> Activation:
-    """A 16-bit tensor of the residual stream; its step is 16/n of the one ``before`` it: carrying over is exact.
+    """A 16-bit tensor of the residual stream; its step is 4096/n of the one ``before`` it: carrying over is exact.
 
-    A stream that grows more than sixteenfold at once gets the step that it needs.
+    A stream that grows more than 4096-fold at once gets the step that it needs.
     """
     needed = max(largest * RESIDUAL_HEADROOM, 1e-9) / 32767
-    sixteenths = floor(16 * before.scale / needed) if before else 0
-    return Activation("i16", before.scale * 16 / sixteenths if before and sixteenths else needed)
+    parts = floor(4096 * before.scale / needed) if before else 0
+    return Activation("i16", before.scale * 4096 / parts if before and parts else needed)
 
 
 def fitted_step(unit: float, largest: float) -> float:
