@@ -1,0 +1,1 @@
+"""Commands of ``npusim`` that have a module of their own; `npusim.cli` registers them."""
