@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from models.errors import ModelError
+from npusim.commands.report import report
 from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
@@ -377,6 +378,9 @@ def explain(
     loaded = load_program(program)
     with _naming(program):
         typer.echo(text(loaded, index, part, step), nl=False)
+
+
+app.command(epilog="Example: npusim report runs/demo")(report)
 
 
 @contextmanager
