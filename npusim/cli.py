@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
+from npusim.commands.report import report
 from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
@@ -379,6 +380,9 @@ def explain(
     loaded = load_program(program)
     with _naming(program):
         typer.echo(text(loaded, index, part, step), nl=False)
+
+
+app.command(epilog="Example: npusim report runs/demo")(report)
 
 
 @contextmanager
