@@ -28,13 +28,17 @@ class Emitter:
         self, graph: Graph, machine: Machine, layout: Layout, homes: dict[str, Home], layers: list[str]
     ) -> None:
         self.graph, self.machine, self.layout, self.homes, self.layers = graph, machine, layout, homes, layers
-        zones = Zones.of(machine)
-        self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
-        self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
+        self.local: dict[str, Home] = {}  # tensors of which a block of rows stands in SRAM, as if all of it did
+        self.divide(Zones.of(machine))
         size = machine.param_memory.addressable_bytes
         self.params = Ring("parameter memory", "param_memory.capacity_bytes", 0, size)
         self.instructions: list[tuple[str, dict[str, int]]] = []
         self.layer = ""
+
+    def divide(self, zones: Zones) -> None:
+        """Split SRAM anew."""
+        self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
+        self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
 
     def emit(self, mnemonic: str, **fields: int) -> None:
         """Append an instruction on its unit, tagged with the current layer."""
@@ -48,7 +52,8 @@ class Emitter:
 
     def home(self, name: str) -> Home:
         """Home of a value, or of the owner of a view."""
-        return self.homes.get(name) or self.homes[self.graph.base(name).name]
+        owner = self.graph.base(name).name
+        return self.local.get(owner) or self.homes.get(name) or self.homes[owner]
 
     def in_sram(self, name: str) -> bool:
         return self.home(name).memory == "sram"

@@ -139,7 +139,8 @@ def linear_fields(emitter: Emitter, op: Op) -> dict[str, int]:
     fields = {
         "batch0": 1, "batch1": 1, "b_k": 0 if BITS[weight.dtype] < 8 else 1, "out_zp": op.attrs["out_zp"],
         "rq_mode": RQ_MODES.index(mode), "a_dtype": emitter.dtype(op.inputs["x"]),
-        "b_dtype": emitter.dtype(weight.name), "out_dtype": emitter.dtype(op.output), "shifted": int("shifts" in op.inputs),
+        "b_dtype": emitter.dtype(weight.name), "out_dtype": emitter.dtype(op.output),
+        "shifted": int("shifts" in op.inputs),
     }  # fmt: skip
     if mode != "channel":
         fields["fraction_bits"] = op.attrs["fraction_bits"]
