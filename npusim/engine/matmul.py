@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine.dot import TILE_ROWS, VARIANT
-from npusim.engine.gemm import MACS_PER_OPERATION, Columns, Elements, pack
+from npusim.engine.gemm import MACS_PER_OPERATION, Columns, Elements
 from npusim.engine.matmul_rows import (
     FOLD_ROWS,
     Accumulators,
@@ -22,6 +22,7 @@ from npusim.engine.matmul_rows import (
     add_folds,
     execute_rows,
 )
+from npusim.engine.packed_weights import packed
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, OVERFLOW, TRAP
 from npusim.engine.threads import in_threads
 from npusim.engine.windows import contiguous, limits
@@ -82,7 +83,7 @@ def _operand_a(state: Any, ins: Decoded, zero: Any, sum_rows: bool) -> Left:
 def _operand_b(state: Any, ins: Decoded, how: Plan) -> Columns:
     bits = ELEMENT_BITS[DTYPE_NAMES[ins.b_dtype]]
     elements = Elements(state.sram, ins.b_addr, ins.batch1, ins.b_b0, ins.b_b1, ins.b_n, ins.b_k, bits, 1)
-    return pack(elements, ins.batch0 * ins.batch1, ins.n, ins.k, _shifts(state, ins), bool(how.as_bytes))
+    return packed(elements, ins.batch0 * ins.batch1, ins.n, ins.k, _shifts(state, ins), bool(how.as_bytes))
 
 
 def _shifts(state: Any, ins: Decoded) -> NDArray[np.int16]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from npusim.engine import dot, gemm, matmul, matmul_rows, threads
+from npusim.engine import dot, gemm, matmul, matmul_rows, packed_weights, threads
 from npusim.isa.matmul import RECORD
 from npusim.memory import MachineState, Sums
 from npusim.testing.matmuls import operand_modes
@@ -43,6 +44,7 @@ def variant(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (gemm, matmul):
             patch.setattr(module, "VARIANT", chosen)
+        patch.setattr(packed_weights, "_kept", OrderedDict())
         patch.setattr(gemm, "product", rebuilt(gemm.product, multiply=multiply))
         patch.setattr(matmul, "execute_rows", rebuilt(matmul_rows.execute_rows, multiply=multiply))
         yield
@@ -171,8 +173,8 @@ def test_int32_sums_end_before_they_overflow(
 def packs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note each call that packs an operand for dot products."""
     calls: list[int] = []
-    pack = matmul.pack
-    monkeypatch.setattr(matmul, "pack", lambda *operand: calls.append(1) or pack(*operand))
+    pack = matmul.packed
+    monkeypatch.setattr(matmul, "packed", lambda *operand: calls.append(1) or pack(*operand))
     return calls
 
 
