@@ -22,6 +22,7 @@ from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
 from npusim.config import Machine, load_machine
+from npusim.delta import coded_share
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
 from npusim.isa import BY_MNEMONIC
@@ -241,12 +242,17 @@ def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | No
 
 @dataclass(frozen=True)
 class Study:
-    """Costs of a workload on a machine. ``one_set``: cycles of the video with one set, by method."""
+    """Costs of a workload on a machine.
+
+    ``one_set``: cycles of the video with one set, by method. ``coded_shares``: bytes of the ranges' sets as differences
+    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set.
+    """
 
     workload: str
     machine: Machine
     costs: tuple[SwapCost, ...]
     one_set: dict[str, int]
+    coded_shares: dict[tuple[str, int], float | None]
 
     def slow_down(self, cost: SwapCost) -> float:
         """Time of the video over that with one set, startup included."""
@@ -290,7 +296,7 @@ def swap(
         raise UserError(f"policy = {unknown[0]!r}: allowed all, or some of {', '.join(POLICIES)}")
     model = work.load_model()
     stats = stats_of(work, model)
-    costs, one_set = list[SwapCost](), dict[str, int]()
+    costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
     for number, method in enumerate(methods):
         for index, count in enumerate([1, *(count for count in counts if count > 1)]):
             if notify:
@@ -303,7 +309,8 @@ def swap(
                 costs += compare(program, machine, policies, method, STEP_CONSTANTS)
             if count in counts:
                 costs += compare(program, machine, policies, method)
-    study = Study(work.name, machine, tuple(costs), one_set)
+                shares[method, count] = coded_share(program.range_sets)
+    study = Study(work.name, machine, tuple(costs), one_set, shares)
     if out is not None:
         write_study(study, Path(out), None if fidelity is None else Path(fidelity))
     return study

@@ -77,6 +77,9 @@ def markdown(study: Study) -> str:
         costs = [cost for cost in study.costs if (cost.swapped == ALL_SETS) == bool(swapped)]
         lines += table((*header, "video, ms", "slow-down", "hidden from, GB/s"), (_cells(study, c) for c in costs))
         lines += [""]
+    lines += ["## Sets as differences to the set before", ""]
+    shares = ((m, str(r), NOT_MODELLED if s is None else f"{s:.3f}") for (m, r), s in study.coded_shares.items())
+    lines += [*table(("method", "ranges", "coded bytes over bytes"), shares), ""]
     return "\n".join(lines)
 
 

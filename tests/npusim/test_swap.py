@@ -131,7 +131,7 @@ def test_the_front_has_what_nothing_beats() -> None:
         return replace(head, cycles=cycles, dram_bytes=dram_bytes, refused=refused)
 
     costs = (cost(1, 10, 10), cost(2, 12, 10), cost(2, 12, 11), cost(4, 9, 20), cost(4, 8, 8, "no"), cost(10, 1, 1))
-    study = Study("tiny", Any, costs, {"tsq": 1})  # type: ignore[arg-type]
+    study = Study("tiny", Any, costs, {"tsq": 1}, {})  # type: ignore[arg-type]
     rows = pareto(study, {("tsq", 1): 30.0, ("tsq", 2): 31.0, ("tsq", 4): 29.0})
     assert [(c.ranges, c.dram_bytes, front) for c, _, front in rows] == [
         (1, 10, True), (2, 10, True), (2, 11, False), (4, 20, True), (10, 1, False),
