@@ -39,6 +39,7 @@ def swap_program(
     range_policy: str = IN_DRAM,
     step_policy: str = IN_DRAM,
     machine: Machine | None = None,
+    coder: Coder | None = None,
 ) -> Program:
     """Swap the sets of a program whose sets lie in DRAM, those of time ranges and those of steps by a policy each.
 
@@ -51,13 +52,14 @@ def swap_program(
         range_policy: of `POLICIES`, or `IN_DRAM`.
         step_policy: the same for the steps' constants.
         machine: what the result is for; by default the program's own.
+        coder: of the same program, from an earlier call that it shares its work with.
 
     Raises UserError for an unknown policy, sets that the steps do not use one after the other, and a policy that does
     not fit the DRAM budget, with the numbers.
     """
     machine = machine or program.machine
     _check(program, range_policy, step_policy)
-    coder = Coder(program.prologue, program.step, len(program.layers))
+    coder = coder or Coder(program.prologue, program.step, len(program.layers))
     pairs = [(range_policy, step_policy)]
     if pairs == [("adaptive", "adaptive")]:
         pairs += [(policy, policy) for policy in POLICIES if policy != "adaptive"]
@@ -159,6 +161,13 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
         code_of_step=code_of_step if steps[1:] else (), buffers=buffers, swap=swap,
         range_address=range_kind.address, dram_bytes=program.dram_bytes - moved, layers=(*program.layers, LAYER),
     )  # fmt: skip
+
+
+def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
+    """Prologue and step of ``program`` with the addresses that they have in ``made``, which swaps its sets."""
+    old_end = program.range_address + program.range_sets.size
+    moved = program.dram_bytes - made.dram_bytes
+    return _moved(program.prologue, old_end, moved), _moved(program.step, old_end, moved)
 
 
 def _turn(machine: Machine) -> int:

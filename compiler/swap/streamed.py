@@ -12,7 +12,7 @@ from compiler.swap.code import Fetch
 from compiler.swap.kind import Fetches, Kind, Plan, merged
 
 ALIGN = 64
-PARTS = (1, 2, 4, 8)
+PARTS, MIN_PART = (1, 2, 4, 8), 8192
 
 Choice = tuple[tuple[Fetch, ...], tuple[Fetch, ...]]
 """Fetches before a boundary, and behind it."""
@@ -30,7 +30,7 @@ def _around(kind: Kind, number: int, choice: Choice) -> Fetches:
 
 def _choices(kind: Kind) -> list[Choice]:
     found: dict[Choice, None] = {}
-    for parts in PARTS:
+    for parts in (n for n in PARTS if n == 1 or n * MIN_PART <= kind.set_bytes):
         size = -(-kind.set_bytes // (parts * ALIGN)) * ALIGN
         starts = range(0, kind.set_bytes, size)
         for early in range(0, len(starts) + 1, max(1, parts // 4)):

@@ -227,6 +227,19 @@ def exponentials(draw: st.DrawFn, on: Machine) -> Case:
 
 
 @st.composite
+def fetches(draw: st.DrawFn, on: Machine) -> Case:
+    state = draw(states(on))
+    state.storage = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(0, 256, 900, np.uint8)
+    state.bases = [0, *range(60, 60 + 10 * (BASES - 1), 10)]
+    size, base, storage_base = draw(st.integers(1, 200)), *(draw(st.integers(0, BASES - 1)) for _ in range(2))
+    places = {
+        "storage_addr": address(draw, size, state.storage.size - state.bases[storage_base]),
+        "dram_addr": address(draw, size, DRAM_BYTES - state.bases[base]),
+    }
+    return legal(state, make("fetch", **places, bytes=size, base=base, storage_base=storage_base))
+
+
+@st.composite
 def reciprocals(draw: st.DrawFn, on: Machine) -> Case:
     state = draw(states(on))
     rows = draw(st.integers(1, 50))
@@ -249,6 +262,7 @@ def families(on: Machine) -> dict[str, st.SearchStrategy[Case]]:
             raise UserError(f"{name} = {size}: random instructions need at least {least}")
     found = {
         "dma": dma(on),
+        "fetch": fetches(on),
         "matmul": matmuls(on),
         "ewlin": elementwise(on),
         "ewmul": elementwise(on, "ewmul"),

@@ -251,6 +251,12 @@ def dma(state: MachineState, ins: Decoded) -> Iterator[Write]:
             yield "dram", 8 * dram, 8, int(getattr(state, local_name)[local])
 
 
+def fetch(state: MachineState, ins: Decoded) -> Iterator[Write]:
+    for byte in range(ins.bytes):
+        value = int(state.storage[state.bases[ins.storage_base] + ins.storage_addr + byte])
+        yield "dram", 8 * (state.bases[ins.base] + ins.dram_addr + byte), 8, value
+
+
 def bank_switch(state: MachineState, ins: Decoded) -> Iterator[Write]:
     for byte in range(ins.bank_bytes):
         yield "param", 8 * (ins.bank_start + byte), 8, int(state.param_next[byte])
@@ -259,6 +265,7 @@ def bank_switch(state: MachineState, ins: Decoded) -> Iterator[Write]:
 
 MODELS: dict[str, Callable[[MachineState, Decoded], Iterator[Write]]] = {
     "dma": dma,
+    "fetch": fetch,
     "matmul": matmul,
     "ewlin": elementwise,
     "ewmul": elementwise,

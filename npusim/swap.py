@@ -1,0 +1,316 @@
+"""What swapping parameter sets costs: the paper's question, for any program whose sets lie in DRAM.
+
+`compare` takes one compiled program and answers for it: cycles, bytes and DRAM of each policy, as timed from the
+program that really fetches. `swap` compiles a workload for several methods and numbers of time ranges and writes a
+folder of tables. Timing only: no data flows, and no result depends on weights or prompts. The denoiser alone is
+modelled; the text encoder and the autoencoder are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler import compile_model
+from compiler.swap import IN_DRAM, POLICIES, swap_program, without_fetches
+from compiler.swap.code import Coder
+from compiler.swap.kind import RANGE, STEP
+from models.prepare import quantize_for
+from models.workloads import Workload
+from npusim.config import Machine, load_machine
+from npusim.delta import coded_share
+from npusim.errors import UserError
+from npusim.folder import Layout, check_folder
+from npusim.isa import BY_MNEMONIC
+from npusim.program import MAX_DRAM_BYTES, Program
+from npusim.run import Notify, one_thread, stats_of, with_files
+from npusim.timing import simulate
+
+METHODS, RANGES = ("tsw", "tsq", "tsq_pot"), (1, 2, 4, 10, 20)
+STEP_CONSTANTS, ALL_SETS = "step constants", "all sets"
+"""What a row swaps: the steps' constants alone, with the ranges' sets in DRAM from the start; or both."""
+FOLDER = Layout(
+    "comparison of policies",
+    ("swap.csv", "boundaries.csv", "swap.md", "exposed.png", "pareto.csv", "pareto.png"),
+)
+MIN_RATE, MAX_RATE = 1_000_000, 1_000_000_000_000
+"""Storage rates that a machine file allows, bytes per second."""
+HIDING = ("shadow", "streamed", "adaptive")
+"""Policies that fetch beside computation, so that a fast enough storage hides them."""
+
+Words = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The change to one set of the time ranges, 0 being the first set.
+
+    ``exposed_cycles`` are those that the steps with its fetches take longer than without fetches; of a step that
+    fetches for several sets, the share of this one's storage cycles.
+    """
+
+    number: int
+    storage_read_bytes: int
+    dram_write_bytes: int
+    storage_cycles: int
+    exposed_cycles: int
+
+    @property
+    def hidden_cycles(self) -> int:
+        """Storage cycles during which something else was done."""
+        return max(0, self.storage_cycles - self.exposed_cycles)
+
+
+@dataclass(frozen=True)
+class SwapCost:
+    """One policy on one program.
+
+    ``swapped``: `STEP_CONSTANTS` or `ALL_SETS`. ``cycles``: of the whole video; ``plain_cycles``: with all sets in DRAM
+    from the start. ``startup_cycles``: the part of the difference that brings the first sets (for ``resident`` all).
+    ``dram_bytes``: what the program occupies; ``storage_bytes``: of all its sets. ``break_even``: bytes per second of
+    storage from which on no boundary costs a cycle; None where there is no such rate. ``refused``:
+    why the policy does not fit; the figures are then 0.
+    """
+
+    method: str
+    ranges: int
+    policy: str
+    swapped: str
+    set_bytes: int
+    step_set_bytes: int
+    dram_bytes: int = 0
+    storage_bytes: int = 0
+    storage_read_bytes: int = 0
+    dram_write_bytes: int = 0
+    storage_cycles: int = 0
+    startup_cycles: int = 0
+    cycles: int = 0
+    plain_cycles: int = 0
+    seconds: float = 0.0
+    codes: int = 0
+    boundaries: tuple[Boundary, ...] = ()
+    break_even: int | None = None
+    refused: str = ""
+
+    @property
+    def exposed_cycles(self) -> int:
+        """What the boundaries add to the video, startup left out."""
+        return self.cycles - self.plain_cycles - self.startup_cycles
+
+    @property
+    def hidden_cycles(self) -> int:
+        """Storage cycles during which something else was done."""
+        return max(0, self.storage_cycles - self.startup_cycles - self.exposed_cycles)
+
+
+class Timer:
+    """Cycles of pieces of code on one machine with given base registers; equal code is timed once."""
+
+    def __init__(self, machine: Machine, bases: Sequence[int]) -> None:
+        self.machine, self._bases = machine, bases
+        self._known: dict[bytes, int] = {}
+
+    def __call__(self, code: Words) -> int:
+        key = code.tobytes()
+        if key not in self._known:
+            self._known[key] = simulate(code, self.machine, self._bases).total_cycles
+        return self._known[key]
+
+
+def with_rate(machine: Machine, bytes_per_second: int) -> Machine:
+    """The machine with another storage rate."""
+    storage = machine.storage.model_copy(update={"bandwidth_bytes_per_second": bytes_per_second})
+    return machine.model_copy(update={"storage": storage})
+
+
+def roomy(machine: Machine) -> Machine:
+    """The machine with a DRAM budget that holds all sets: for compiling what is then swapped on the real one."""
+    dram = machine.dram.model_copy(update={"npu_budget_bytes": MAX_DRAM_BYTES, "capacity_bytes": MAX_DRAM_BYTES})
+    return machine.model_copy(update={"dram": dram})
+
+
+def compare(
+    program: Program,
+    machine: Machine,
+    policies: Sequence[str] = tuple(POLICIES),
+    method: str = "",
+    swapped: str = ALL_SETS,
+    break_even: bool = True,
+) -> list[SwapCost]:
+    """Cost of each of ``policies`` for a program whose sets lie in DRAM, on ``machine``.
+
+    ``program`` may need more DRAM than ``machine`` has; only its code and the sizes of its sets are used. A policy that
+    does not fit has ``refused``. Raises UserError for an unknown policy and a program that cannot be swapped.
+    """
+    timer, found = Timer(machine, program.bases(0)), list[SwapCost]()
+    coder = Coder(program.prologue, program.step, len(program.layers))
+    for policy in policies:
+        if policy not in POLICIES:
+            raise UserError(f"policy = {policy!r}: allowed all, or some of {', '.join(POLICIES)}")
+        sizes = (int(program.range_sets.shape[1]), int(program.sets.shape[1]))
+        head = (method, len(program.range_sets), policy, swapped, *sizes)
+        try:
+            pair = policy if swapped == ALL_SETS else IN_DRAM, policy
+            made = swap_program(program, timer, *pair, machine, coder)
+        except UserError as error:
+            found.append(SwapCost(*head, refused=str(error)))
+            continue
+        cost, rate = _cost(program, made, machine, SwapCost(*head)), None
+        if break_even and policy in HIDING:
+            if policy == "streamed":  # with fast storage other parts are best
+                quick = Timer(with_rate(machine, MAX_RATE), program.bases(0))
+                made = swap_program(program, quick, *pair, machine, coder)
+            rate = rate_that_hides(program, made, machine)
+        found.append(replace(cost, seconds=cost.cycles / machine.clock_hz, break_even=rate))
+    return found
+
+
+def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> SwapCost:
+    """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
+    shares: dict[tuple[str, int], list[int]] = {}
+    timer = Timer(machine, made.bases(0))
+    extra_of = _extra(plain, made, timer)
+    decoded = made.decoded()
+    for step in range(-1, made.steps):
+        part = made.part_of_step(step) if step >= 0 else "prologue"
+        fetches = [ins for ins in decoded[part] if ins.op == "fetch"]
+        busy = [BY_MNEMONIC["fetch"].cycles(ins, machine) for ins in fetches]
+        left = extra_of[step]
+        for index, (ins, cycles) in enumerate(zip(fetches, busy, strict=True)):
+            share = left if index + 1 == len(fetches) else extra_of[step] * cycles // sum(busy)
+            left -= share
+            row = shares.setdefault(_serves(made, ins.storage_base, ins.storage_addr, step), [0, 0, 0])
+            for place, value in enumerate((ins.bytes, cycles, share)):
+                row[place] += value
+    startup = sum(share for (_, number), (_, _, share) in shares.items() if number == 0)
+    moved = sum(row[0] for row in shares.values())
+    boundaries = tuple(
+        Boundary(number, row[0], *row) for (kind, number), row in sorted(shares.items()) if kind == "range"
+    )
+    steps = [made.step_codes[made.code_number(step)] for step in range(made.steps)]
+    cycles = timer(made.prologue) + sum(map(timer, steps))
+    return replace(
+        head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=moved,
+        dram_write_bytes=moved, storage_cycles=sum(row[1] for row in shares.values()), startup_cycles=startup,
+        cycles=cycles, plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
+    )  # fmt: skip
+
+
+def _extra(plain: Program, made: Program, timer: Timer) -> dict[int, int]:
+    """By step, -1 the prologue: cycles beyond those of the same part without fetches."""
+    before, without = map(timer, without_fetches(plain, made))
+    extra = {step: timer(made.step_codes[made.code_number(step)]) - without for step in range(made.steps)}
+    return {-1: timer(made.prologue) - before, **extra}
+
+
+def _serves(program: Program, storage_base: int, address: int, step: int) -> tuple[str, int]:
+    """Kind and number of the set that a fetch of ``step`` brings; what `resident` brings counts as the first set."""
+    if storage_base == 0:
+        return "step" if address < program.sets.size else "range", 0
+    following = storage_base in (STEP.following, RANGE.following)
+    if storage_base in (STEP.present, STEP.following):
+        return "step", step + following
+    return "range", 0 if step < 0 else program.range_of_step[step] + following
+
+
+def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | None:
+    """The least storage rate, within 1 %, at which no boundary of ``made`` costs a cycle; None if there is none.
+
+    Found by bisection with the timing model; the schedule stays as it is.
+    """
+    without = Timer(machine, made.bases(0))(without_fetches(plain, made)[1])
+    codes = [made.step_codes[number] for number in sorted({made.code_number(step) for step in range(made.steps)})]
+
+    def hides(rate: int) -> bool:
+        timer = Timer(with_rate(machine, rate), made.bases(0))
+        return all(timer(code) <= without for code in codes)
+
+    if not hides(MAX_RATE):
+        return None
+    low, high = MIN_RATE, MAX_RATE
+    if hides(low):
+        return low
+    while high > low * 1.01:
+        middle = max(low + 1, int((low * high) ** 0.5))
+        low, high = (low, middle) if hides(middle) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Study:
+    """Costs of a workload on a machine.
+
+    ``one_set``: cycles of the video with one set, by method. ``coded_shares``: bytes of the ranges' sets as differences
+    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set.
+    """
+
+    workload: str
+    machine: Machine
+    costs: tuple[SwapCost, ...]
+    one_set: dict[str, int]
+    coded_shares: dict[tuple[str, int], float | None]
+
+    def slow_down(self, cost: SwapCost) -> float:
+        """Time of the video over that with one set, startup included."""
+        return cost.cycles / self.one_set[cost.method]
+
+
+@one_thread()
+def swap(
+    workload: str | Workload,
+    hw: str | Path | Machine,
+    methods: Sequence[str] = METHODS,
+    ranges: Sequence[int] = RANGES,
+    policies: Sequence[str] = tuple(POLICIES),
+    out: str | Path | None = None,
+    *,
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    factored: bool = False,
+    fidelity: str | Path | None = None,
+    notify: Notify | None = None,
+) -> Study:
+    """Compare policies for each method and number of time ranges; write the folder ``out`` unless it is None.
+
+    ``ranges`` that are more than the workload's steps are left out. ``fidelity``: a folder of `npusim evaluate
+    --tables`, whose noise SQNR goes beside latency and capacity. Other arguments as of `npusim.run.run`.
+
+    Raises:
+        UserError, ModelError: the user's input is at fault; nothing was written.
+    """
+    from npusim.swap_write import write_study  # needs this module's types
+
+    if out is not None:
+        check_folder(Path(out), FOLDER)
+    machine = hw if isinstance(hw, Machine) else load_machine(hw)
+    work = with_files(workload)
+    counts = sorted({count for count in ranges if 1 <= count <= work.num_steps})
+    if not counts or not methods:
+        raise UserError(f"ranges = {list(ranges)}, methods = {list(methods)}: allowed some, of 1..{work.num_steps}")
+    unknown = [policy for policy in policies if policy not in POLICIES]
+    if unknown:
+        raise UserError(f"policy = {unknown[0]!r}: allowed all, or some of {', '.join(POLICIES)}")
+    model = work.load_model()
+    stats = stats_of(work, model)
+    costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
+    for number, method in enumerate(methods):
+        for index, count in enumerate([1, *(count for count in counts if count > 1)]):
+            if notify:
+                notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
+            quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=count)
+            program = compile_model(quantized, roomy(machine), factored=factored)
+            if count == 1:
+                timer = Timer(machine, program.bases(0))
+                one_set[method] = timer(program.prologue) + program.steps * timer(program.step)
+                costs += compare(program, machine, policies, method, STEP_CONSTANTS)
+            if count in counts:
+                costs += compare(program, machine, policies, method)
+                shares[method, count] = coded_share(program.range_sets)
+    study = Study(work.name, machine, tuple(costs), one_set, shares)
+    if out is not None:
+        write_study(study, Path(out), None if fidelity is None else Path(fidelity))
+    return study

@@ -1,0 +1,194 @@
+"""The folder of a comparison of swap policies: CSV, Markdown and plots."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from npusim.errors import UserError
+from npusim.folder import write_folder
+from npusim.isa.manual import table
+from npusim.report import csv_bytes
+from npusim.swap import ALL_SETS, FOLDER, Study, SwapCost
+
+NOT_MODELLED = "n/a"
+COLUMNS = (
+    "method", "ranges", "policy", "swapped", "set_bytes", "step_set_bytes", "dram_bytes", "storage_bytes",
+    "storage_read_bytes", "dram_write_bytes", "storage_cycles", "startup_cycles", "exposed_cycles", "hidden_cycles",
+    "cycles", "plain_cycles", "seconds", "codes",
+)  # fmt: skip
+
+
+def write_study(study: Study, out: Path, fidelity: Path | None) -> None:
+    """Write the folder. Raises UserError if it cannot be written, or ``fidelity`` is not a folder of tables."""
+    scores = _scores(study, fidelity)
+
+    def write(folder: Path) -> None:
+        (folder / "swap.csv").write_bytes(_swap_csv(study))
+        (folder / "boundaries.csv").write_bytes(_boundaries_csv(study))
+        (folder / "swap.md").write_text(markdown(study), encoding="utf-8")
+        (folder / "exposed.png").write_bytes(_exposed_plot(study))
+        (folder / "pareto.csv").write_bytes(_pareto_csv(study, scores))
+        (folder / "pareto.png").write_bytes(_pareto_plot(study, scores))
+
+    write_folder(out, FOLDER, write)
+
+
+def _swap_csv(study: Study) -> bytes:
+    header = [*COLUMNS, "slow_down_against_one_set", "break_even_storage_bytes_per_second", "refused"]
+    rows = []
+    for cost in study.costs:
+        values = [getattr(cost, name) for name in COLUMNS]
+        if cost.refused:
+            values[6:] = [NOT_MODELLED] * (len(COLUMNS) - 6)
+        slow = NOT_MODELLED if cost.refused else f"{study.slow_down(cost):.4f}"
+        rows.append([*values, slow, NOT_MODELLED if cost.break_even is None else cost.break_even, cost.refused])
+    return csv_bytes(header, rows)
+
+
+def _boundaries_csv(study: Study) -> bytes:
+    header = ["method", "ranges", "policy", "boundary", "storage_read_bytes", "dram_write_bytes", "storage_cycles"]
+    rows = [
+        [cost.method, cost.ranges, cost.policy, b.number, b.storage_read_bytes, b.dram_write_bytes, b.storage_cycles,
+         b.exposed_cycles, b.hidden_cycles]
+        for cost in study.costs if cost.swapped == ALL_SETS for b in cost.boundaries
+    ]  # fmt: skip
+    return csv_bytes([*header, "exposed_cycles", "hidden_cycles"], rows)
+
+
+def markdown(study: Study) -> str:
+    """The tables as text."""
+    machine = study.machine
+    lines = [
+        f"# Parameter swap: `{study.workload}` on `{machine.name}`", "",
+        f"{machine.clock_mhz} MHz; storage {machine.storage.kind}, "
+        f"{machine.storage.bandwidth_bytes_per_second / 1e9:g} GB/s, {machine.storage.latency_us} us. The denoiser's "
+        "time only: text encoder and autoencoder are not modelled. Startup brings the first set (`resident`: all sets) "
+        "beside the prologue; exposed is what the boundaries add behind it.", "",
+    ]  # fmt: skip
+    header = ("method", "ranges", "set, bytes", "policy", "DRAM, MB", "startup, ms", "exposed, ms", "hidden, ms")
+    for title, swapped in (("All sets", ALL_SETS), ("The steps' constants alone", "")):
+        lines += [f"## {title}", ""]
+        costs = [cost for cost in study.costs if (cost.swapped == ALL_SETS) == bool(swapped)]
+        lines += table((*header, "video, ms", "slow-down", "hidden from, GB/s"), (_cells(study, c) for c in costs))
+        lines += [""]
+    lines += ["## Sets as differences to the set before", ""]
+    shares = ((m, str(r), NOT_MODELLED if s is None else f"{s:.3f}") for (m, r), s in study.coded_shares.items())
+    lines += [*table(("method", "ranges", "coded bytes over bytes"), shares), ""]
+    return "\n".join(lines)
+
+
+def _cells(study: Study, cost: SwapCost) -> tuple[str, ...]:
+    size = cost.set_bytes if cost.swapped == ALL_SETS else cost.step_set_bytes
+    head = (cost.method, str(cost.ranges), f"{size:,}", cost.policy)
+    if cost.refused:
+        return (*head, f"refused: {cost.refused}", *[NOT_MODELLED] * 6)
+    hz = study.machine.clock_hz
+    parts = (cost.startup_cycles, cost.exposed_cycles, cost.hidden_cycles, cost.cycles)
+    rate = NOT_MODELLED if cost.break_even is None else f"{cost.break_even / 1e9:.2f}"
+    times = (f"{cycles / hz * 1e3:.3f}" for cycles in parts)
+    return (*head, f"{cost.dram_bytes / 1e6:.1f}", *times, f"{study.slow_down(cost):.3f}", rate)
+
+
+def _exposed_plot(study: Study) -> bytes:
+    """Startup and exposed milliseconds over the number of ranges: a panel for each method, a line for each policy."""
+    methods = list(dict.fromkeys(cost.method for cost in study.costs))
+    figure = Figure(figsize=(4.5 * len(methods), 4), layout="constrained")
+    axes = figure.subplots(1, len(methods), squeeze=False)[0]
+    for axis, method in zip(axes, methods, strict=True):
+        shown = [c for c in study.costs if c.method == method and c.swapped == ALL_SETS and not c.refused]
+        for policy in dict.fromkeys(cost.policy for cost in shown):
+            points = [(c.ranges, c.exposed_cycles / study.machine.clock_hz * 1e3) for c in shown if c.policy == policy]
+            axis.plot(*zip(*points, strict=True), "o-", markersize=4, linewidth=1, label=policy)
+        axis.set_title(method)
+        axis.set_xlabel("time ranges")
+        axis.set_ylabel("exposed, ms a video")
+        axis.set_yscale("symlog", linthresh=0.01)
+        axis.grid(alpha=0.3)
+    axes[-1].legend()
+    return _png(figure)
+
+
+def _scores(study: Study, folder: Path | None) -> dict[tuple[str, int], float]:
+    """Mean noise SQNR in dB of the cells of `npusim evaluate --tables`, by method and ranges. One range is one set."""
+    if folder is None:
+        return {}
+    if not (folder / "cells").is_dir():
+        raise UserError(f"{folder}: no folder cells; allowed: a folder that `npusim evaluate --tables` wrote")
+    same = {("tsw", 1): "cw_tw", ("tsq", 1): "asq"}
+    scores = {}
+    for method, ranges in {(cost.method, cost.ranges) for cost in study.costs}:
+        names = {same.get((method, ranges), method), method}
+        for path in (folder / "cells" / f"emoji-{name}-w8a8-r{ranges}.json" for name in sorted(names)):
+            if path.is_file():
+                try:
+                    found = json.loads(path.read_text(encoding="utf-8"))["figures"]["eps_sqnr_db"]
+                    scores[method, ranges] = float(np.mean(np.array(found, float)))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}: not a cell's file ({error})") from None
+    return scores
+
+
+def pareto(study: Study, scores: dict[tuple[str, int], float]) -> list[tuple[SwapCost, float | None, bool]]:
+    """(cost, noise SQNR, whether no other is at least as good in SQNR, time and DRAM and better in one).
+
+    Without a score nothing can be said, and nothing is on the front.
+    """
+    costs = [cost for cost in study.costs if cost.swapped == ALL_SETS and not cost.refused]
+    points = [(scores.get((c.method, c.ranges)), -c.cycles, -c.dram_bytes) for c in costs]
+    rows = []
+    for cost, point in zip(costs, points, strict=True):
+        score = point[0]
+        beaten = score is None or any(
+            other[0] is not None and (other[0], *other[1:]) != point and other[0] >= score
+            and other[1] >= point[1] and other[2] >= point[2]
+            for other in points
+        )  # fmt: skip
+        rows.append((cost, score, not beaten))
+    return rows
+
+
+def _pareto_csv(study: Study, scores: dict[tuple[str, int], float]) -> bytes:
+    header = ["method", "ranges", "policy", "noise_sqnr_db", "seconds", "dram_bytes", "on_front"]
+    rows = [
+        [c.method, c.ranges, c.policy, NOT_MODELLED if score is None else f"{score:.2f}", c.seconds, c.dram_bytes,
+         NOT_MODELLED if score is None else int(front)]
+        for c, score, front in pareto(study, scores)
+    ]  # fmt: skip
+    return csv_bytes(header, rows)
+
+
+def _pareto_plot(study: Study, scores: dict[tuple[str, int], float]) -> bytes:
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
+    rows = [(cost, score, front) for cost, score, front in pareto(study, scores) if score is not None]
+    for policy in dict.fromkeys(cost.policy for cost, _, _ in rows):
+        mine = [(cost.seconds * 1e3, score, front) for cost, score, front in rows if cost.policy == policy]
+        x, y, front = zip(*mine, strict=True)
+        axis.scatter(x, y, [40 if on else 12 for on in front], label=policy, alpha=0.7)
+    if rows:
+        axis.legend(title="large: on the front")
+    else:
+        axis.text(0.5, 0.5, "fidelity: n/a", ha="center", transform=axis.transAxes)
+    axis.set_xlabel("denoiser, ms a video")
+    axis.set_ylabel("noise SQNR, dB")
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def refusals(study: Study) -> Iterator[str]:
+    """One line for each policy that did not fit."""
+    for cost in study.costs:
+        if cost.refused:
+            yield f"{cost.method}, {cost.ranges} ranges: {cost.refused}"
