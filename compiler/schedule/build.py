@@ -13,7 +13,7 @@ from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.blocks import Plan, emit_group
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
-from compiler.schedule.search import alone_zones, plan_phase
+from compiler.schedule.search import alone_zones, cost_by_itself, plan_phase
 from compiler.schedule.tokens import insert_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -156,15 +156,18 @@ def _groups(
 ) -> list[tuple[Plan | None, tuple[Op, ...]]]:
     """The operations in groups, with the plans of those that share blocks of rows.
 
-    Where every tensor finds a place in SRAM, each operation stands by itself.
+    Where every tensor finds a place in SRAM, or that is estimated to be faster, each operation stands by itself.
     """
     ops: tuple[Op, ...] = getattr(graph, phase)
     if all(home.memory == "sram" or name in pinned for name, home in emitter.homes.items()):
         return [(None, (op,)) for op in ops]
     by_itself = emitter.homes
-    emitter.homes = {name: Home("dram", 0) for name in by_itself} | pinned
     try:
+        before = cost_by_itself(emitter, ops)
+        emitter.homes = {name: Home("dram", 0) for name in by_itself} | pinned
         choices = plan_phase(emitter, ops, 0)
+        if before <= sum(cost.key[0] for cost, _, _ in choices):
+            raise UserError("blocks of rows are not faster")
         inner = frozenset(name for _, plan, _ in choices if plan for name in plan.group.inner)
         spill.live = []
         numbers = [number for number, (_, _, group) in enumerate(choices) for _ in group]

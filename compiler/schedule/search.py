@@ -43,6 +43,18 @@ def plan_phase(emitter: Emitter, ops: tuple[Op, ...], resident: int) -> list[Cho
     return best[0][1]
 
 
+def cost_by_itself(emitter: Emitter, ops: tuple[Op, ...]) -> float:
+    """Cycles of all operations, each by itself, with tensors where they are now.
+
+    Weights come while earlier operations compute, so they count for all together only.
+    """
+    search, zones, values = Search(emitter, 0), Zones.of(emitter.machine), emitter.graph.values
+    weights = sum(value_bytes(values[op.inputs["weight"]]) for op in ops if "weight" in op.inputs)
+    costs = [search.alone(op, zones, weights=False) for op in ops]
+    dram = sum(cost.dram for cost in costs) + transfer(emitter.machine, weights, len(ops)).dram
+    return max(sum(cost.key[0] for cost in costs), dram)
+
+
 class Search:
     """Finds the cheapest plan of a group."""
 
@@ -55,7 +67,7 @@ class Search:
     def group(self, ops: tuple[Op, ...]) -> Choice | None:
         """The cheapest plan of these operations as one group, or None where there is none."""
         found = group_of(self.graph, ops, self.uses)
-        single = (self._alone(ops[0]), None, ops) if len(ops) == 1 else None
+        single = (self.alone(ops[0], alone_zones(self.emitter, self.resident)), None, ops) if len(ops) == 1 else None
         if found is None or not any(op.kind in LINEARS or op.kind == "attention" for op in ops):
             return single
         key = signature(self.emitter, found)
@@ -242,14 +254,14 @@ class Search:
             return Cost(vector=times * (vector_pass(self.machine, rows, cols, 3) + rows))
         return Cost(vector=times * vector_pass(self.machine, rows, cols))
 
-    def _alone(self, op: Op) -> Cost:
+    def alone(self, op: Op, zones: Zones, weights: bool = True) -> Cost:
         """An operation by itself, roughly: what it computes, and its operands and result once."""
         values, emitter = self.graph.values, self.emitter
         rows, cols = values[op.output].shape
         names = {*matrices(op), op.output, *(op.inputs[role] for role in "kv" if op.kind == "attention")}
         size = sum(value_bytes(values[n]) for n in names if not emitter.in_sram(n))
         if op.kind == "attention":
-            emitter.divide(alone_zones(emitter, self.resident))
+            emitter.divide(zones)
             cost = attention_cost(emitter, op, 1, None)
         elif "weight" in op.inputs:
             weight = values[op.inputs["weight"]]
@@ -257,12 +269,15 @@ class Search:
                 self.machine, rows, weight.shape[1], cols, values[op.inputs["x"]].dtype, weight.dtype
             )
             rounds = -(-cols // self.machine.mac_array.cols)
-            size += value_bytes(weight) + (rounds - 1) * value_bytes(values[op.inputs["x"]])
+            size += value_bytes(weight) if weights else 0
+            size += 0 if emitter.in_sram(op.inputs["x"]) else (rounds - 1) * value_bytes(values[op.inputs["x"]])
             cost = Cost(mac=cycles)
         else:
             cost = self._vector_cost(op, rows, cols, 1)
         # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them.
-        return cost + transfer(self.machine, size, 8) + Cost(exposed=min(cost.vector + cost.mac, 8192))
+        # What lies in SRAM does not wait for that, and the vector unit follows the array.
+        waits = min(cost.vector + cost.mac, 8192) if any(not emitter.in_sram(n) for n in names) else cost.vector / 2
+        return cost + transfer(self.machine, size, 8 if size else 0) + Cost(exposed=waits)
 
 
 def _shares(k: int, unit: int) -> Iterator[int]:
