@@ -115,6 +115,23 @@ class Emitter:
             self.load_parameters(self.homes[source], offset, address, length)
         return addresses
 
+    def vectors(self, parts: list[tuple[str, int, int]]) -> list[int]:
+        """Load parts of constant vectors, (name, first, count) each, into parameter memory; return their addresses.
+
+        A vector of one number, or a count of 0, is loaded whole.
+        """
+        loads = []
+        for name, first, count in parts:
+            value = self.graph.values[name]
+            if count and value.shape != (1,):
+                loads.append((name, row_bytes(value, first), row_bytes(value, count)))
+            else:
+                loads.append((name, 0, value_bytes(value)))
+        addresses = self.params.take_together([size for _, _, size in loads], self.layer)
+        for (name, offset, size), address in zip(loads, addresses, strict=True):
+            self.load_parameters(self.homes[name], offset, address, size)
+        return addresses
+
     def constant_parameter(self, data: bytes) -> int:
         """Load anonymous constant bytes into parameter memory; return the address."""
         # A new constant would move the parameter sets, whose address instructions may already hold.

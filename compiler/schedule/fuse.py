@@ -54,7 +54,7 @@ def fits_blocks(graph: Graph, op: Op) -> bool:
     if graph.values[op.output].base:
         return False
     if op.kind == "attention":
-        return op.attrs["over"] != "temporal"
+        return bool(op.attrs["over"] != "temporal")
     return op.kind in ROWWISE
 
 
@@ -91,7 +91,10 @@ def group_of(graph: Graph, ops: Sequence[Op], uses: dict[str, int]) -> Group | N
 def _stages(graph: Graph, ops: Sequence[Op], inner: set[str]) -> list[Stage]:
     stages: list[list[Op]] = []
     for op in ops:
-        if stages and _follows(graph, stages[-1], op, inner):
+        readers = [
+            o for o in ops if stages and stages[-1][-1].output in {graph.base(n).name for n in o.inputs.values()}
+        ]
+        if readers == [op] and _follows(graph, stages[-1], op, inner):
             stages[-1].append(op)
         else:
             stages.append([op])

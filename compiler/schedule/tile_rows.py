@@ -71,12 +71,17 @@ def elementwise(emitter: Emitter, op: Op) -> None:
 
 def elementwise_fields(emitter: Emitter, op: Op) -> dict[str, int]:
     """Fields of EWLIN or EWMUL that all tiles share; brings the vectors into parameter memory."""
+    vectors = [role for role in ("a_mul", "b_mul", "bias") if role in op.inputs]
+    addresses = emitter.parameters([op.inputs[role] for role in vectors])
+    return elementwise_constants(emitter, op, dict(zip(vectors, addresses, strict=True)))
+
+
+def elementwise_constants(emitter: Emitter, op: Op, vectors: dict[str, int]) -> dict[str, int]:
+    """Fields of EWLIN or EWMUL that do not depend on the tile, with vectors at these addresses."""
     attrs, graph = op.attrs, emitter.graph
     matrices = {role: op.inputs[role] for role in ("a", "b") if role in op.inputs}
     fields = {"b_addr": NO_ADDRESS, "a_mul_addr": NO_ADDRESS, "b_mul_addr": NO_ADDRESS, "bias_addr": NO_ADDRESS}
-    vectors = [role for role in ("a_mul", "b_mul", "bias") if role in op.inputs]
-    addresses = emitter.parameters([op.inputs[role] for role in vectors])
-    fields |= {f"{role}_addr": address for role, address in zip(vectors, addresses, strict=True)}
+    fields |= {f"{role}_addr": address for role, address in vectors.items()}
     fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
     fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
     fields["out_dtype"] = emitter.dtype(op.output)
