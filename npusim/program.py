@@ -59,7 +59,8 @@ class Program:
     ``set_address``. ``range_sets``: uint8 (ranges, set_bytes), placed at ``range_address``; ``range_of_step`` says
     which of them a step uses. ``buffers`` by name; ``buffers["noise"]``, if there is one, holds one plane per step.
     ``layers`` are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers,
-    for the host only; integers.
+    for the host only; integers. Without ``contents``, constants and sets have their sizes and hold nothing, and
+    immediates mean nothing: the program can be timed, not run or saved.
     """
 
     machine: Machine
@@ -75,6 +76,7 @@ class Program:
     buffers: dict[str, Buffer]
     layers: tuple[str, ...]
     host: dict[str, Any]
+    contents: bool = True
 
     @property
     def steps(self) -> int:
@@ -158,7 +160,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_program(program: Program, path: Path) -> None:
-    """Write ``program`` to ``path``; the same program gives the same bytes."""
+    """Write ``program`` to ``path``; the same program gives the same bytes. Raises UserError if it has no contents."""
+    if not program.contents:
+        raise UserError(f"{path}: a program without contents is for timing only; allowed: one compiled from weights")
     tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
     header = json.dumps(
         {
@@ -253,7 +257,7 @@ def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
         raise UserError(f"unknown header field {next(iter(fields))!r}")
     return Program(
         machine=machine, set_address=set_address, range_address=range_address, range_of_step=range_of_step,
-        dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, **tensors,
+        dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, contents=True, **tensors,
     )  # fmt: skip
 
 

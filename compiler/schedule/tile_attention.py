@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from compiler.graph import Op
 from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import ALIGN, logit_record, row_bytes
+from compiler.schedule.place import ALIGN, row_bytes
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPE_NAMES, NO_ADDRESS
 from npusim.isa.matmul import ROW_RECORD, RQ_MODES
@@ -108,7 +108,7 @@ def attention(emitter: Emitter, op: Op) -> None:
     """MATMUL, SMEXP, RECIP, MATMUL for each block."""
     shape = Shape.of(emitter, op)
     groups_at, heads_at, rows_at = choose_block(emitter, op, shape)
-    record = emitter.constant_parameter(logit_record(op))
+    record = emitter.logit_parameter(op.output)
     valid = emitter.whole(op.inputs["valid"]).address if "valid" in op.inputs else NO_ADDRESS
     for branch in range(emitter.graph.branches):
         for group in range(0, shape.groups, groups_at):
