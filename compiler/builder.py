@@ -41,6 +41,7 @@ class Builder(Values):
     time range; spatial and temporal attention cut rows by the others. Operations are added to ``phase``: "step", or
     "prologue" for what runs once. An input named "noise" holds one plane for each step; an output named "state.next"
     overwrites the input "state".
+    Without ``contents`` the graph keeps of constants their shapes only, and is compiled for its time.
     """
 
     def linear(
@@ -63,7 +64,7 @@ class Builder(Values):
         # The graph's weights are unsigned; the array's are signed again.
         up, top = (1 << (weight_bits - 1)) * (weight.dtype == np.int8), (1 << weight_bits) - 1
         unsigned = (weight.astype(np.int16) + up).astype(np.uint8) if up else weight
-        if unsigned.max() > top:
+        if self.contents and unsigned.max() > top:
             raise UserError(f"{layer}: linear: weight {weight.min()}..{weight.max()}; allowed: {weight_bits} bits")
         n, k = weight.shape[-2:]
         per = "range" if weight.ndim == 3 else ""
@@ -122,7 +123,7 @@ class Builder(Values):
             vector, _ = self._integers(layer, name, numbers, len(weight))
             self._demand(layer, "linear", name, vector, low, high)
             records[name] = vector
-        signed = (weight.astype(np.int16) - half).astype(np.int8)
+        signed = (weight - np.uint8(half)).view(np.int8) if self.contents else weight
         return {
             "weight": self.const(f"{layer}.weight", signed, f"i{weight_bits}"),
             "records": self.const(f"{layer}.records", records, "factored"),
@@ -140,11 +141,12 @@ class Builder(Values):
             raise UserError(f"{layer}: linear: weight_bits = {weight_bits}; allowed: 4, 6, 8")
 
     def _shifts(self, layer: str, roles: dict[str, str], x_shift: ArrayLike, k: int) -> None:
-        """Add the table of input shifts to a linear's ``roles``, if any channel is shifted."""
+        """Add the table of input shifts to a linear's ``roles``, unless none is given: one shift of 0 for all."""
+        if np.ndim(x_shift) == 0 and x_shift == 0:
+            return
         shifts, per = self._integers(layer, "x_shift", x_shift, k)
         self._demand(layer, "linear", "x_shift", shifts, 0, 3)
-        if shifts.any():
-            roles["shifts"] = self.const(f"{layer}.shifts", packed(shifts, SHIFT_BITS), "u8", per=per)
+        roles["shifts"] = self.const(f"{layer}.shifts", packed(shifts, SHIFT_BITS), "u8", per=per)
 
     def linear_dynamic(
         self, layer: str, x: str, weight: NDArray[np.uint8], out: Out, *, bits: int, row: tuple[int, int],

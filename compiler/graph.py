@@ -68,7 +68,8 @@ class Op:
 class Graph:
     """Values by name, and two lists of operations: ``prologue`` once per video, ``step`` once per denoising step.
 
-    ``range_of_step`` is the time range of each step.
+    ``range_of_step`` is the time range of each step. Without ``contents``, constants have shapes and no data: such a
+    graph is compiled for its time only.
     """
 
     values: dict[str, Value]
@@ -81,6 +82,7 @@ class Graph:
     outputs: tuple[str, ...] = ()
     host: dict[str, int] = field(default_factory=dict)
     range_of_step: tuple[int, ...] = ()
+    contents: bool = True
 
     @property
     def ranges(self) -> int:

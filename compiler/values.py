@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,8 +24,10 @@ class Values:
     """The part of `compiler.builder.Builder` that knows no operations; see there."""
 
     def __init__(
-        self, steps: int = 1, branches: int = 1, frames: int = 1, positions: int = 1, range_of_step: Sequence[int] = ()
-    ) -> None:
+        self, steps: int = 1, branches: int = 1, frames: int = 1, positions: int = 1, range_of_step: Sequence[int] = (),
+        contents: bool = True,
+    ) -> None:  # fmt: skip
+        self.contents = contents
         self.values: dict[str, Value] = {}
         self.ops: dict[str, list[Op]] = {"prologue": [], "step": []}
         self.phase = "step"
@@ -50,7 +53,7 @@ class Values:
         s = self.sizes
         sizes = s["steps"], s["branches"], s["frames"], s["positions"]
         ops = tuple(self.ops["prologue"]), tuple(self.ops["step"])
-        return Graph(self.values, *ops, *sizes, range_of_step=self.range_of_step)
+        return Graph(self.values, *ops, *sizes, range_of_step=self.range_of_step, contents=self.contents)
 
     def add(self, value: Value) -> str:
         """Add a value as it is; return its name. Names must be new."""
@@ -76,28 +79,21 @@ class Values:
     ) -> str:
         """Add a constant; ``per`` "step" or "range": ``data`` carry steps or ranges in front.
 
-        A range constant that is the same in all ranges becomes a constant of the whole program. Raises UserError if a
-        number does not fit.
+        With one time range, its constants are those of the whole program. Raises UserError if a number does not fit.
         """
         if dtype not in BITS or per not in CONSTANTS:
             raise UserError(f"constant {name}: {dtype!r} per {per!r}; allowed: {', '.join(BITS)} per '', step or range")
         array = np.asarray(data)
-        if dtype not in RECORDS:
-            if array.dtype.kind not in "iu":
-                raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")
-            limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
-            low = 0 if dtype[0] == "u" else -limit
-            if array.size and not (low <= array.min() and array.max() < limit):
-                raise UserError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
-            array = array.astype(DTYPES[dtype][0] if dtype in DTYPES else np.int64)
-        if per == "range" and array.ndim and (array == array[:1]).all():
+        if self.contents and dtype not in RECORDS:
+            array = _fitting(name, array, dtype)
+        if per == "range" and self.ranges == 1 and array.shape[:1] == (1,):
             array, per = array[0], ""
         count = {"step": self.sizes["steps"], "range": self.ranges}.get(per)
         if count is not None and array.shape[:1] != (count,):
             raise UserError(f"constant {name}: data {list(array.shape)}; allowed: one array for each {per}, of {count}")
-        return self.add(
-            Value(name, array.shape[1:] if per else array.shape, dtype, CONSTANTS[per], scale, zero_point, array)
-        )
+        shape = array.shape[1:] if per else array.shape
+        kept = array if self.contents else None
+        return self.add(Value(name, shape, dtype, CONSTANTS[per], scale, zero_point, kept))
 
     def view(
         self, name: str, base: str, rows: tuple[int, int], cols: tuple[int, int], scale: float | None = None
@@ -159,3 +155,14 @@ class Values:
     def _demand(layer: str, kind: str, role: str, vector: NDArray[np.int64], low: int, high: int) -> None:
         if vector.min() < low or vector.max() > high:
             raise UserError(f"{layer}: {kind}: {role} {vector.min()}..{vector.max()}; allowed: {low}..{high}")
+
+
+def _fitting(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Numbers in the NumPy type of an element type. Raises UserError if one does not fit."""
+    if array.dtype.kind not in "iu":
+        raise UserError(f"constant {name}: numbers of type {array.dtype}; allowed: integers")
+    limit = 1 << (BITS[dtype] - (0 if dtype[0] == "u" else 1))
+    low = 0 if dtype[0] == "u" else -limit
+    if array.size and not (low <= array.min() and array.max() < limit):
+        raise UserError(f"constant {name}: values {array.min()}..{array.max()} do not fit {dtype}")
+    return array.astype(DTYPES[dtype][0] if dtype in DTYPES else np.int64, copy=False)

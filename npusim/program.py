@@ -79,7 +79,9 @@ class Program:
     ``layers`` are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers,
     for the host only; integers. With ``swap``, sets begin in storage, which holds ``sets``, ``range_sets`` and
     ``coded`` one behind the other; ``more_steps`` are step codes beside ``step``, and ``code_of_step`` is the number of
-    the one that each step runs, ``step`` being 0; empty where all run that.
+    the one that each step runs, ``step`` being 0; empty where all run that. Without ``contents``,
+    constants and sets have their sizes and hold nothing, and immediates mean nothing: the program can be timed, not run
+    or saved.
     """
 
     machine: Machine
@@ -99,6 +101,7 @@ class Program:
     more_steps: tuple[NDArray[np.uint32], ...] = ()
     code_of_step: tuple[int, ...] = ()
     swap: Swap | None = None
+    contents: bool = True
 
     @property
     def steps(self) -> int:
@@ -258,7 +261,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_program(program: Program, path: Path) -> None:
-    """Write ``program`` to ``path``; the same program gives the same bytes."""
+    """Write ``program`` to ``path``; the same program gives the same bytes. Raises UserError if it has no contents."""
+    if not program.contents:
+        raise UserError(f"{path}: a program without contents is for timing only; allowed: one compiled from weights")
     tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
     tensors["step"] = np.concatenate(program.step_codes)
     swap = program.swap
@@ -364,7 +369,7 @@ def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
     return Program(
         machine=machine, set_address=set_address, range_address=range_address, range_of_step=range_of_step,
         dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, step=step, more_steps=tuple(more),
-        code_of_step=code_of_step, swap=swap, **tensors,
+        code_of_step=code_of_step, swap=swap, contents=True, **tensors,
     )  # fmt: skip
 
 

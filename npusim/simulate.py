@@ -97,6 +97,8 @@ class Simulation:
         verify: Collection[int] = (),
         verify_prologue: bool = False,
     ) -> None:
+        if not program.contents:
+            raise UserError("a program without contents is for timing only; allowed: one compiled from weights")
         self.program = program
         outside = [step for step in verify if not 0 <= step < program.steps]
         if outside:

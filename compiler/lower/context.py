@@ -60,7 +60,8 @@ class Lowering:
         self.tokens = self.frames * self.positions
         self.hidden, self.heads, self.depth = int(config["hidden_size"]), int(config["num_heads"]), int(config["depth"])
         self.text_length = int(config["model_max_length"])
-        self.build = Builder(qm.num_steps, BRANCHES, self.frames, self.positions, qm.range_of_step.tolist())
+        ranges = qm.range_of_step.tolist()
+        self.build = Builder(qm.num_steps, BRANCHES, self.frames, self.positions, ranges, qm.contents)
 
     def absmax(self, point: str) -> float:
         """Largest calibrated magnitude at a point."""
@@ -85,15 +86,17 @@ class Lowering:
     ) -> str:  # fmt: skip
         """Add a quantized linear.
 
-        ``channel_scale``, (n,) or (R, n), gives each output channel its own scale, ``offset`` likewise a real number
-        beside the bias; ``order`` permutes the output channels.
+        ``channel_scale``, (n,) or (1 or R, n), gives each output channel its own scale, ``offset`` likewise a real
+        number beside the bias; ``order`` permutes the output channels.
         """
         q = self.qm.linears[layer]
-        pick = np.arange(len(q.bias)) if order is None else order
-        target = self.value(out, self.build.values[x].shape[0], len(pick), kind)
-        scale = np.full(len(pick), kind.scale) if channel_scale is None else channel_scale
+        pick = slice(None) if order is None else order
+        count = len(q.bias[pick])
+        target = self.value(out, self.build.values[x].shape[0], count, kind)
+        scale = np.atleast_2d(np.full(count, kind.scale) if channel_scale is None else channel_scale)
+        added = np.zeros((1, count)) if offset is None else offset
         make = dynamic_linear if q.dynamic else factored_linear if self.factors(layer) else static_linear
-        return make(self.build, layer, q, x, target, scale, np.zeros(1) if offset is None else offset, pick)
+        return make(self.build, layer, q, self.linear_input(layer), x, target, scale, added, pick)
 
     def factors(self, layer: str) -> bool:
         """Whether a linear is requantized in two factors: its input's grid changes, its weights do not."""
@@ -109,27 +112,36 @@ class Lowering:
         if q.dynamic and not q.smoothed and isinstance(out, Value):
             return a
         factors = self.build.values[a].scale / grid.units
-        if not grid.changes and np.ptp(factors) == 0:
+        if not grid.changes and not grid.smoothed:
             bits = 31 if self.build.values[a].dtype == "i32" else IMMEDIATE_BITS
             multiplier, shift = multiplier_shift(float(factors[0, 0]), bits, layer)
             return self.build.rescale(layer, a, out, multiplier=multiplier, shift=shift)
         shift = shared_shift(factors, grid)
-        bias = grid.offset << shift
-        a_mul = np.rint(one_for_all(factors) * 2.0**shift).astype(np.int64)
-        return self.build.rescale(layer, a, out, multiplier=a_mul, shift=shift, bias=bias if bias.any() else 0)
+        a_mul = self.multipliers(out, "a_mul", factors, grid, shift)
+        return self.build.rescale(layer, a, out, multiplier=a_mul, shift=shift, bias=bias_of(grid, shift))
 
     def quantized_sum(self, layer: str, a: str, b: str, out: Value, b_rows: str) -> str:
         """The sum of two symmetric tensors as the input of the linear ``layer``, with one rounding."""
         grid = self.linear_input(layer)
         factors = [self.build.values[name].scale / grid.units for name in (a, b)]
-        if not grid.changes and np.ptp(factors[0]) == 0:
+        if not grid.changes and not grid.smoothed:
             return self.add(layer, a, b, out, b_rows)
         shift = shared_shift(np.stack(factors), grid)
-        a_mul, b_mul = (np.rint(one_for_all(f) * 2.0**shift).astype(np.int64) for f in factors)
-        bias = grid.offset << shift
-        return self.build.sum(
-            layer, a, b, out, a_mul=a_mul, b_mul=b_mul, shift=shift, bias=bias if bias.any() else 0, b_rows=b_rows
-        )
+        a_mul, b_mul = (self.multipliers(out, f"{r}_mul", f, grid, shift) for r, f in zip("ab", factors, strict=True))
+        bias = bias_of(grid, shift)
+        return self.build.sum(layer, a, b, out, a_mul=a_mul, b_mul=b_mul, shift=shift, bias=bias, b_rows=b_rows)
+
+    def multipliers(self, out: str | Value, role: str, factors: Float64, grid: Grid, shift: int) -> str:
+        """A constant of 32-bit multipliers, of each range or of all: one for each channel, or for all channels."""
+        name = out if isinstance(out, str) else out.name
+        numbers = np.rint((factors if grid.smoothed else factors[:, :1]) * 2.0**shift).astype(np.int64)
+        return self.by_range(f"{name}.{role}", numbers, "i32", grid)
+
+    def by_range(self, name: str, numbers: NDArray[np.int64], dtype: str, grid: Grid) -> str:
+        """A constant (R, ..) of each time range where the grid changes, else (1, ..) of all."""
+        if grid.changes:
+            return self.build.const(name, numbers, dtype, per="range")
+        return self.build.const(name, numbers[0], dtype)
 
     def add(self, layer: str, a: str, b: str, out: str | Value, b_rows: str = "") -> str:
         """Sum of two symmetric tensors of any scales, with one rounding."""
@@ -157,9 +169,9 @@ class Lowering:
         bits = min(15, fraction_bits(self.absmax(f"{layer}:out")))
         columns = source.shape[1]
         epsilon = max(1, round(1e-6 * columns**2 / source.scale**2))
-        range_of_step = self.qm.range_of_step
-        units = grid.units[range_of_step]
-        g, b = (1 + scale) * 2.0**-bits / units, add / units + grid.offset[range_of_step]
+        rows = grid.by_step(self.qm.range_of_step)
+        units = grid.units[rows]
+        g, b = (1 + scale) * 2.0**-bits / units, add / units + grid.offset[rows]
         shift = min(common_shift(float(np.abs(g).max())), common_shift(float(np.abs(b).max()), bits=31))
         g_name, b_name = (
             self.by_step(f"{out}.g", g * 2.0**shift, "i16"),
@@ -176,8 +188,7 @@ class Lowering:
         grid = self.linear_input(linear)
         if self.qm.linears[linear].smoothed:
             kind = symmetric(self.absmax(f"{linear}:in"))
-            one = np.ones((1, 1))
-            whole = Grid(kind.dtype, np.array([kind.scale]), np.zeros(1, np.int64), one)
+            whole = Grid(kind.dtype, np.array([kind.scale]), np.zeros(1, np.int64), np.ones((1, 1)), False)
             name = self._gelu_table(layer, x, f"{out}.whole", whole)
             rows, cols = self.build.values[x].shape
             return self.quantized(linear, name, self.value(out, rows, cols, grid))
@@ -194,14 +205,14 @@ class Lowering:
         # The entries' step follows from the multiplier, not the other way round: so the multiplier is exact.
         multiplier, shift = multiplier_shift(np.abs(knots).max() / 32700 / 128, 16, layer)
         entries = np.rint(knots / (multiplier * 2.0**-shift * 128)).astype(np.int64)
-        table = self.build.const(f"{out}.table", entries, "i16", per="range")
+        table = self.by_range(f"{out}.table", entries, "i16", grid)
         value = self.value(out, source.shape[0], source.shape[1], grid)
         return self.build.table(layer, x, table, value, multiplier=multiplier, shift=shift, offset=centre)
 
 
-def one_for_all(factors: Float64) -> Float64:
-    """Factors (R, K) as (R, 1) where no range tells its channels apart."""
-    return factors[:, :1] if (factors == factors[:, :1]).all() else factors
+def bias_of(grid: Grid, shift: int) -> NDArray[np.int64] | int:
+    """The bias (R, 1) of a conversion to a grid whose zero point changes with the range; 0 if none does."""
+    return grid.offset << shift if grid.changes else 0
 
 
 def shared_shift(factors: Float64, grid: Grid) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.lower.scales import HEADROOM
-from models.quantize import QuantizedLinear
+from models.quantize import QuantizedLinear, follows_ranges
 from npusim.errors import UserError
 
 Float64 = NDArray[Any]
@@ -17,15 +17,18 @@ Float64 = NDArray[Any]
 
 @dataclass(frozen=True)
 class Grid:
-    """Integers ``real / (divisor * scale) + zero_point``, in each of R time ranges.
+    """Integers ``real / (divisor * scale) + zero_point``, in each of R time ranges, or the same in all (R = 1).
 
-    ``dtype``: element type; ``scale``: (R,); ``zero_point``: (R,) int64; ``divisor``: (R, K), smoothing included.
+    ``dtype``: element type; ``scale``: (R,); ``zero_point``: (R,) int64; ``divisor``: (R, K), smoothing included;
+    ``smoothed``: whether channels are divided differently. Whether anything changes between ranges, and whether
+    channels differ, is the method's decision, never that of numbers which happen to be equal.
     """
 
     dtype: str
     scale: Float64
     zero_point: NDArray[np.int64]
     divisor: Float64
+    smoothed: bool
 
     @property
     def common(self) -> int:
@@ -45,24 +48,31 @@ class Grid:
     @property
     def changes(self) -> bool:
         """Whether anything differs between ranges."""
-        return bool((self.units != self.units[:1]).any() or (self.zero_point != self.zero_point[0]).any())
+        return len(self.scale) > 1
+
+    def by_step(self, range_of_step: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(steps,) which row of `units` and `offset` a denoising step uses."""
+        return range_of_step if self.changes else np.zeros_like(range_of_step)
 
 
 def grid_of(layer: str, q: QuantizedLinear, absmax: float) -> Grid:
     """The grid of a linear's input; a dynamic one takes 16 bits, of which it makes fewer at run time.
 
     ``absmax``: the largest magnitude of a dynamic linear's smoothed input. Raises UserError for bits that change with
-    the time range.
+    the time range, and for grids that do where a linear has one for all steps.
     """
     same_bits(layer, q)
-    ranges = len(q.set_of_range)
+    ranges = len(q.set_of_range) if follows_ranges(layer) and not q.dynamic else 1
     divisor = np.stack([q.divisor(r) for r in range(ranges)])
     if q.dynamic:
         scale = np.full(ranges, max(absmax * HEADROOM, 1e-9) / 32767)
-        return Grid("i16", scale, np.zeros(ranges, np.int64), divisor)
+        return Grid("i16", scale, np.zeros(ranges, np.int64), divisor, q.smoothed)
     bits = int(q.act_bits[0])
     dtype, below = (f"u{bits}", 0) if bits < 16 else ("i16", 32768)
-    return Grid(dtype, q.act_scale, q.act_zp - below, divisor)
+    for numbers in (q.act_scale, q.act_zp) if ranges == 1 else ():
+        if (numbers != numbers[0]).any():
+            raise UserError(f"{layer}: grids {numbers.tolist()} in different steps; allowed: one grid for all steps")
+    return Grid(dtype, q.act_scale[:ranges], q.act_zp[:ranges] - below, divisor, q.smoothed)
 
 
 def same_bits(layer: str, q: QuantizedLinear) -> None:

@@ -34,21 +34,26 @@ def _fold(graph: Graph, values: dict[str, Value], op: Op) -> Op:
     weight = constants["weight"]
     half = 1 << (BITS[weight.dtype] - 1)
     name = op.inputs["weight"].removesuffix(".weight")
-    assert weight.data is not None
-    signed = (weight.data.astype(np.int16) - half).astype(np.int8)
+    # Of unsigned numbers, a subtraction that wraps leaves the signed number's bits.
+    signed = None if weight.data is None else (weight.data - np.uint8(half)).view(np.int8)
     dtype = f"i{BITS[weight.dtype]}"
     values[f"{name}.signed"] = Value(f"{name}.signed", weight.shape, dtype, weight.kind, data=signed)
-    by_range = any(value.kind == "range_const" for value in constants.values())
-    records = np.stack([
-        _records(op.layer, {role: _at(value, index) for role, value in constants.items()}, half)
-        for index in range(graph.ranges if by_range else 1)
-    ])  # fmt: skip
-    kind, records = ("range_const", records) if by_range else ("const", records[0])
-    values[f"{name}.records"] = Value(f"{name}.records", records.shape[-1:], "record", kind, data=records)
+    kind = "range_const" if any(value.kind == "range_const" for value in constants.values()) else "const"
+    data = _records_of(graph, op.layer, constants, half, kind) if graph.contents else None
+    values[f"{name}.records"] = Value(f"{name}.records", weight.shape[:1], "record", kind, data=data)
     inputs = {"x": op.inputs["x"], "weight": f"{name}.signed", "records": f"{name}.records"}
     if "shifts" in op.inputs:
         inputs["shifts"] = op.inputs["shifts"]
     return Op("linear", op.layer, inputs, op.output, op.attrs)
+
+
+def _records_of(graph: Graph, layer: str, constants: dict[str, Value], half: int, kind: str) -> NDArray[Any]:
+    """Records (n,), or (ranges, n) for a ``kind`` "range_const"."""
+    ranges = graph.ranges if kind == "range_const" else 1
+    records = [
+        _records(layer, {role: _at(value, index) for role, value in constants.items()}, half) for index in range(ranges)
+    ]
+    return np.stack(records) if kind == "range_const" else records[0]
 
 
 def _at(value: Value, time_range: int) -> NDArray[Any]:

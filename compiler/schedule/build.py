@@ -59,9 +59,9 @@ def build_program(graph: Graph, machine: Machine) -> Program:
         machine=machine,
         prologue=code["prologue"],
         step=code["step"],
-        constants=np.frombuffer(bytes(layout.constants), np.uint8),
-        sets=np.array([np.frombuffer(part, np.uint8) for part in layout.step_sets]),
-        range_sets=np.array([np.frombuffer(part, np.uint8) for part in layout.range_sets]),
+        constants=layout.constants(),
+        sets=layout.step_sets(),
+        range_sets=layout.range_sets(),
         set_address=layout.set_address,
         range_address=layout.range_address,
         range_of_step=graph.range_of_step or (0,) * graph.steps,
@@ -69,6 +69,7 @@ def build_program(graph: Graph, machine: Machine) -> Program:
         buffers=buffers,
         layers=tuple(layers),
         host=dict(graph.host),
+        contents=graph.contents,
     )
 
 

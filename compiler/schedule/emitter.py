@@ -11,6 +11,7 @@ from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.dma import MEMORIES
 from npusim.isa.encoding import DTYPE_NAMES, UNITS
+from npusim.isa.matmul import RECORD
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,10 @@ class Emitter:
             self.load_parameters(self.homes[name], offset, address, size)
         return addresses
 
-    def constant_parameter(self, data: bytes) -> int:
-        """Load anonymous constant bytes into parameter memory; return the address."""
-        # A new constant would move the parameter sets, whose address instructions may already hold.
-        assert data in self.layout.known, f"{self.layer}: constant bytes that the layout does not hold"
-        address = self.params.take(len(data), self.layer)
-        self.load_parameters(Home("dram", self.layout.constant(data)), 0, address, len(data))
+    def logit_parameter(self, output: str) -> int:
+        """Load the requantization record of an attention's scores into parameter memory; return the address."""
+        address = self.params.take(RECORD.itemsize, self.layer)
+        self.load_parameters(self.layout.logits[output], 0, address, RECORD.itemsize)
         return address
 
     def whole(self, name: str, rows: tuple[int, int] | None = None) -> Place:

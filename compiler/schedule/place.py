@@ -22,6 +22,7 @@ from npusim.memory import packed
 ALIGN = 64
 STEP_BASE, NOISE_BASE, RANGE_BASE = 1, 2, 3
 """Base registers: see `npusim.isa.addressing.BASES`."""
+_BASES = {"const": 0, "step_const": STEP_BASE, "range_const": RANGE_BASE}
 
 
 def aligned(size: int) -> int:
@@ -38,9 +39,10 @@ def value_bytes(value: Value) -> int:
     return rows * row_bytes(value, value.shape[-1])
 
 
-def contents(value: Value, data: NDArray[Any]) -> bytes:
-    """A constant's bytes in memory."""
-    return (packed(data, BITS[value.dtype]) if BITS[value.dtype] < 8 else data).tobytes()
+def contents(value: Value, data: NDArray[Any]) -> NDArray[np.uint8]:
+    """A constant's bytes in memory; no copy where it holds whole bytes."""
+    whole = np.ascontiguousarray(packed(data, BITS[value.dtype]) if BITS[value.dtype] < 8 else data)
+    return whole.reshape(-1).view(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -135,54 +137,71 @@ def logit_record(op: Op) -> bytes:
 
 
 class Layout:
-    """DRAM addresses of everything, and the bytes of constants and of the sets of steps and time ranges."""
+    """DRAM addresses of everything, from sizes alone; and the bytes of constants and of the sets, made when asked for.
+
+    ``homes`` by value; ``logits``: the homes of attentions' requantization records, by output. Nothing depends on what
+    constants hold, so a graph without contents has the same addresses.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.constants = bytearray()
-        self.step_sets = [bytearray() for _ in range(graph.steps)]
-        self.range_sets = [bytearray() for _ in range(graph.ranges)]
         self.homes: dict[str, Home] = {}
-        self.known: dict[bytes, int] = {}
-        sets = {"step_const": (self.step_sets, STEP_BASE), "range_const": (self.range_sets, RANGE_BASE)}
+        self.logits: dict[str, Home] = {}
+        sizes = dict.fromkeys(_BASES, 0)
         for value in graph.values.values():
-            if value.data is None:
-                continue
-            if value.kind == "const":
-                self.homes[value.name] = Home("dram", self.constant(contents(value, value.data)))
-                continue
-            parts, base = sets[value.kind]
-            self.homes[value.name] = Home("dram", len(parts[0]), base)
-            for part, data in zip(parts, value.data, strict=True):
-                part += contents(value, data)
-                part += bytes(aligned(len(part)) - len(part))
-
+            if value.kind in sizes and value.base is None:
+                self.homes[value.name] = Home("dram", sizes[value.kind], _BASES[value.kind])
+                sizes[value.kind] += aligned(value_bytes(value))
         for op in (*graph.prologue, *graph.step):
             if op.kind == "attention":
-                self.constant(logit_record(op))
+                self.logits[op.output] = Home("dram", sizes["const"])
+                sizes["const"] += aligned(RECORD.itemsize)
+        self.constant_bytes, self.step_set_bytes, self.range_set_bytes = (sizes[kind] for kind in _BASES)
 
     @property
     def set_address(self) -> int:
         """Where the first step's constants lie: right behind those of the program."""
-        return len(self.constants)
+        return self.constant_bytes
 
     @property
     def range_address(self) -> int:
         """Where the first time range's parameter set lies: right behind the steps'."""
-        return self.set_address + sum(map(len, self.step_sets))
+        return self.set_address + self.graph.steps * self.step_set_bytes
 
     @property
     def end(self) -> int:
         """The first address behind all constants and sets."""
-        return self.range_address + sum(map(len, self.range_sets))
+        return self.range_address + self.graph.ranges * self.range_set_bytes
 
-    def constant(self, data: bytes) -> int:
-        """DRAM address of constant bytes; equal contents share one place."""
-        if data not in self.known:
-            self.known[data] = len(self.constants)
-            self.constants += data
-            self.constants += bytes(aligned(len(self.constants)) - len(self.constants))
-        return self.known[data]
+    def constants(self) -> NDArray[np.uint8]:
+        """The program's constants, (constant_bytes,)."""
+        data = self._filled("const", 1, self.constant_bytes)
+        for op in (*self.graph.prologue, *self.graph.step) if self.graph.contents else ():
+            if op.kind == "attention":
+                start = self.logits[op.output].address
+                data[0, start : start + RECORD.itemsize] = np.frombuffer(logit_record(op), np.uint8)
+        return np.asarray(data[0])
+
+    def step_sets(self) -> NDArray[np.uint8]:
+        """The steps' constants, (steps, step_set_bytes)."""
+        return self._filled("step_const", self.graph.steps, self.step_set_bytes)
+
+    def range_sets(self) -> NDArray[np.uint8]:
+        """The parameter sets, (ranges, range_set_bytes)."""
+        return self._filled("range_const", self.graph.ranges, self.range_set_bytes)
+
+    def _filled(self, kind: str, count: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of all constants of a kind, (count, size); zeros that take no memory for a graph without contents."""
+        if not self.graph.contents:
+            return np.broadcast_to(np.uint8(0), (count, size))
+        filled = np.zeros((count, size), np.uint8)
+        for value in self.graph.values.values():
+            if value.kind == kind and value.base is None:
+                assert value.data is not None
+                start = self.homes[value.name].address
+                for part, data in zip(filled, value.data[None] if kind == "const" else value.data, strict=True):
+                    part[start : start + value_bytes(value)] = contents(value, data)
+        return filled
 
 
 def lifetimes(graph: Graph, ops: tuple[Op, ...], groups: Sequence[int] = ()) -> dict[str, tuple[int, int]]:

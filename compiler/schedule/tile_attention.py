@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from compiler.graph import Op
 from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import ALIGN, logit_record, row_bytes
+from compiler.schedule.place import ALIGN, row_bytes
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPE_NAMES, NO_ADDRESS
 from npusim.isa.matmul import ROW_RECORD, RQ_MODES
@@ -112,7 +112,7 @@ def attention(emitter: Emitter, op: Op, part: tuple[int, int] | None = None) -> 
     exponentials.
     """
     shape = Shape.of(emitter, op)
-    record = emitter.constant_parameter(logit_record(op))
+    record = emitter.logit_parameter(op.output)
     valid = emitter.whole(op.inputs["valid"]).address if "valid" in op.inputs else NO_ADDRESS
     blocks = blocks_of(emitter, op, shape, part)
     need = shape.need(emitter, op, blocks[0].groups, blocks[0].heads, blocks[0].rows)

@@ -13,7 +13,6 @@ they have one set of parameters, from the statistics of all steps.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +26,16 @@ from models.grid import AsymmetricGrid, Float64, Int64
 from models.moments import InputMoments
 from models.quantize.constants import constants, float64
 from models.quantize.files import attentions, write_model
-from models.quantize.methods import Average, Method, get_method
+from models.quantize.methods import Average, Method
 from models.quantize.model import QuantizedLinear, QuantizedModel
-from models.quantize.overrides import ACT_BITS, PROMPT_CLASS, WEIGHT_BITS, Override, check_bits, check_overrides
+from models.quantize.overrides import Override
 from models.quantize.pot import input_shifts
-from models.quantize.ranges import Ranges, check_ranges, choose_ranges, range_costs, range_of_step, refine
+from models.quantize.ranges import Ranges, choose_ranges, range_costs, range_of_step
 from models.quantize.smoothing import running_average, salience_average, smoothing_scales
+from models.quantize.structure import Structure, checked_settings, follows_ranges, refined, runs_per_prompt
 from models.quantize.weights import quantize_weight
 from models.stats import CalibrationStats, block_linears, executed_linears, weights_sha256
 from models.stdit import STDiT
-
-SIDE_LINEARS = ("x_embedder.proj", "y_embedder.y_proj.fc1", "y_embedder.y_proj.fc2", "final_layer.linear")
-SIDE_WEIGHT_BITS = 8
-SIDE_ACT_BITS = 16
-DEFAULT_ALPHA = 0.5
-"""Where none is asked for and none was searched: as SmoothQuant's authors and, in effect, PTQ4DiT use it."""
 
 
 def quantize(
@@ -100,23 +94,12 @@ def quantize(
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is decided before the first weight is quantized.
-
-    coarse: (steps,) the method's time ranges; range_of_step: split further where overrides change the bits.
-    coarse_of_range: (R,) the method's range that each range lies in.
-    """
+class _Plan(Structure):
+    """What is decided before the first weight is quantized, and what it is decided from."""
 
     model: STDiT
     stats: CalibrationStats
-    method: Method
-    bits: tuple[int, int]
-    alpha: float | None
-    overrides: tuple[Override, ...]
     moments: InputMoments | None
-    coarse: Int64
-    range_of_step: Int64
-    coarse_of_range: Int64
 
     @classmethod
     def of(
@@ -130,12 +113,7 @@ class _Plan:
         overrides: tuple[Override, ...],
         moments: InputMoments | None,
     ) -> _Plan:
-        method = get_method(name)
-        check_bits("weight_bits", bits[0], WEIGHT_BITS)
-        check_bits("act_bits", bits[1], ACT_BITS)
-        check_overrides(overrides, stats.steps)
-        ranges = check_ranges(method, ranges, stats.steps)
-        alpha = _checked_alpha(method, alpha)
+        method, ranges, alpha = checked_settings(name, bits, ranges, alpha, overrides, stats.steps)
         if method.gptq:
             _check_moments(method, moments, model, stats)
         if method.chosen_ranges:
@@ -143,21 +121,11 @@ class _Plan:
             coarse = choose_ranges(_costs(model, stats, method, alpha, bits[1]), ranges)
         else:
             coarse = range_of_step(ranges, stats.steps)
-        active = [tuple(o.steps is not None and o.steps[0] <= step <= o.steps[1] for o in overrides)
-                  for step in range(stats.steps)]  # fmt: skip
-        fine, coarse_of_range = refine(coarse, active)
+        fine, coarse_of_range = refined(coarse, overrides)
         return cls(
-            model,
-            stats,
-            method,
-            bits,
-            alpha,
-            overrides,
+            method, bits, alpha, overrides, coarse, fine, coarse_of_range, model, stats,
             moments if method.gptq else None,
-            coarse,
-            fine,
-            coarse_of_range,
-        )
+        )  # fmt: skip
 
     def linears(self) -> Iterator[tuple[str, QuantizedLinear]]:
         """Every executed linear, quantized, one by one."""
@@ -167,8 +135,8 @@ class _Plan:
     def divided(self) -> dict[str, Float64]:
         """By NAME:divided, the largest magnitude of a smoothed input that is quantized at run time: (R,)."""
         found = {}
-        for name, module in executed_linears(self.model).items() if self.method.dynamic else ():
-            if name in SIDE_LINEARS:
+        for name, module in executed_linears(self.model).items():
+            if not self.finds_grids(name):
                 continue
             point, weight = f"{name}:in", float64(module.weight).reshape(module.weight.shape[0], -1)
             reach = np.maximum(np.abs(self.stats.channel_min[point]), np.abs(self.stats.channel_max[point]))
@@ -177,54 +145,26 @@ class _Plan:
             )
         return found
 
-    def sets(self, name: str) -> tuple[list[tuple[int, int]], Int64]:
-        """The weight sets of a linear, each (index of its smoothing, bits), and (R,) which of them a range uses."""
-        wanted = []
-        for time_range, coarse in enumerate(self.coarse_of_range):
-            own = self._smooths(name) and not self._one_smoothing(name)
-            wanted.append((int(coarse) if own else 0, self._bits(name, time_range)[0]))
-        different = list(dict.fromkeys(wanted))
-        return different, np.array([different.index(one) for one in wanted], np.int64)
-
-    def _smooths(self, name: str) -> bool:
-        return self.alpha is not None and name not in SIDE_LINEARS
-
-    def _bits(self, name: str, time_range: int) -> tuple[int, int]:
-        """(weight bits, activation bits) of a linear in a range."""
-        if name in SIDE_LINEARS:
-            return SIDE_WEIGHT_BITS, SIDE_ACT_BITS
-        weight_bits, act_bits = self.bits
-        layer_class = name.split(".", 2)[2]
-        step = int(np.argmax(self.range_of_step == time_range))
-        for override in self.overrides:
-            if override.covers(layer_class, step):
-                weight_bits = override.weight_bits or weight_bits
-                act_bits = override.act_bits or act_bits
-        return weight_bits, act_bits
-
     def _smoothing(self, name: str, weight: Float64) -> Float64:
         """Smoothing scales of the weight sets, one row per coarse range or one in all: (..., K)."""
-        if not self._smooths(name):
+        if not self.smooths(name):
             return np.ones((1, weight.shape[1]))
         assert self.alpha is not None
-        coarse = np.zeros_like(self.coarse) if self._one_smoothing(name) else self.coarse
+        coarse = np.zeros_like(self.coarse) if self.one_smoothing(name) else self.coarse
         return _scales(self.stats, name, np.abs(weight).max(axis=0), self.method, self.alpha, coarse)
-
-    def _one_smoothing(self, name: str) -> bool:
-        return self.method.shifts or not self.method.smooths_ranges or _runs_per_prompt(name)
 
     def _steps(self, name: str, time_range: int) -> NDArray[np.bool_]:
         """The steps (steps,) whose statistics make a linear's parameters in a range: those of the method's range.
 
         All steps where 16 bits leave nothing to gain, and where the layer runs once for all of them.
         """
-        if name in SIDE_LINEARS or _runs_per_prompt(name):
+        if not follows_ranges(name):
             return np.ones(self.stats.steps, bool)
         return np.asarray(self.coarse == self.coarse_of_range[time_range])
 
     def _shifts(self, name: str, weight: Float64, smoothing: Float64) -> NDArray[np.uint8] | None:
         """Input shifts (R, K) of a method that has them, for smoothing (K,)."""
-        if not (self.method.shifts and self._smooths(name)):
+        if not self.shifts(name):
             return None
         square = np.square(weight * smoothing).sum(axis=0)
         found = []
@@ -251,12 +191,12 @@ class _Plan:
             weights=weights,
             set_of_range=set_of_range,
             bias=bias,
-            act_bits=np.array([self._bits(name, r)[1] for r in range(len(set_of_range))], np.int64),
+            act_bits=np.array([self.layer_bits(name, r)[1] for r in range(len(set_of_range))], np.int64),
             act_scale=np.empty(0),
             act_zp=np.empty(0, np.int64),
             input_shift=self._shifts(name, weight, smoothing[0]),
         )
-        if self.method.dynamic and name not in SIDE_LINEARS:
+        if self.finds_grids(name):
             return linear
         grids = [self._act_grid(name, linear, time_range) for time_range in range(len(set_of_range))]
         act_scale, act_zp = (np.array([getattr(grid, field) for grid in grids]) for field in ("scale", "zero_point"))
@@ -276,16 +216,6 @@ class _Plan:
         return AsymmetricGrid.from_min_max(low, high, int(linear.act_bits[time_range]), point)
 
 
-def _checked_alpha(method: Method, alpha: float | None) -> float | None:
-    if alpha is None:
-        return DEFAULT_ALPHA if method.smooths_by_default else None
-    if method.average is None:
-        raise ModelError(f"alpha={alpha}: method '{method.name}' does not smooth; leave it out")
-    if not (math.isfinite(alpha) and 0.0 < alpha <= 1.0):
-        raise ModelError(f"alpha={alpha}: allowed is a number above 0 and up to 1")
-    return float(alpha)
-
-
 def _check_moments(method: Method, moments: InputMoments | None, model: STDiT, stats: CalibrationStats) -> None:
     if moments is None:
         raise ModelError(f"method '{method.name}' needs the inputs' second moments (Workload.load_moments)")
@@ -298,10 +228,6 @@ def _check_moments(method: Method, moments: InputMoments | None, model: STDiT, s
         shape = moments.moments[name].shape if name in moments.moments else None
         if shape != (linear.in_features, linear.in_features):
             raise ModelError(f"input moments: '{name}' has shape {shape}, the model has {linear.in_features} inputs")
-
-
-def _runs_per_prompt(name: str) -> bool:
-    return name.startswith("y_embedder.") or name.endswith(PROMPT_CLASS)
 
 
 def _scales(
@@ -322,7 +248,7 @@ def _costs(model: STDiT, stats: CalibrationStats, method: Method, alpha: float |
     weight_absmax = {
         name: np.abs(float64(linear.weight)).max(axis=0)
         for name, linear in block_linears(model).items()
-        if not _runs_per_prompt(name)
+        if not runs_per_prompt(name)
     }
 
     def scales(name: str, steps: slice) -> Float64:

@@ -72,9 +72,7 @@ def write_model(
     """
     outline = skeleton(model.config)
     shapes = linear_shapes(outline)
-    arrays: dict[str, NDArray[Any]] = {
-        name: getattr(model, name) for name in _constant_shapes(outline, model.num_steps)
-    }
+    arrays: dict[str, NDArray[Any]] = {name: getattr(model, name) for name in constant_shapes(outline, model.num_steps)}
     arrays["range_of_step"] = model.range_of_step
     for kind in ("point_absmax", "value_absmax"):
         arrays |= {f"{kind}/{name}": values for name, values in getattr(model, kind).items()}
@@ -171,7 +169,7 @@ def read_model(path: Path) -> QuantizedModel:
 
     absmax = {point: take(f"point_absmax/{point}", (ranges,)) for point in metadata["points"]}
     values = {name: take(f"value_absmax/{name}", (ranges, outline.hidden_size)) for name in attentions(outline)}
-    constants: dict[str, Any] = {name: take(name, shape) for name, shape in _constant_shapes(outline, steps).items()}
+    constants: dict[str, Any] = {name: take(name, shape) for name, shape in constant_shapes(outline, steps).items()}
     for name, value in constants.items():
         if (largest := np.abs(value).max()) >= CONSTANT_LIMIT:
             raise ModelError(f"{path}: tensor '{name}' holds magnitude {largest:.3g}; allowed is < {CONSTANT_LIMIT:g}")
@@ -307,7 +305,8 @@ def _skeleton(path: Path, config: Mapping[str, Any]) -> STDiT:
         raise ModelError(f"{path}: metadata field 'config' does not describe an STDiT ({error})") from error
 
 
-def _constant_shapes(model: STDiT, steps: int) -> dict[str, tuple[int, ...]]:
+def constant_shapes(model: STDiT, steps: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the network's and the steps' constants, by field of `QuantizedModel`."""
     hidden = model.hidden_size
     return {
         "t0": (steps, 6, hidden),

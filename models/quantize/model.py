@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import ModelError
 from models.grid import AsymmetricGrid, Float64, Int64
 from models.quantize.weights import QuantizedWeight
 
@@ -84,6 +85,7 @@ class QuantizedModel:
     config: constructor arguments of the STDiT, without those for training and for the (stored) position tables.
     iddpm: sampler settings (num_sampling_steps, cfg_scale, cfg_channels).
     workload, weights_sha256: where it came from, copied from the calibration statistics.
+    contents: False if arrays have their shapes but mean nothing, and weights no memory; see `models.quantize.outline`.
     """
 
     method: str
@@ -106,6 +108,7 @@ class QuantizedModel:
     iddpm: dict[str, Any]
     workload: str
     weights_sha256: str
+    contents: bool = True
 
     @property
     def num_ranges(self) -> int:
@@ -116,10 +119,12 @@ class QuantizedModel:
         """Write the model; see `models.quantize.files`.
 
         Raises:
-            ModelError: a file cannot be written.
+            ModelError: a file cannot be written, or the model is an outline.
         """
         from models.quantize.files import write_model  # files.py builds on this module
 
+        if not self.contents:
+            raise ModelError(f"{path}: an outline holds no weights; allowed: a model made from weights and statistics")
         sets = {name: len(linear.weights) for name, linear in self.linears.items()}
         write_model(path, self, sets, self.linears.items())
 

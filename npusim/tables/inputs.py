@@ -23,7 +23,7 @@ from models.metrics.text_sim import HEADS_FILE
 from models.prepare import searched_alphas
 from models.quantize import get_method
 from models.quantize.alpha import AlphaTable
-from models.quantize.build import DEFAULT_ALPHA
+from models.quantize.structure import DEFAULT_ALPHA
 from models.sample import ClipBatch, Frames, decode_frames, denoise_clips
 from models.stats import CalibrationStats, weights_sha256
 from models.stdit import STDiT

@@ -17,7 +17,7 @@ import numpy as np
 
 from models.metrics import MeanInterval, mean_interval
 from models.metrics.text_sim import TextHeads
-from models.quantize.build import DEFAULT_ALPHA
+from models.quantize.structure import DEFAULT_ALPHA
 from models.store import write_atomically
 from npusim.report import NOT_MODELLED, csv_bytes, number
 from npusim.tables import plots

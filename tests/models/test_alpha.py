@@ -15,7 +15,7 @@ from models.metrics import sqnr_db
 from models.prepare import quantize_for
 from models.quantize import quantize
 from models.quantize.alpha import ALPHAS, AlphaTable, Trial
-from models.quantize.build import DEFAULT_ALPHA
+from models.quantize.structure import DEFAULT_ALPHA
 from models.sample import denoise, fakequant_predictor, float_predictor, replay
 from models.stats import weights_sha256
 from models.stdit import STDiT

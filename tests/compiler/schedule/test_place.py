@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -78,18 +79,28 @@ def test_zones_share_sram_without_overlap(tiny_machine: Machine) -> None:
         assert min(zones.resident, zones.weights, zones.tiles) > size // 4 - ALIGN
 
 
-def test_constants_of_equal_bytes_are_stored_once(graph_of: Callable[[int, int], Graph]) -> None:
-    layout = Layout(graph_of(8, 16))
-    address = layout.constant(b"\x01\x02")
-    size = len(layout.constants)
-    assert layout.constant(b"\x01\x02") == address
-    assert len(layout.constants) == size
-    for value in graph_of(8, 16).values.values():
-        if value.kind == "const" and value.data is not None:
-            start = layout.homes[value.name].address
-            assert bytes(layout.constants[start : start + value.data.nbytes]) == value.data.tobytes()
-        elif value.kind == "step_const" and value.data is not None:
+def test_constants_and_sets_hold_each_value_at_its_home(graph_of: Callable[[int, int], Graph]) -> None:
+    graph = graph_of(8, 16)
+    layout = Layout(graph)
+    constants, step_sets = layout.constants(), layout.step_sets()
+    seen = set()
+    for value in graph.values.values():
+        if value.kind in ("const", "step_const") and value.data is not None:
             home = layout.homes[value.name]
-            assert home.base == 1
-            for part, data in zip(layout.step_sets, value.data, strict=True):
-                assert bytes(part[home.address : home.address + data.nbytes]) == data.tobytes()
+            assert home.base == (value.kind == "step_const")
+            for part, data in zip(*(([constants], [value.data]), (step_sets, value.data))[home.base], strict=True):
+                assert part[home.address : home.address + data.nbytes].tobytes() == data.tobytes()
+                seen.add((home.base, home.address))
+    assert len(seen) == len(layout.homes)  # no two share a place, even where their bytes are equal
+    assert layout.end == constants.size + step_sets.size + layout.range_sets().size
+
+
+def test_a_layout_depends_on_no_content(graph_of: Callable[[int, int], Graph]) -> None:
+    graph = graph_of(8, 16)
+    bare = {name: replace(value, data=None) for name, value in graph.values.items()}
+    real, empty = Layout(graph), Layout(replace(graph, values=bare, contents=False))
+    assert (real.homes, real.logits, real.end) == (empty.homes, empty.logits, empty.end)
+    for part in ("constants", "step_sets", "range_sets"):
+        filled, blank = getattr(real, part)(), getattr(empty, part)()
+        assert filled.shape == blank.shape
+        assert not any(blank.strides)

@@ -14,8 +14,6 @@ from compiler.graph import Graph, Value
 from compiler.interpret import Interpreter
 from compiler.passes.fold_zero_points import fold_zero_points
 from compiler.schedule.build import build_program
-from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import Layout
 from compiler.verify import verify
 from compiler.verify_graph import verify_graph
 from npusim import reference
@@ -231,16 +229,6 @@ def test_table_of_rows_that_lives_in_sram_is_refused(tiny_machine: Machine) -> N
     build.op("elementwise", "layer", {"a": "a", "b": "table"}, Value("out", (8, 4), "i16"), **attrs)
     with pytest.raises(UserError, match=r"^layer: %table is loaded whole; allowed: whole rows of a tensor in DRAM$"):
         build_program(one_step(build, ("out",), 1, 2, 4), tiny_machine)
-
-
-def test_constants_do_not_grow_once_they_are_laid_out(tiny_machine: Machine) -> None:
-    graph = chain(1, 1, 4, 4, seed=0)
-    layout = Layout(graph)
-    size = len(layout.constants)
-    emitter = Emitter(graph, tiny_machine, layout, layout.homes, [])
-    with pytest.raises(AssertionError, match="constant bytes that the layout does not hold"):
-        emitter.constant_parameter(b"not among them")
-    assert len(layout.constants) == size
 
 
 def test_a_last_block_of_one_packed_column_takes_a_byte_a_row(tiny_machine: Machine) -> None:

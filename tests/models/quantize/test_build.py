@@ -16,8 +16,8 @@ from models.iddpm import draw_noise
 from models.metrics import sqnr_db
 from models.moments import InputMoments
 from models.quantize import METHODS, SIDE_LINEARS, Override, QuantizedModel, QuantizedWeight, quantize
-from models.quantize.build import DEFAULT_ALPHA
 from models.quantize.smoothing import smoothing_scales
+from models.quantize.structure import DEFAULT_ALPHA
 from models.sample import denoise, fakequant_predictor, float_predictor, replay
 from models.stats import CalibrationStats, block_linears, executed_linears
 from models.stdit import STDiT
