@@ -9,21 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from compiler.accesses import READ, WRITE, Accesses
+from compiler.verify_fetches import Fault, fetch_faults
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, broken_rules
 from npusim.isa.control import JOINS, named_tokens
 from npusim.isa.encoding import UNITS, Decoded
 from npusim.program import Program, outside
-
-
-class Fault(NamedTuple):
-    """A broken rule and the index of the instruction that breaks it."""
-
-    at: int
-    rule: str
 
 
 def verify(program: Program) -> None:
@@ -35,6 +28,7 @@ def verify(program: Program) -> None:
             or outside(program, instructions)
             or list[tuple[int, str]](_forbidden_stores(program, instructions))
             or hazards(instructions)
+            or fetch_faults(program, part, instructions)
         )
         if faults:
             index, rule = faults[0]
@@ -47,7 +41,8 @@ def _forbidden_stores(program: Program, instructions: list[Decoded]) -> Iterator
     constant = {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
     if noise := program.buffers.get("noise"):
         constant["noise"] = noise.address, noise.address + noise.bytes
-    for index, ins in enumerate(instructions):
+    constant |= program.places
+    for index, ins in ((i, ins) for i, ins in enumerate(instructions) if ins.op != "fetch"):
         for region in (r for r in BY_MNEMONIC[ins.op].footprint(ins)[1] if r.memory == "dram"):
             if region.base:
                 yield Fault(index, f"base = {region.base}: a store is allowed through base 0 only")

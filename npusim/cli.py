@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from models.errors import ModelError
+from npusim.commands import hw as hw_commands
+from npusim.commands.report import report
 from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
@@ -36,6 +38,7 @@ app = typer.Typer(
     help="Bit-accurate and cycle-level simulator of an integer NPU that runs a quantized video diffusion transformer.",
     epilog="Example: npusim run --workload emoji --hw hwconfigs/edge_8k.yaml --out runs/demo",
 )
+app.add_typer(hw_commands.app, name="hw")
 
 
 class Part(StrEnum):
@@ -377,6 +380,9 @@ def explain(
     loaded = load_program(program)
     with _naming(program):
         typer.echo(text(loaded, index, part, step), nl=False)
+
+
+app.command(epilog="Example: npusim report runs/demo")(report)
 
 
 @contextmanager

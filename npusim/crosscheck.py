@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from npusim import engine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, NO_ADDRESS, Decoded
 from npusim.memory import ACCUMULATORS, MachineState
 from npusim.orders import token_legal_order
@@ -114,23 +113,26 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, NDArray[Any]]:
 def _order_difference(first: Simulation, orders: int, seed: int, notify: Notify) -> str | None:
     """The first byte that another order changes, after the prologue and the first step."""
     program = first.program
-    prologue, step = program.decoded().values()
-    parts = [(PROLOGUE, prologue, [0] * BASES), ("step 0", step, program.bases(0))]
+    code = program.decoded()
+    parts = [
+        (PROLOGUE, code[PROLOGUE], program.prologue_bases),
+        ("step 0", code[program.part_of_step(0)], program.bases(0)),
+    ]
     start = first.state
-    for part, code, bases in parts:
+    for part, instructions, bases in parts:
         start.bases = bases
         expected = start.copy()
-        _execute(program, expected, part, code, range(len(code)))
+        _execute(program, expected, part, instructions, range(len(instructions)))
         for number in range(orders):
             notify(f"orders, {part}", number, orders)
-            order = token_legal_order(code, np.random.default_rng([seed, number]))
+            order = token_legal_order(instructions, np.random.default_rng([seed, number]))
             state = start.copy()
-            _execute(program, state, part, code, order)
+            _execute(program, state, part, instructions, order)
             if place := expected.difference(state):
                 memory, byte = place
                 left, right = (each.contents(memory)[byte] for each in (expected, state))
                 values = f"is {left} in program order, {right} in random order {number}"
-                writers = _writers(program, code, order, memory, byte)
+                writers = _writers(program, instructions, order, memory, byte)
                 return f"{part}: {memory} byte {byte} (u8) {values}; {writers}"
         start = expected
     return None

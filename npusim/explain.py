@@ -40,7 +40,7 @@ def explain(program: Program, index: int, part: str = "step", step: int = 0) -> 
     """
     code = program.decoded()
     if part not in code:
-        raise UserError(f"part = {part!r}: allowed prologue, step")
+        raise UserError(f"part = {part!r}: allowed {', '.join(code)}")
     if not 0 <= index < len(code[part]):
         raise UserError(f"{part} has no instruction {index}; allowed 0..{len(code[part]) - 1}")
     if not 0 <= step < program.steps:
@@ -115,6 +115,9 @@ class _Explanation:
             return f"base 3: the time range's parameter set, bytes {start}..{end} of {program.range_sets.shape[1]}"
         if access.base == 2:
             return f"base 2: the step's noise, bytes {start}..{end} of {program.noise_bytes}"
+        if access.base:
+            what = "the next step's constants" if access.base == 6 else "the next time range's parameter set"
+            return f"base {access.base}: the place of {what}, bytes {start}..{end}"
         for name, (address, data) in program.areas.items():
             if address <= start and end <= address + data.size:
                 return f"{name}, bytes {start - address}..{end - address} of {data.size}"
@@ -130,9 +133,9 @@ class _Explanation:
         wanted = [(access.start, access.end)]
         found = []
         earlier = [(self.part, i, False) for i in reversed(range(self.index))]
-        if self.part == "step":
-            if access.memory == "dram" and self.program.steps > 1:
-                earlier += [("step", i, True) for i in reversed(range(self.index, len(self.code["step"])))]
+        if self.part != "prologue":
+            if access.memory == "dram" and len(self.program.runs(self.part)) > 1:
+                earlier += [(self.part, i, True) for i in reversed(range(self.index, len(self.code[self.part])))]
             earlier += [("prologue", i, False) for i in reversed(range(len(self.code["prologue"])))]
         for part, index, before in earlier:
             ins = self.code[part][index]
@@ -173,9 +176,13 @@ class _Explanation:
         """Whether an instruction only copies constants or parameter sets."""
         program = self.program
         reads = BY_MNEMONIC[ins.op].footprint(ins)[0]
-        return bool(reads) and all(
-            r.memory == "dram" and (r.base in (1, 3) or (r.base == 0 and r.end <= program.constants.size))
-            for r in reads
+        return (
+            bool(reads)
+            and program.swap is None
+            and all(
+                r.memory == "dram" and (r.base in (1, 3) or (r.base == 0 and r.end <= program.constants.size))
+                for r in reads
+            )
         )
 
     def _tokens(self) -> Iterator[str]:

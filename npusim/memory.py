@@ -55,12 +55,14 @@ class MachineState:
 
     ``dram``: the part of DRAM that the program uses, ``dram_bytes`` of it; ``sram``: the scratchpad; ``param``: the
     parameter memory as instructions address it, its last ``bank_bytes`` the active bank; ``param_next``: the other
-    bank. Memories start as zeros. ``tallies`` counts saturation by (layer, mnemonic). Raises UserError where this
-    computer cannot allocate the memories.
+    bank. Memories start as zeros. ``storage``: the program's part of storage, which no instruction writes; copies share
+    it. ``tallies`` counts saturation by (layer, mnemonic). Raises UserError where this computer cannot allocate the
+    memories.
     """
 
-    def __init__(self, machine: Machine, dram_bytes: int) -> None:
+    def __init__(self, machine: Machine, dram_bytes: int, storage: NDArray[np.uint8] | None = None) -> None:
         self.machine = machine
+        self.storage = np.zeros(0, np.uint8) if storage is None else storage
         param = machine.param_memory
         sizes = (dram_bytes, machine.sram.capacity_bytes, param.addressable_bytes, param.bank_bytes)
         try:
@@ -86,7 +88,7 @@ class MachineState:
     def copy(self) -> MachineState:
         """Return an independent copy, to run another executor from the same point."""
         twin = MachineState.__new__(MachineState)
-        twin.machine, twin.bases = self.machine, list(self.bases)
+        twin.machine, twin.bases, twin.storage = self.machine, list(self.bases), self.storage
         twin.held = self.held and replace(self.held)
         twin.tallies = {key: replace(tally) for key, tally in self.tallies.items()}
         try:

@@ -2,8 +2,9 @@
 
 DRAM as the program sees it: ``constants`` from address 0, then one set of constants per denoising step, one parameter
 set per time range, and buffers. The prologue runs once per video, the step code once per denoising step with base
-register 1 at the step's constants, base 2 at the step's noise and base 3 at the set of the step's time range. The file
-is safetensors.
+register 1 at the step's constants, base 2 at the step's noise and base 3 at the set of the step's time range. Sets may
+begin in storage instead (`Swap`): then DRAM has places for some of them only, and the code fetches them, which takes
+several step codes. The file is safetensors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from safetensors.numpy import save
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
+from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
-TENSORS = {"prologue": np.uint32, "step": np.uint32, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8}
+CODE = {"prologue": np.uint32, "step": np.uint32}
+TENSORS = {**CODE, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8, "coded": np.uint8}
+FLAT = ("constants", "coded")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,20 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """Where sets come to lie in DRAM that begin in storage.
+
+    ``set_places``: how many sets of steps' constants have room at ``Program.set_address``; 0 where all of them lie in
+    DRAM from the start. ``range_places``: the same for the time ranges' sets at ``Program.range_address``.
+    ``registers``: the base registers of the prologue, then of each step; (1 + steps, BASES).
+    """
+
+    set_places: int
+    range_places: int
+    registers: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A compiled denoiser.
 
@@ -59,7 +77,9 @@ class Program:
     ``set_address``. ``range_sets``: uint8 (ranges, set_bytes), placed at ``range_address``; ``range_of_step`` says
     which of them a step uses. ``buffers`` by name; ``buffers["noise"]``, if there is one, holds one plane per step.
     ``layers`` are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers,
-    for the host only; integers.
+    for the host only; integers. With ``swap``, sets begin in storage, which holds ``sets``, ``range_sets`` and
+    ``coded`` one behind the other; ``more_steps`` are step codes beside ``step``, and ``code_of_step`` is the number of
+    the one that each step runs, ``step`` being 0; empty where all run that.
     """
 
     machine: Machine
@@ -75,26 +95,84 @@ class Program:
     buffers: dict[str, Buffer]
     layers: tuple[str, ...]
     host: dict[str, Any]
+    coded: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    more_steps: tuple[NDArray[np.uint32], ...] = ()
+    code_of_step: tuple[int, ...] = ()
+    swap: Swap | None = None
 
     @property
     def steps(self) -> int:
         return int(self.sets.shape[0])
 
+    @property
+    def step_codes(self) -> tuple[NDArray[np.uint32], ...]:
+        """All codes that steps run, by number."""
+        return self.step, *self.more_steps
+
+    def code_number(self, step: int) -> int:
+        """Which of `step_codes` denoising step ``step`` runs."""
+        return self.code_of_step[step] if self.code_of_step else 0
+
+    def part_of_step(self, step: int) -> str:
+        """The name in `code` of what denoising step ``step`` runs."""
+        return _part_name(self.code_number(step))
+
+    @property
+    def prologue_bases(self) -> list[int]:
+        """Base registers in the prologue."""
+        return list(self.swap.registers[0]) if self.swap else [0] * BASES
+
     def bases(self, step: int) -> list[int]:
         """Base registers in denoising step ``step``."""
+        if self.swap:
+            return list(self.swap.registers[1 + step])
         noise = self.buffers.get("noise")
         plane = noise.address + step * self.noise_bytes if noise else 0
         range_set = self.range_address + self.range_of_step[step] * self.range_sets.shape[1]
-        return [0, self.set_address + step * self.sets.shape[1], plane, range_set]
+        known = [0, self.set_address + step * self.sets.shape[1], plane, range_set]
+        return known + [0] * (BASES - len(known))
 
     @property
     def areas(self) -> dict[str, tuple[int, NDArray[np.uint8]]]:
         """What lies in DRAM before the host writes its inputs: name to address and bytes."""
-        return {
-            "constants": (0, self.constants),
-            "sets": (self.set_address, self.sets.reshape(-1)),
-            "range_sets": (self.range_address, self.range_sets.reshape(-1)),
+        areas = {"constants": (0, self.constants)}
+        if not (self.swap and self.swap.set_places):
+            areas["sets"] = self.set_address, self.sets.reshape(-1)
+        if not (self.swap and self.swap.range_places):
+            areas["range_sets"] = self.range_address, self.range_sets.reshape(-1)
+        return areas
+
+    @property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Bytes [start, end) of DRAM that FETCH may fill: name to start and end."""
+        if self.swap is None:
+            return {}
+        sizes = {
+            "places of sets": (self.set_address, self.swap.set_places * self.sets.shape[1]),
+            "places of range_sets": (self.range_address, self.swap.range_places * self.range_sets.shape[1]),
         }
+        return {name: (start, start + size) for name, (start, size) in sizes.items() if size}
+
+    @property
+    def storage_areas(self) -> dict[str, tuple[int, NDArray[np.uint8]]]:
+        """What lies in storage: name to address and bytes."""
+        if self.swap is None:
+            return {}
+        found, address = {}, 0
+        for name in ("sets", "range_sets", "coded"):
+            found[name] = address, getattr(self, name).reshape(-1)
+            address += found[name][1].size
+        return found
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes of storage that the program occupies."""
+        return sum(data.size for _, data in self.storage_areas.values())
+
+    def storage(self) -> NDArray[np.uint8]:
+        """Contents of storage, uint8 (storage_bytes,)."""
+        areas = [data for _, data in self.storage_areas.values()]
+        return np.concatenate(areas) if areas else np.zeros(0, np.uint8)
 
     @property
     def noise_bytes(self) -> int:
@@ -103,16 +181,26 @@ class Program:
 
     @property
     def limits(self) -> dict[tuple[str, int], int]:
-        """Bytes that an instruction may reach, by memory and base register."""
-        return {
-            ("sram", 0): self.machine.sram.capacity_bytes,
-            ("param", 0): self.machine.param_memory.addressable_bytes,
-            ("param_next", 0): self.machine.param_memory.bank_bytes,
-            ("dram", 0): self.dram_bytes,
-            ("dram", 1): self.sets.shape[1],
-            ("dram", 2): self.noise_bytes,
-            ("dram", 3): self.range_sets.shape[1],
+        """Bytes that an instruction may reach, by memory and base register; none where a pair is missing."""
+        places = {("dram", 6): self.sets.shape[1], ("dram", 9): self.range_sets.shape[1]} if self.swap else {}
+        stored = {
+            ("storage", 0): self.storage_bytes,
+            **{("storage", base): self.sets.shape[1] for base in (4, 5)},
+            **{("storage", base): self.range_sets.shape[1] for base in (7, 8)},
         }
+        return (
+            places
+            | (stored if self.swap else {})
+            | {
+                ("sram", 0): self.machine.sram.capacity_bytes,
+                ("param", 0): self.machine.param_memory.addressable_bytes,
+                ("param_next", 0): self.machine.param_memory.bank_bytes,
+                ("dram", 0): self.dram_bytes,
+                ("dram", 1): self.sets.shape[1],
+                ("dram", 2): self.noise_bytes,
+                ("dram", 3): self.range_sets.shape[1],
+            }
+        )
 
     def named(self, index: int, ins: Decoded) -> str:
         """An instruction's number, mnemonic and layer, for messages."""
@@ -120,7 +208,7 @@ class Program:
         return f"instruction {index} ({ins.op}) of layer {layer}"
 
     def decoded(self) -> dict[str, list[Decoded]]:
-        """The instructions of "prologue" and "step".
+        """The instructions of each part of `code`.
 
         Raises UserError, naming the part, for what cannot be decoded or stands behind HALT.
         """
@@ -134,8 +222,20 @@ class Program:
         return found
 
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
+        """Name and words of each part: "prologue", "step", and "step_1" onwards where there are more step codes."""
         yield "prologue", self.prologue
-        yield "step", self.step
+        for number, words in enumerate(self.step_codes):
+            yield _part_name(number), words
+
+    def runs(self, part: str) -> list[int]:
+        """The steps that run ``part``; [-1] for the prologue."""
+        if part == "prologue":
+            return [-1]
+        return [step for step in range(self.steps) if self.part_of_step(step) == part]
+
+
+def _part_name(number: int) -> str:
+    return f"step_{number}" if number else "step"
 
 
 def _digest(tensors: dict[str, NDArray[Any]], header: str) -> str:
@@ -160,8 +260,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 def save_program(program: Program, path: Path) -> None:
     """Write ``program`` to ``path``; the same program gives the same bytes."""
     tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
+    tensors["step"] = np.concatenate(program.step_codes)
+    swap = program.swap
     header = json.dumps(
         {
+            "step_counts": [len(code) for code in program.step_codes],
+            "code_of_step": list(program.code_of_step),
+            "swap": None if swap is None else [swap.set_places, swap.range_places, [list(r) for r in swap.registers]],
             "machine": program.machine.model_dump(mode="json"),
             "set_address": program.set_address,
             "range_address": program.range_address,
@@ -215,7 +320,7 @@ def load_program(path: Path) -> Program:
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: truncated or damaged program file ({error})") from None
     if any(
-        tensors[name].dtype != kind or tensors[name].ndim != (1 if name == "constants" else 2)
+        tensors[name].dtype != kind or tensors[name].ndim != (1 if name in FLAT else 2)
         for name, kind in TENSORS.items()
     ):
         raise UserError(f"{path}: a tensor has the wrong type or rank")
@@ -249,12 +354,26 @@ def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
     )
     range_of_step = tuple(_whole("range_of_step", value) for value in fields.pop("range_of_step"))
     layers = tuple(str(name) for name in fields.pop("layers"))
+    code_of_step = tuple(_whole("code_of_step", value) for value in fields.pop("code_of_step"))
+    swap, counts = _swap(fields.pop("swap")), [_whole("step_counts", value) for value in fields.pop("step_counts")]
+    if not counts or sum(counts) != len(tensors["step"]):
+        raise UserError(f"step_counts = {counts}: allowed numbers whose sum is {len(tensors['step'])}")
+    step, *more = np.split(tensors.pop("step"), np.cumsum(counts[:-1]))
     if fields:
         raise UserError(f"unknown header field {next(iter(fields))!r}")
     return Program(
         machine=machine, set_address=set_address, range_address=range_address, range_of_step=range_of_step,
-        dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, **tensors,
+        dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, step=step, more_steps=tuple(more),
+        code_of_step=code_of_step, swap=swap, **tensors,
     )  # fmt: skip
+
+
+def _swap(fields: Any) -> Swap | None:
+    if fields is None:
+        return None
+    set_places, range_places, registers = fields
+    rows = tuple(tuple(_whole("register", value) for value in row) for row in registers)
+    return Swap(_whole("set_places", set_places), _whole("range_places", range_places), rows)
 
 
 def _whole(name: str, value: Any, low: int = 0) -> int:
@@ -277,8 +396,10 @@ def _validate(program: Program) -> None:
             f"range_of_step = {list(program.range_of_step)}: allowed one of 0..{ranges - 1} for each of "
             f"{program.steps} steps"
         )
+    _check_codes(program)
     spans = {name: (b.address, b.address + b.bytes) for name, b in program.buffers.items()}
     spans |= {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
+    spans |= program.places
     for name, (start, end) in spans.items():
         if start < 0 or end > program.dram_bytes:
             raise UserError(
@@ -290,6 +411,27 @@ def _validate(program: Program) -> None:
     for part, instructions in program.decoded().items():
         for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
             raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
+
+
+def _check_codes(program: Program) -> None:
+    """Which code each step runs, and the base registers of programs that swap."""
+    codes, swap = len(program.step_codes), program.swap
+    numbers = program.code_of_step
+    if numbers and (len(numbers) != program.steps or any(number >= codes for number in numbers)):
+        raise UserError(
+            f"code_of_step = {list(numbers)}: allowed one of 0..{codes - 1} for each of {program.steps} steps"
+        )
+    if swap is None:
+        if program.coded.size:
+            raise UserError(f"coded holds {program.coded.size} bytes, but nothing begins in storage; allowed: none")
+        return
+    if len(swap.registers) != 1 + program.steps or any(len(row) != BASES or row[0] for row in swap.registers):
+        raise UserError(f"registers: allowed {BASES} numbers, the first 0, for the prologue and {program.steps} steps")
+    if swap.set_places > program.steps or swap.range_places > len(program.range_sets):
+        raise UserError(
+            f"{swap.set_places} places of sets and {swap.range_places} of range_sets: allowed at most one for each of "
+            f"{program.steps} and {len(program.range_sets)}"
+        )
 
 
 def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None:
@@ -360,7 +502,7 @@ def outside(program: Program, instructions: list[Decoded]) -> list[tuple[int, st
         if ins.layer >= len(program.layers):
             found.append((index, f"layer = {ins.layer}: allowed 0..{len(program.layers) - 1}"))
         for region in (r for regions in BY_MNEMONIC[ins.op].footprint(ins) for r in regions):
-            limit = limits[region.memory, region.base]
+            limit = limits.get((region.memory, region.base), 0)
             if region.end > limit:
                 found.append((index, f"{region} lie outside its {limit} bytes"))
     return found

@@ -103,7 +103,7 @@ class Simulation:
             raise UserError(f"verify: step {outside[0]} does not exist; allowed 0..{program.steps - 1}")
         self._verify, self._verify_prologue = frozenset(verify), verify_prologue
         self._code = program.decoded()
-        self.state = MachineState(program.machine, program.dram_bytes)
+        self.state = MachineState(program.machine, program.dram_bytes, program.storage())
         for address, data in program.areas.values():
             self.state.dram[address : address + data.size] = data
         for name in input_buffers(program, chain(*self._code.values())):
@@ -151,7 +151,7 @@ class Simulation:
 
     def prologue(self) -> None:
         """Run the code that depends on the prompt only."""
-        self.state.bases = [0] * len(self.state.bases)
+        self.state.bases = self.program.prologue_bases
         compare = self._verify_prologue and self._difference is None
         self._part(PROLOGUE, self._code["prologue"], compare)
         self._prologue_compared |= compare
@@ -165,7 +165,7 @@ class Simulation:
             raise UserError(f"step {step} does not exist; allowed 0..{self.program.steps - 1}")
         self.state.bases = self.program.bases(step)
         compare = step in self._verify and self._difference is None
-        self._part(f"step {step}", self._code["step"], compare)
+        self._part(f"step {step}", self._code[self.program.part_of_step(step)], compare)
         if compare:
             self._steps_compared.append(step)
 

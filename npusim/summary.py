@@ -109,5 +109,7 @@ def _cost(result: RunResult) -> Table:
 def _ledger(result: RunResult) -> Table:
     table = _table("% of cycles", *(cause.removeprefix("wait_").replace("_", " ") for cause in CAUSES))
     for unit, causes in result.timing.ledger.items():
+        if unit == "storage" and not causes["busy"]:
+            continue  # a program that swaps nothing
         table.add_row(unit, *(f"{100 * causes[cause] / result.timing.cycles:.1f}" for cause in CAUSES))
     return table

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import BITS, OUTPUT_BUFFERS, Graph, Op
-from compiler.schedule import tile_attention, tile_rows
+from compiler.schedule import tile_attention, tile_linear, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
@@ -24,9 +24,9 @@ TILERS = {
     "product": tile_rows.elementwise,
     "table": tile_rows.table,
     "layernorm_modulate": tile_rows.layernorm_modulate,
-    "linear": tile_rows.linear,
-    "linear_dynamic": tile_rows.linear,
-    "linear_factored": tile_rows.linear,
+    "linear": tile_linear.linear,
+    "linear_dynamic": tile_linear.linear,
+    "linear_factored": tile_linear.linear,
     "attention": tile_attention.attention,
 }
 

@@ -37,10 +37,11 @@ class AlphaTable:
     def best(self, method: str, weight_bits: int, act_bits: int) -> float | None:
         """The exponent with the greatest value for a method (suffixes do not matter) at these bits.
 
-        Where these bits were not searched, that of W8A8; None where the method was not searched at all.
+        Where these bits were not searched, that of the same weights with 8-bit activations, else that of W8A8; None
+        where the method was not searched at all.
         """
         base = get_method(method).base
-        for bits in ((weight_bits, act_bits), (8, 8)):
+        for bits in ((weight_bits, act_bits), (weight_bits, 8), (8, 8)):
             found = [t for t in self.trials if (t.method, t.weight_bits, t.act_bits) == (base, *bits)]
             if found:
                 return max(found, key=lambda trial: trial.value).alpha

@@ -17,11 +17,12 @@ from npusim.isa.matmul import MATMUL
 from npusim.isa.parameter_bank import PSWITCH
 from npusim.isa.runtime_quantization import RTQUANT
 from npusim.isa.softmax import RECIP, SMEXP
+from npusim.isa.storage_dma import FETCH
 from npusim.isa.table import TABLE, TABLE8
 from npusim.isa.transpose import TRANSPOSE
 
 ALL = (
-    LOAD, STORE, PSWITCH, MATMUL, EWLIN, EWMUL, TRANSPOSE, TABLE, TABLE8, LNSTAT, LNAPPLY, SMEXP, RECIP, RTQUANT,
+    LOAD, STORE, FETCH, PSWITCH, MATMUL, EWLIN, EWMUL, TRANSPOSE, TABLE, TABLE8, LNSTAT, LNAPPLY, SMEXP, RECIP, RTQUANT,
     TOKEN, BARRIER, HALT,
 )  # fmt: skip
 BY_OPCODE: dict[int, Instruction] = {spec.opcode: spec for spec in ALL}

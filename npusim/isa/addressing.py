@@ -7,9 +7,11 @@ from typing import Any
 
 from npusim.isa.encoding import Decoded, Region, Rule, row_bytes
 
-BASES = 4
-"""Base registers of DRAM addresses: 0 absolute, 1 the step's set of constants, 2 the step's noise, 3 the set of
-parameters of the step's time range."""
+BASES = 10
+"""Base registers of addresses in DRAM and storage. In DRAM: 0 absolute, 1 the step's set of constants, 2 the step's
+noise, 3 the set of parameters of the step's time range. What FETCH needs besides, for the step's constants: 4 this
+step's in storage, 5 the next step's in storage, 6 the place in DRAM of the next step's; and for the time range's set: 7
+this range's in storage, 8 the next range's in storage, 9 the place in DRAM of the next range's."""
 
 Loops = tuple[tuple[int, int], ...]
 """Nested loops as (count, byte stride)."""

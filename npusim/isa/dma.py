@@ -2,8 +2,8 @@
 
 ``planes`` x ``rows`` runs of ``row_bytes`` bytes. The DRAM address is relative to a base register, so that the same
 code serves every denoising step: 0 absolute, 1 the step's set of constants, 2 the step's noise, 3 the parameter set of
-the step's time range. On-chip memories are the scratchpad (``sram``), the parameter memory (``param``), and its bank
-that no instruction reads (``param_next``).
+the step's time range (FETCH has more). On-chip memories are the scratchpad (``sram``), the parameter memory
+(``param``), and its bank that no instruction reads (``param_next``).
 """
 
 from __future__ import annotations

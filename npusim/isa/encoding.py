@@ -22,8 +22,8 @@ from npusim.errors import UserError
 WORDS = 32
 INSTRUCTION_BYTES = WORDS * 4
 
-UNITS = ("load", "store", "mac", "vector")
-"""In-order queues: load DMA, store DMA, MAC array, vector unit. The position is the unit's number."""
+UNITS = ("load", "store", "mac", "vector", "storage")
+"""In-order queues: load DMA, store DMA, MAC array, vector unit, storage DMA. The position is the unit's number."""
 
 DTYPES = {
     "u8": (np.uint8, 0, 255),
@@ -87,10 +87,10 @@ HEADER = (
     Field("opcode", 0, 0, 8, doc="which instruction"),
     Field("unit", 0, 8, 8, names=UNITS, doc="queue that executes the instruction"),
     Field("layer", 0, 16, 16, doc="index into the program's layer names"),
-    Field("wait_raw", 1, 0, 4, doc="one bit per unit: take a read-after-write token sent by that unit"),
-    Field("wait_war", 1, 4, 4, doc="one bit per unit: take a token that guards an overwrite"),
-    Field("signal_raw", 1, 8, 4, doc="one bit per unit: send that unit a read-after-write token when done"),
-    Field("signal_war", 1, 12, 4, doc="one bit per unit: send that unit an overwrite token when done"),
+    Field("wait_raw", 1, 0, 8, doc="one bit per unit: take a read-after-write token sent by that unit"),
+    Field("wait_war", 1, 8, 8, doc="one bit per unit: take a token that guards an overwrite"),
+    Field("signal_raw", 1, 16, 8, doc="one bit per unit: send that unit a read-after-write token when done"),
+    Field("signal_war", 1, 24, 8, doc="one bit per unit: send that unit an overwrite token when done"),
 )
 
 Decoded = SimpleNamespace
@@ -99,7 +99,7 @@ Decoded = SimpleNamespace
 
 @dataclass(frozen=True)
 class Region:
-    """A byte range [start, end) of ``dram`` (``base``: its register), ``sram``, ``param`` or ``param_next``."""
+    """A byte range [start, end) of ``dram`` or ``storage`` (``base``: its register) or of a memory on the chip."""
 
     memory: str
     start: int

@@ -16,7 +16,17 @@ from typing import Any
 
 from npusim import numerics
 from npusim.isa import ALL
-from npusim.isa.encoding import DTYPES, ELEMENT_BITS, HEADER, INSTRUCTION_BYTES, MAX_SHIFT, WORDS, Field, Instruction
+from npusim.isa.encoding import (
+    DTYPES,
+    ELEMENT_BITS,
+    HEADER,
+    INSTRUCTION_BYTES,
+    MAX_SHIFT,
+    UNITS,
+    WORDS,
+    Field,
+    Instruction,
+)
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS
 
@@ -37,7 +47,8 @@ FUNCTIONS = (
 )  # fmt: skip
 
 EXAMPLE = """\
-# 16 numbers from DRAM times 3/2, back to DRAM behind them. Bits of a token field: load 1, store 2, mac 4, vector 8.
+# 16 numbers from DRAM times 3/2, back to DRAM behind them.
+# Bits of a token field: load 1, store 2, mac 4, vector 8, storage 16.
 load  dram_addr=0 local_addr=0 row_bytes=32 rows=1 planes=1 signal_raw=8
 ewlin a_addr=0 out_addr=64 rows=1 cols=16 batch=1 a_dtype=i16 out_dtype=i16 a_mul=3 shift=1 b_addr=0xffffffff \
 a_mul_addr=0xffffffff b_mul_addr=0xffffffff bias_addr=0xffffffff wait_raw=1 signal_raw=2
@@ -58,10 +69,11 @@ Generated from the instruction table by `python -m npusim.isa.manual`; do not ed
 
 ## Machine
 
-Five memories: DRAM; the scratchpad (`sram`), which all operands of computation lie in; the parameter memory (`param`)
-with requantization records, tables and per-channel vectors; its second bank (`param_next`), which only LOAD writes; and
-the accumulators of the MAC array. Four units work side by side, each on its own queue in order: `load`, `store`, `mac`,
-`vector`.
+Six memories: storage, which only FETCH reads and nothing writes; DRAM; the scratchpad (`sram`), which all operands of
+computation lie in; the parameter memory (`param`) with requantization records, tables and per-channel vectors; its
+second bank (`param_next`), which only LOAD writes; and
+the accumulators of the MAC array. Five units work side by side, each on its own queue in order: `load`, `store`, `mac`,
+`vector`, `storage`.
 
 ## Words
 
@@ -176,7 +188,7 @@ def record_table() -> Iterator[str]:
 
 def section(spec: Instruction, errors: dict[str, str]) -> Iterator[str]:
     """One instruction."""
-    units = "any unit" if len(spec.units) == 4 else f"unit `{spec.units[0]}`"
+    units = "any unit" if spec.units == UNITS else f"unit `{spec.units[0]}`"
     yield f"#### {spec.mnemonic}"
     yield ""
     yield f"{spec.summary[0].upper()}{spec.summary[1:]}. Opcode {spec.opcode:#04x}, {units}."

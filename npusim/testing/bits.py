@@ -102,10 +102,12 @@ def _compare_with_graph(program: Program, graph: Graph, inputs: Inputs, steps: i
 def _run(program: Program, inputs: Inputs, steps: int) -> list[dict[str, NDArray[Any]]]:
     """All buffers after each step on the reference."""
     simulation, results = Simulation(program, inputs), []
-    reference.execute(simulation.state, decode(program.prologue))
+    code = program.decoded()
+    simulation.state.bases = program.prologue_bases
+    reference.execute(simulation.state, code["prologue"])
     for step in range(steps):
         simulation.state.bases = program.bases(step)
-        reference.execute(simulation.state, decode(program.step))
+        reference.execute(simulation.state, code[program.part_of_step(step)])
         results.append({name: simulation.read(name) for name in program.buffers})
     return results
 

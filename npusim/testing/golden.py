@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from itertools import zip_longest
 from pathlib import Path
 
@@ -34,13 +35,17 @@ def assert_golden(program: Program, path: str | Path) -> None:
 
 def golden_text(program: Program) -> str:
     """What a golden file holds; equal programs give equal text, others give different text."""
-    areas = program.areas.items()
-    lines = [f"# {name} at {at} sha256 {hashlib.sha256(data.tobytes()).hexdigest()}" for name, (at, data) in areas]
+    lines = [
+        f"# {kind}{name} at {at} sha256 {hashlib.sha256(data.tobytes()).hexdigest()}"
+        for kind, areas in (("", program.areas), ("stored ", program.storage_areas))
+        for name, (at, data) in areas.items()
+    ]
     machine = json.dumps(program.machine.model_dump(mode="json"), sort_keys=True)
     lines += [
         f"# machine {program.machine.name} sha256 {hashlib.sha256(machine.encode()).hexdigest()}",
         f"# steps {program.steps} of ranges {list(program.range_of_step)}, {program.dram_bytes} bytes of DRAM",
         *(f"# buffer {name} {b.dtype}{list(b.shape)} at {b.address}" for name, b in program.buffers.items()),
+        *([f"# codes of steps {list(program.code_of_step)}, {program.swap}"] if program.swap else []),
         *(f"# layer {number} {name}" for number, name in enumerate(program.layers)),
         *(f"# host {name} {value}" for name, value in program.host.items()),
     ]
@@ -54,8 +59,9 @@ def golden_text(program: Program) -> str:
 def _first_difference(stored: str, text: str) -> str:
     """The first instruction that differs; if the code is equal, the first line of the description that does."""
     old, new = _sections(stored), _sections(text)
-    for part in ("prologue", "step", "description"):
-        for number, (left, right) in enumerate(zip_longest(old[part], new[part], fillvalue="(nothing)")):
+    for part in sorted({*old, *new}, key=lambda name: (name == "description", name)):
+        lines = zip_longest(old.get(part, []), new.get(part, []), fillvalue="(nothing)")
+        for number, (left, right) in enumerate(lines):
             if left != right:
                 where = "the program's description" if part == "description" else f"{part} instruction {number}"
                 return f"{where} differs: stored\n  {left}\nnow\n  {right}\n"
@@ -63,10 +69,11 @@ def _first_difference(stored: str, text: str) -> str:
 
 
 def _sections(text: str) -> dict[str, list[str]]:
-    """Lines of the description, the prologue and the step."""
+    """Lines of the description, the prologue and each step code."""
     sections: dict[str, list[str]] = {"description": [], "prologue": [], "step": []}
     name = "description"
     for line in text.splitlines():
-        name = next((part for part in ("prologue", "step") if line.startswith(f"# {part}:")), name)
-        sections[name if not line.startswith("# ") else "description"].append(line)
+        if part := re.match(r"# (prologue|step|step_\d+):", line):
+            name = part[1]
+        sections.setdefault(name if not line.startswith("# ") else "description", []).append(line)
     return sections

@@ -48,7 +48,7 @@ def dma(draw: st.DrawFn, on: Machine) -> Case:
     )
     planes, rows, row_bytes = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
     base = draw(st.integers(0, BASES - 1))
-    state.bases = [0, 100, 301, 77]
+    state.bases = [0, 100, 301, 77, *range(400, 400 + BASES - 4)]
     load = op == "load"
     dram_row = stride_of(draw, row_bytes, repeat=load)
     dram_plane = stride_of(draw, rows * max(dram_row, row_bytes), repeat=load)

@@ -40,6 +40,7 @@ Int64 = NDArray[np.int64]
 TRAFFIC = (
     "dram_read_bytes", "dram_write_bytes", "load_bytes", "store_bytes", "param_load_bytes",
     "sram_read_bytes", "sram_write_bytes", "param_read_bytes", "instruction_fetch_bytes", "mac_operations",
+    "storage_read_bytes", "fetch_bytes",
 )  # fmt: skip
 """Columns of `Costs.traffic`; `npusim.timing.results.Traffic` says what each counts."""
 
@@ -50,7 +51,7 @@ MAX_ADDRESS = 1 << 60
 _UNIT_BITS, _LAYER_BITS = ((f.word, f.lo, f.bits) for f in HEADER if f.name in ("unit", "layer"))
 _TOKEN_WORD = next(f.word for f in HEADER if f.name == "wait_raw")
 _DRAM_WORD = next(f.word for f in BY_MNEMONIC["load"].fields if f.name == "dram_addr")
-_TOKEN_LO = {f.name: f.lo for f in HEADER if f.word == _TOKEN_WORD}
+_TOKEN_BITS = {f.name: (f.word, f.lo, f.bits) for f in HEADER if f.word == _TOKEN_WORD}
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def _nothing(ins: Decoded) -> dict[str, int]:
 _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
     "load": _dma,
     "store": _dma,
+    "fetch": lambda ins: {"storage_read_bytes": ins.bytes, "fetch_bytes": ins.bytes},
     "pswitch": _nothing,
     "matmul": _matmul,
     "ewlin": _elementwise,
@@ -263,7 +265,7 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
         return words[:, bits[0]] >> bits[1] & ((1 << bits[2]) - 1)
 
     def masks(kind: str) -> Int64:
-        return np.stack([words[:, _TOKEN_WORD] >> _TOKEN_LO[f"{kind}_{name}"] & 15 for name in ("raw", "war")], axis=1)
+        return np.stack([field(_TOKEN_BITS[f"{kind}_{name}"]) for name in ("raw", "war")], axis=1)
 
     barrier, wait, signal = each[:, 1] == 1, masks("wait"), masks("signal")
     bad = np.flatnonzero(barrier & (wait | signal).any(axis=1))

@@ -47,6 +47,8 @@ class Traffic(_Counts):
         instruction_fetch_bytes: 128 for each instruction executed; fetch costs no cycles and no DRAM bandwidth here.
         mac_operations: products of MATMUL that the result needs, m k n for each batch; padding of the array is not in
             it.
+        storage_read_bytes: read from storage by FETCH.
+        fetch_bytes: written to DRAM by FETCH; they are not in ``dram_write_bytes``.
     """
 
     dram_read_bytes: int = 0
@@ -59,6 +61,8 @@ class Traffic(_Counts):
     param_read_bytes: int = 0
     instruction_fetch_bytes: int = 0
     mac_operations: int = 0
+    storage_read_bytes: int = 0
+    fetch_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ class CodeTiming:
 
 @dataclass(frozen=True, eq=False)
 class ProgramTiming:
-    """Timing of a whole program: the prologue once, then the step code ``steps`` times.
+    """Timing of a whole program: the prologue once, then of each step the code that it runs.
 
+    ``codes``: the timing of each step code, ``code_of_step`` which of them a step runs; ``step`` is the first of them.
     ``mac_utilisation`` is ``mac_operations`` over what the array could do at its 8-bit rate in all ``cycles``: 16-bit
     operands, edge tiles and waiting all lower it. ``dram_bandwidth_share`` is the bytes that LOAD and STORE move on the
     bus over what all channels could move in all ``cycles``. ``ledger``, ``traffic`` and ``dram`` are those of the whole
@@ -133,6 +138,12 @@ class ProgramTiming:
     traffic: Traffic
     dram: DramCounts
     ledger: Ledger
+    codes: tuple[CodeTiming, ...] = ()
+    code_of_step: tuple[int, ...] = ()
+
+    def step_cycles(self, step: int) -> int:
+        """Cycles of denoising step ``step``."""
+        return self.codes[self.code_of_step[step]].total_cycles
 
 
 def summed(first: Ledger, second: Ledger, times: int) -> Ledger:

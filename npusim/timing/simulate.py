@@ -16,7 +16,7 @@ from npusim.isa.encoding import UNITS
 from npusim.program import Program
 from npusim.timing import core, dram, sram
 from npusim.timing.cost import Costs, Int64, costs
-from npusim.timing.results import CodeTiming, DramCounts, LayerTiming, Ledger, ProgramTiming, Traffic, summed
+from npusim.timing.results import CodeTiming, DramCounts, LayerTiming, ProgramTiming, Traffic, summed
 
 _KINDS = ("raw", "war")
 _JOINS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic in JOINS}
@@ -65,9 +65,9 @@ def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = 
 def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
     """Time the prologue and all denoising steps.
 
-    Both pieces of code end in a barrier or halt, so each starts from the same state; hence the step is timed once and
-    counted ``program.steps`` times. Every step is timed with the base registers of the first one. ``reuse=False`` times
-    prologue and all steps as one long piece of code instead; the totals are equal.
+    All pieces of code end in a barrier or halt, so each starts from the same state; hence each step code is timed once
+    and counted as often as steps run it. Every step is timed with the base registers of the first one. ``reuse=False``
+    times prologue and all steps as one long piece of code instead; the totals are equal.
 
     Raises:
         UserError: a piece of code does not end in a barrier or halt (an empty prologue need not), something stands
@@ -78,19 +78,23 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         if not empty and (len(code) == 0 or int(code[-1, 0]) & 0xFF not in _JOINS):
             raise UserError(f"{name}: does not end in a barrier or halt, so that repetitions cannot be added up")
     bases = program.bases(0)
-    prologue, step = (_named(name, code, program.machine, bases) for name, code in program.code())
+    prologue, *steps = (_named(name, code, program.machine, bases) for name, code in program.code())
+    numbers = [program.code_number(step) for step in range(program.steps)]
     if reuse:
-        cycles = prologue.total_cycles + program.steps * step.total_cycles
-        ledger: Ledger = summed(prologue.ledger, step.ledger, program.steps)
-        traffic = prologue.traffic + step.traffic.times(program.steps)
-        memory = prologue.dram + step.dram.times(program.steps)
+        cycles, ledger, traffic, memory = prologue.total_cycles, prologue.ledger, prologue.traffic, prologue.dram
+        for number, step in enumerate(steps):
+            count = numbers.count(number)
+            cycles += count * step.total_cycles
+            ledger = summed(ledger, step.ledger, count)
+            traffic, memory = traffic + step.traffic.times(count), memory + step.dram.times(count)
     else:
-        whole = simulate(np.concatenate([program.prologue, *[program.step] * program.steps]), program.machine, bases)
+        codes = [program.prologue, *(program.step_codes[number] for number in numbers)]
+        whole = simulate(np.concatenate(codes), program.machine, bases)
         cycles, ledger, traffic, memory = whole.total_cycles, whole.ledger, whole.traffic, whole.dram
     moved = traffic.dram_read_bytes + traffic.dram_write_bytes
     return ProgramTiming(
         prologue=prologue,
-        step=step,
+        step=steps[0],
         steps=program.steps,
         cycles=cycles,
         seconds=cycles / program.machine.clock_hz,
@@ -99,6 +103,8 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         traffic=traffic,
         dram=memory,
         ledger=ledger,
+        codes=tuple(steps),
+        code_of_step=tuple(numbers),
     )
 
 

@@ -73,7 +73,7 @@ def test_no_float_in_a_program_file(program_file: Path) -> None:
     with safe_open(str(program_file), "numpy") as file:
         kinds = {name: file.get_tensor(name).dtype.kind for name in file.keys()}  # noqa: SIM118
         header = json.loads(file.metadata()["header"], parse_float=refuse, parse_constant=refuse)
-    assert kinds == {"prologue": "u", "step": "u", "constants": "u", "sets": "u", "range_sets": "u"}
+    assert kinds == {"prologue": "u", "step": "u", "constants": "u", "sets": "u", "range_sets": "u", "coded": "u"}
     assert header["host"]
 
 

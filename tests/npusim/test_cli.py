@@ -20,7 +20,7 @@ from npusim.program import save_program
 from npusim.report import write_run
 from tests.npusim.strategies import small_program
 
-COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain", "rtl")
+COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain", "rtl", "hw")
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_comments_blank_lines_and_number_bases() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("matmull m=1", "no instruction 'matmull'; allowed: load, store, pswitch"),
+        ("matmull m=1", "no instruction 'matmull'; allowed: load, store, fetch, pswitch"),
         ("recip row=1", "recip: no field 'row'; allowed: unit, layer"),
         ("recip opcode=81", "recip: no field 'opcode'; allowed: unit"),
         ("recip rows", "recip: field 'rows' has no value; write rows="),

@@ -102,7 +102,9 @@ def test_unknown_opcodes_enumerations_and_reserved_bits_are_refused_with_the_ind
     with pytest.raises(UserError, match=r"instruction 1: opcode 238 is not an instruction; known: \[1, 2"):
         decode(code)
     code[1, 0] = 0x7F | 9 << 8
-    with pytest.raises(UserError, match=r"instruction 1: barrier.unit = 9: allowed 0..3 \(load, store, mac, vector\)"):
+    with pytest.raises(
+        UserError, match=r"instruction 1: barrier.unit = 9: allowed 0..4 \(load, store, mac, vector, storage\)"
+    ):
         decode(code)
     code[1] = code[0]
     code[2, 31] = 0x80
@@ -123,7 +125,10 @@ ROWS = {"rows": 1, "cols": 1, "multiplier": 1 << 30, "shift": 34, "scalars_addr"
 EXP = {"rows": 1, "cols": 1, "p_bits": 8, "sum_addr": 1 << 20}
 UNDEFINED = [
     ("load", {"rows": 0, "planes": 1, "row_bytes": 1}, "rows = 0: allowed"),
-    ("load", {"rows": 1, "planes": 1, "row_bytes": 1, "base": 4}, r"base = 4: allowed 0..3"),
+    ("load", {"rows": 1, "planes": 1, "row_bytes": 1, "base": 10}, r"base = 10: allowed 0..9"),
+    ("fetch", {"bytes": 0}, "bytes = 0: allowed"),
+    ("fetch", {"bytes": 1, "base": 10}, r"base = 10: allowed 0..9"),
+    ("fetch", {"bytes": 1, "storage_base": 10}, r"storage_base = 10: allowed 0..9"),
     ("ewlin", {**WINDOWS, "cols": 0}, "cols = 0: allowed"),
     ("ewlin", {**WINDOWS, "shift": 63}, r"shift = 63: allowed 1..62"),
     (

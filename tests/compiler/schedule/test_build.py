@@ -83,7 +83,8 @@ def kinds(program: Program) -> Counter[str]:
         (32768, 4096, True),
         (24576, 2176, True),  # the least parameter memory that holds two tables
         (24576, 2175, False),
-        (20480, 2304, False),
+        (20480, 2304, True),  # K in pieces, positions in parts
+        (4096, 2304, False),
         (1024, 8192, False),
     ],
 )

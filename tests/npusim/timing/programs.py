@@ -115,6 +115,9 @@ def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
         values = transpose(rng)
     elif op in ("barrier", "halt", "token"):
         values = {}
+    elif op == "fetch":
+        values = {"storage_addr": number(rng, 0, 1 << 30), "dram_addr": number(rng, 0, 1 << 30)}
+        values |= {"bytes": number(rng, 1, 3000), "storage_base": number(rng, 0, 9), "base": number(rng, 0, 9)}
     elif op == "pswitch":
         values = {"bank_start": 3 * BANK, "bank_bytes": BANK}
     else:
@@ -210,6 +213,8 @@ def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
     fields["barrier_cycles"] = Dram.model_validate(fields["dram"]).recovery_cycles(fields["clock_mhz"])
     fields["barrier_cycles"] += number(rng, 0, 80)
     fields["dma"]["setup_cycles"] = number(rng, 1, 30)
+    fields["storage"] = {"kind": "any", "latency_us": number(rng, 1, 3)}
+    fields["storage"]["bandwidth_bytes_per_second"] = number(rng, 1 << 24, 1 << 31)
     fields["mac_array"]["shadow_weights"] = bool(rng.integers(2))
     fields["mac_array"]["acc_rows"] = number(rng, 4, 40)
     fields["vector_unit"]["lanes"] = number(rng, 1, 16)

@@ -41,7 +41,7 @@ def test_the_random_programs_show_every_cause_on_every_unit_that_can_have_it(tin
             for cause, cycles in causes.items():
                 seen[unit][cause] += cycles
     missing = {(u, c) for u in UNITS for c in CAUSES if not seen[u][c]}
-    assert missing == {("mac", "wait_dram"), ("vector", "wait_dram")}
+    assert missing == {("mac", "wait_dram"), ("vector", "wait_dram"), ("storage", "wait_dram")}
 
 
 def test_ledger_layers_and_bounds_of_random_programs(tiny_machine: Machine) -> None:
@@ -98,7 +98,7 @@ def test_on_chip_traffic_of_dense_operands_is_their_footprint(tiny_machine: Mach
     for ins in decode(code):
         for regions, way in zip(BY_MNEMONIC[ins.op].footprint(ins), ("read", "write"), strict=True):
             for region in regions:
-                if region.memory != "dram":
+                if region.memory not in ("dram", "storage"):
                     name = f"{region.memory}_{way}".replace("param_write", "param_load")
                     expected[name] += region.end - region.start
     traffic = timing.traffic

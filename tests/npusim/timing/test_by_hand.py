@@ -96,7 +96,7 @@ def test_load_matmul_store_barrier_in_a_row(tiny_machine: Machine) -> None:
     assert (traffic.dram_read_bytes, traffic.dram_write_bytes) == (128, 64)
     assert (traffic.sram_write_bytes, traffic.sram_read_bytes) == (128 + 64, 64 + 64 + 64)
     assert (traffic.mac_operations, traffic.instruction_fetch_bytes, traffic.param_read_bytes) == (512, 512, 12)
-    assert timing.layers[1].busy_cycles == {"load": 0, "store": 0, "mac": 34, "vector": 0}
+    assert timing.layers[1].busy_cycles == {"load": 0, "store": 0, "mac": 34, "vector": 0, "storage": 0}
     assert (timing.layers[1].start_cycle, timing.layers[1].end_cycle, timing.layers[1].span_cycles) == (44, 78, 34)
     assert timing.layers[2].traffic.dram_write_bytes == 64
 
@@ -211,8 +211,20 @@ def test_a_deadlock_names_each_unit_and_what_it_waits_for(tiny_machine: Machine)
         "deadlock at cycle 44; load: instruction 1 (load) waits for a token war from mac; "
         "store: instruction 3 (store) waits for a token raw from mac; "
         "mac: instruction 2 (matmul) waits for a token raw from load and war from store and war from vector; "
-        "vector: nothing left before the next barrier or the end"
+        "vector: nothing left before the next barrier or the end; "
+        "storage: nothing left before the next barrier or the end"
     )
+
+
+def test_a_fetch_runs_beside_everything_and_a_load_waits_for_it(tiny_machine: Machine) -> None:
+    """16 of set-up, 200 us at 200 MHz, 1001 bytes at 1.25 bytes a cycle: 40817. The first load does not wait."""
+    fetch = "fetch bytes=1001 dram_addr=4096 signal_raw=1"
+    timing = timed(tiny_machine, fetch, LOAD + "128", LOAD + "128 dram_addr=4096 wait_raw=16", BARRIER)
+    assert spans(timing)[:2] == [(0, 40817), (0, 44)]
+    assert timing.start_cycle[2] == 40817
+    assert causes(timing, "storage") == {"busy": 40817, "wait_barrier": timing.total_cycles - 40817}
+    assert (timing.traffic.storage_read_bytes, timing.traffic.fetch_bytes) == (1001, 1001)
+    assert timing.traffic.dram_write_bytes == 0
 
 
 def test_a_token_from_behind_the_barrier_deadlocks(tiny_machine: Machine) -> None:

@@ -1,0 +1,198 @@
+"""A program whose sets lie in DRAM becomes one that fetches them from storage as a policy says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+
+from compiler.swap import adaptive, blocking, resident, shadow, streamed
+from compiler.swap.code import Coder, Fetch
+from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, Words, merged
+from npusim.config import Machine
+from npusim.errors import UserError
+from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.addressing import BASES
+from npusim.program import Buffer, Program, Swap
+
+POLICIES: dict[str, Callable[[Kind], Plan]] = {
+    "blocking": blocking.plan,
+    "resident": resident.plan,
+    "shadow": shadow.plan,
+    "streamed": streamed.plan,
+    "adaptive": adaptive.plan,
+}
+IN_DRAM = "in_dram"
+"""In place of a policy: these sets lie in DRAM from the start, and nothing is charged for bringing them there."""
+LAYER = "parameter swap"
+
+Made = dict[Registers, tuple[Kind, Plan]]
+
+
+def swap_program(
+    program: Program,
+    timer: Timer,
+    range_policy: str = IN_DRAM,
+    step_policy: str = IN_DRAM,
+    machine: Machine | None = None,
+) -> Program:
+    """Swap the sets of a program whose sets lie in DRAM, those of time ranges and those of steps by a policy each.
+
+    Tokens of code that fetches are set anew. DRAM then holds as few sets as the policies need, and what lay behind the
+    sets moves down, by whole turns of the address mapping, so that its rows and banks stay.
+
+    Args:
+        program: as compiled; its machine's DRAM budget may be larger than ``machine``'s.
+        timer: cycles of a piece of code on ``machine``; what `streamed` and `adaptive` decide by.
+        range_policy: of `POLICIES`, or `IN_DRAM`.
+        step_policy: the same for the steps' constants.
+        machine: what the result is for; by default the program's own.
+
+    Raises UserError for an unknown policy, sets that the steps do not use one after the other, and a policy that does
+    not fit the DRAM budget, with the numbers.
+    """
+    machine = machine or program.machine
+    _check(program, range_policy, step_policy)
+    coder = Coder(program.prologue, program.step, len(program.layers))
+    pairs = [(range_policy, step_policy)]
+    if pairs == [("adaptive", "adaptive")]:
+        pairs += [(policy, policy) for policy in POLICIES if policy != "adaptive"]
+    found, refused = [], list[UserError]()
+    for pair in pairs:
+        try:
+            found.append(_planned(program, machine, coder, timer, *pair))
+        except UserError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return _assembled(program, machine, coder, min(found, key=partial(_cycles, program, coder, timer)))
+
+
+def _planned(
+    program: Program, machine: Machine, coder: Coder, timer: Timer, range_policy: str, step_policy: str
+) -> Made:
+    """The plans of both kinds; that of the ranges knows the other. Raises UserError where DRAM is too small."""
+    rest = program.dram_bytes - program.sets.size - program.range_sets.size
+    least = program.range_sets.size if range_policy == IN_DRAM else _row(program)
+    budget, made, given = machine.dram.npu_budget_bytes, Made(), Fetches()
+    start, storage, room = program.set_address, 0, machine.dram.npu_budget_bytes - rest - least
+    for name, registers, policy, sets, steps in (
+        ("step constants", STEP, step_policy, program.sets, tuple((step,) for step in range(program.steps))),
+        ("range sets", RANGE, range_policy, program.range_sets, _steps_of_ranges(program)),
+    ):
+        count, size = sets.shape
+        most = room // size if size else count
+        kind = Kind(name, registers, size, steps, start, storage, most, coder, timer, given)
+        plan = Plan(tuple(range(count)), {}) if policy == IN_DRAM or not size else POLICIES[policy](kind)
+        if plan.places > most:
+            raise UserError(
+                f"{policy}: {plan.places} places of {size} bytes for the {name} and {budget - room} bytes beside them "
+                f"need {plan.places * size + budget - room} bytes of DRAM; allowed: dram.npu_budget_bytes = {budget}"
+            )
+        made[registers], given = (kind, plan), merged(given, plan.fetches)
+        start, storage, room = start + plan.places * size, storage + sets.size, room + least - plan.places * size
+    return made
+
+
+def _fetches(program: Program, made: Made) -> dict[int, tuple[Fetch, ...]]:
+    """What the prologue and each step fetch."""
+    found = merged(*(plan.fetches for _, plan in made.values()))
+    return {step: tuple(found.get(step, ())) for step in range(PROLOGUE, program.steps)}
+
+
+def _cycles(program: Program, coder: Coder, timer: Timer, made: Made) -> int:
+    """Of the whole program."""
+    codes = Counter((step == PROLOGUE, found) for step, found in _fetches(program, made).items())
+    return sum(count * timer(coder.code(*key)) for key, count in codes.items())
+
+
+def _row(program: Program) -> int:
+    return int(program.range_sets.shape[1])
+
+
+def _check(program: Program, *policies: str) -> None:
+    for policy in policies:
+        if policy not in (*POLICIES, IN_DRAM):
+            raise UserError(f"policy = {policy!r}: allowed {', '.join(POLICIES)}, {IN_DRAM}")
+    if program.swap is not None:
+        raise UserError("the program swaps its sets already; allowed: one whose sets lie in DRAM")
+    if program.range_address != program.set_address + program.sets.size:
+        raise UserError(
+            f"range_address = {program.range_address}: allowed the end of the steps' constants, "
+            f"{program.set_address + program.sets.size}"
+        )
+
+
+def _steps_of_ranges(program: Program) -> tuple[tuple[int, ...], ...]:
+    groups = [(key, tuple(steps)) for key, steps in groupby(range(program.steps), program.range_of_step.__getitem__)]
+    if [key for key, _ in groups] != list(range(len(program.range_sets))):
+        raise UserError(
+            f"range_of_step = {list(program.range_of_step)}: allowed 0..{len(program.range_sets) - 1} one after another"
+        )
+    return tuple(steps for _, steps in groups)
+
+
+def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> Program:
+    """The program with the fetches of both kinds, its sets' places, and the rest moved down behind them."""
+    (_, step_plan), (range_kind, range_plan) = made[STEP], made[RANGE]
+    numbers: dict[tuple[Fetch, ...], int] = {}
+    fetches = _fetches(program, made)
+    code_of_step = tuple(numbers.setdefault(fetches[step], len(numbers)) for step in range(program.steps))
+    old_end = program.range_address + program.range_sets.size
+    new_end = range_kind.address + range_plan.places * range_kind.set_bytes
+    moved = (old_end - new_end) // _turn(machine) * _turn(machine)
+    codes = [coder.code(prologue=False, fetches=key) for key in numbers]
+    prologue, *steps = (_moved(words, old_end, moved) for words in (coder.code(True, fetches[PROLOGUE]), *codes))
+    buffers = {
+        name: replace(buffer, address=buffer.address - moved) if buffer.address >= old_end else buffer
+        for name, buffer in program.buffers.items()
+    }
+    set_places, range_places = (plan.places if plan.fetches else 0 for plan in (step_plan, range_plan))
+    registers = _registers(program, buffers, made)
+    swap = Swap(set_places, range_places, registers) if set_places or range_places else None
+    return replace(
+        program, machine=machine, prologue=prologue, step=steps[0], more_steps=tuple(steps[1:]),
+        code_of_step=code_of_step if steps[1:] else (), buffers=buffers, swap=swap,
+        range_address=range_kind.address, dram_bytes=program.dram_bytes - moved, layers=(*program.layers, LAYER),
+    )  # fmt: skip
+
+
+def _turn(machine: Machine) -> int:
+    """Bytes after which the address mapping returns to the same channel and bank."""
+    device = machine.dram.device
+    return device.row_bytes * device.banks * machine.dram.channels
+
+
+def _moved(words: Words, old_end: int, moved: int) -> Words:
+    """The code with everything at ``old_end`` or behind it, absolute in DRAM, ``moved`` bytes lower."""
+    if not moved:
+        return words
+    words = words.copy()
+    for index, ins in enumerate(decode(words)):
+        if ins.op in ("load", "store") and ins.base == 0 and ins.dram_addr >= old_end:
+            f = BY_MNEMONIC[ins.op].by_name["dram_addr"]
+            address = ins.dram_addr - moved
+            words[index, f.word], words[index, f.word + 1] = address & 0xFFFF_FFFF, address >> 32
+    return words
+
+
+def _registers(program: Program, buffers: dict[str, Buffer], made: Made) -> tuple[tuple[int, ...], ...]:
+    """Base registers of the prologue and of each step; those of a next set that does not exist are 0."""
+    table = np.zeros((1 + program.steps, BASES), np.int64)
+    if "noise" in buffers:
+        table[1:, 2] = buffers["noise"].address + program.noise_bytes * np.arange(program.steps)
+    for kind, plan in made.values():
+        r, size = kind.registers, kind.set_bytes
+        set_of_step = [number for number, steps in enumerate(kind.steps) for _ in steps]
+        for row, present in enumerate([-1, *set_of_step]):
+            if present >= 0:
+                table[row, r.base] = kind.address + plan.place[present] * size
+                table[row, r.present] = kind.storage + present * size
+            if present + 1 < len(kind.steps):
+                table[row, r.place] = kind.address + plan.place[present + 1] * size
+                table[row, r.following] = kind.storage + (present + 1) * size
+    return tuple(tuple(row) for row in table.tolist())

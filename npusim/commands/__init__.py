@@ -1,0 +1,1 @@
+"""Commands of ``npusim`` that have a file of their own; `npusim.cli` registers them."""

@@ -1,0 +1,220 @@
+"""The page: HTML text around the pictures. It holds everything it shows, runs no script and asks no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from npusim.fidelity import PAIRS
+from npusim.html.fidelity import figures
+from npusim.html.figure import Picture
+from npusim.html.source import RunData
+from npusim.html.stacks import BARRIER, by_layer
+from npusim.isa.encoding import UNITS
+from npusim.timing import CAUSES
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", Arial, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
+  max-width: 1180px; padding: 24px 28px 60px; }
+h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 19px; margin: 38px 0 8px; border-bottom: 2px solid #0072B2;
+  padding-bottom: 3px; } .sub { color: #444; margin: 0 0 18px; }
+table { border-collapse: collapse; font-size: 13.5px; margin: 6px 0; } th, td { padding: 3px 10px; text-align: right;
+  border-bottom: 1px solid #d9d9d9; font-variant-numeric: tabular-nums; } th { background: #f2f5f8; }
+th:first-child, td:first-child, td.text { text-align: left; } caption { text-align: left; font-weight: bold;
+  padding: 6px 0; }
+figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption, .note { color: #444; font-size: 13.5px;
+  max-width: 100ch; } .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 14px 0; }
+.card { border: 1px solid #c9d3dc; border-radius: 6px; padding: 8px 14px; min-width: 128px; }
+.card b { display: block; font-size: 21px; } .card span { color: #444; font-size: 13px; }
+.wide { overflow-x: auto; } .pair { display: flex; flex-wrap: wrap; gap: 34px; align-items: flex-start; }
+img.clips { image-rendering: pixelated; } details { margin: 8px 0; } summary { cursor: pointer; color: #0b5c8f; }
+nav a { margin-right: 14px; color: #0b5c8f; }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } nav, details { display: none; } h2 {
+  break-after: avoid; } figure, .card { break-inside: avoid; } }
+"""
+HEAD = (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'\">"
+    '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+)
+DEFINITIONS = (
+    ("cycles", "NPU cycles of the denoiser for one video: the prologue once, then every step. Text encoder and "
+     "autoencoder run on the host and are not in them."),
+    ("MAC utilisation", "products that the model needs over what the array could do at its 8-bit rate in all cycles: "
+     "16-bit operands, edge tiles and waiting all lower it."),
+    ("DRAM share", "bytes that loads and stores move on the bus over what all channels could move in all cycles."),
+    ("wait for data, for space", "the unit waits for a token: that its input has been written, or that its output's "
+     "place has been read."),
+    ("wait DRAM", "cycles of a transfer beyond its bytes at the peak rate: latency, rows, refresh, other traffic."),
+    ("wait barrier", "no work before the barrier at the end of a part, or the barrier itself."),
+    ("n/a", "was not modelled or not measured in this run; never 0."),
+)  # fmt: skip
+
+
+def page(run: RunData, pictures: Sequence[Picture], folder: str) -> str:
+    """The whole file. ``folder``: where the pictures' files lie, as seen from the page."""
+    title = _title(run)
+    sections = [("summary", "Summary", _summary(run))]
+    sections += [("clips", "Clips", _clips(run))]
+    shown = {picture.name: picture for picture in pictures}
+    for name, heading in (
+        ("roofline", "Roofline"), ("causes_by_layer", "Cycles by cause and layer"),
+        ("causes_by_step", "Cycles by cause and step"), ("timeline", "Units over one step"),
+        ("memory", "Memories over one step"), ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
+    ):  # fmt: skip
+        sections.append((name, heading, _figure(shown[name], folder) if name in shown else f"<p>{_absent(name)}</p>"))
+    sections += [("layers", "Layers", _layers(run)), ("words", "Words", _definitions())]
+    body = "".join(f'<h2 id="{name}">{escape(heading)}</h2>\n{text}\n' for name, heading, text in sections)
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
+    return (
+        f"{HEAD}<title>{escape(title)}</title><style>{CSS}</style></head><body>\n<h1>{escape(title)}</h1>\n"
+        f'<p class="sub">{escape(_subtitle(run))}</p>\n<nav>{links}</nav>\n{body}</body></html>\n'
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table; numbers are written with separators, everything else as it is."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    lines = ["".join(f"<td>{escape(shown(cell))}</td>" for cell in row) for row in rows]
+    top = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table>{top}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def shown(value: object) -> str:
+    """A figure as text: whole numbers with separators, others with four digits."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "n/a"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _title(run: RunData) -> str:
+    config = run.record["config"]
+    return f"{config.get('prompt', '')} ({config.get('workload', '')}, {config.get('method', '')})"
+
+
+def _subtitle(run: RunData) -> str:
+    config = run.record["config"]
+    bits = f"W{config.get('weight_bits')}A{config.get('act_bits')}, attention {config.get('attention_bits')} bits"
+    return (
+        f"{bits}, on {run.program.machine.name}; {run.program.steps} steps, "
+        f"noise seed {run.record.get('seeds', {}).get('noise', 'n/a')}"
+    )
+
+
+def _summary(run: RunData) -> str:
+    timing, machine = run.timing, run.program.machine
+    cost = run.record["cost"]
+    cards = [
+        (f"{timing.seconds * 1e3:,.4g} ms", f"one video at {machine.clock_mhz:,} MHz"),
+        (f"{timing.cycles:,}", "cycles"),
+        (f"{timing.mac_utilisation:.1%}", "MAC utilisation"),
+        (f"{timing.dram_bandwidth_share:.1%}", "DRAM share"),
+        (f"{(timing.traffic.dram_read_bytes + timing.traffic.dram_write_bytes) / 1e6:,.4g} MB", "on the DRAM bus"),
+        (_energy(cost), "energy"),
+        (_bits(run.record), "engine against reference"),
+    ]
+    boxes = "".join(f'<div class="card"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
+                    for number, text in cards)  # fmt: skip
+    parts = [(part.name, part.timing) for part in run.parts.values()]
+    traffic = [*[t.traffic for _, t in parts], timing.traffic]
+    rows: list[list[object]] = [
+        ["cycles", *(t.total_cycles for _, t in parts), timing.cycles],
+        ["instructions", *(len(p.instructions) for p in run.parts.values()), "n/a"],
+        *([name.replace("_", " "), *(getattr(t, name) for t in traffic)]
+          for name in ("mac_operations", "dram_read_bytes", "dram_write_bytes", "sram_read_bytes", "sram_write_bytes")),
+    ]  # fmt: skip
+    rows[1][-1] = sum(len(p.instructions) * p.executions for p in run.parts.values())
+    costs = table(["", *(f"one {name}" for name, _ in parts), "whole video"], rows, "Cost")
+    loss = table(["", *(pair.replace("_", " ") for pair in PAIRS)],
+                 [[name, *values] for name, values in figures(run.record)], "Fidelity")  # fmt: skip
+    ledger = table(
+        ["unit", *(cause.replace("_", " ") for cause in CAUSES)],
+        [
+            [unit, *(f"{causes[cause] / timing.cycles:.1%}" for cause in CAUSES)]
+            for unit, causes in timing.ledger.items()
+        ],
+        "Share of all cycles by unit and cause",
+    )
+    return f'<div class="cards">{boxes}</div>\n<div class="pair">{costs}{loss}</div>{ledger}{_settings(run)}'
+
+
+def _energy(cost: dict[str, Any]) -> str:
+    value = cost.get("energy_joules")
+    return f"{value * 1e3:,.4g} mJ" if isinstance(value, int | float) else "n/a"
+
+
+def _bits(record: Any) -> str:
+    compared = record.get("bit_exact")
+    equal = compared.get("equal") if isinstance(compared, dict) else None
+    return {True: "equal", False: "DIFFER", None: "not compared"}[equal if isinstance(equal, bool) else None]
+
+
+def _settings(run: RunData) -> str:
+    def flat(value: Any, name: str = "") -> Iterable[tuple[str, object]]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from flat(item, f"{name}.{key}" if name else str(key))
+        else:
+            yield name, "n/a" if value is None else value if isinstance(value, int | float | str) else str(value)
+
+    settings = {name: run.record.get(name, {}) for name in ("config", "seeds", "versions")}
+    return f"<details><summary>All settings</summary>{table(['setting', 'value'], flat(settings))}</details>"
+
+
+def _clips(run: RunData) -> str:
+    if run.clips is None:
+        return "<p>n/a: this run has no clips.</p>"
+    return (
+        f'<img class="clips" alt="float, fake-quantized and integer clip side by side" '
+        f'src="data:image/gif;base64,{base64.b64encode(run.clips).decode()}">'
+        '<p class="note">The same noise through the float model, the fake-quantized model and the machine.</p>'
+    )
+
+
+def _figure(picture: Picture, folder: str) -> str:
+    data, name = base64.b64encode(picture.png).decode(), escape(picture.name)
+    files = f"{escape(folder)}/{name}.png, {escape(folder)}/{name}.csv"
+    return (
+        f'<figure><img alt="{escape(picture.title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(picture.caption)} <small>Files: {files}</small></figcaption></figure>"
+    )
+
+
+def _absent(name: str) -> str:
+    return {
+        "swap": "n/a: this run folder has no swap.csv.",
+        "fidelity": "n/a: this run measured no fidelity.",
+        "roofline": "n/a: the step has no matrix products.",
+    }.get(name, "n/a")
+
+
+def _layers(run: RunData) -> str:
+    rows: list[list[object]] = []
+    for part in run.parts.values():
+        for name, cycles in by_layer(part).items():
+            total = cycles.sum(axis=1).tolist()
+            rows.append([name, part.name, *cycles[:, CAUSES.index("busy")].tolist(), *total])
+    longest = sorted((row for row in rows if row[0] != BARRIER and row[1] == "step"), key=_busiest, reverse=True)
+    header = ["layer", "part", *(f"{unit} busy" for unit in UNITS), *(f"{unit} all" for unit in UNITS)]
+    note = (
+        '<p class="note">Cycles of one execution: busy, and with waiting. The CSV of the figure by cause and layer has '
+        "them by cause.</p>"
+    )
+    every = f"<details><summary>All {len(rows)} rows</summary>{table(header, rows)}</details>"
+    return note + table(header, longest[:15], "The layers that keep a unit busy longest") + every
+
+
+def _busiest(row: Sequence[Any]) -> int:
+    return int(max(row[2 : 2 + len(UNITS)]))
+
+
+def _definitions() -> str:
+    rows = "".join(f'<tr><td>{escape(a)}</td><td class="text">{escape(b)}</td></tr>' for a, b in DEFINITIONS)
+    return f"<table>{rows}</table>"

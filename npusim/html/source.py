@@ -1,0 +1,118 @@
+"""What a report is made from: a run folder, read and timed again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npusim.errors import UserError
+from npusim.program import Program, load_program
+from npusim.timing import ProgramTiming, time_program
+from npusim.trace.part import Part, parts_of
+
+SCHEMA_VERSION = 1
+NUMBER = re.compile(r"\.\d+(?=\.|$)")
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """A run folder's contents.
+
+    record: run.json; steps, swap: rows of steps.csv and swap.csv, empty where there is none; clips: an animation, or
+    None.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    program: Program
+    timing: ProgramTiming
+    parts: Mapping[str, Part]
+    steps: Rows
+    swap: Rows
+    clips: bytes | None
+
+    @property
+    def step(self) -> Part:
+        return self.parts["step"]
+
+
+def load_run(folder: Path) -> RunData:
+    """Read a run folder.
+
+    Raises UserError if it is none, if a file is damaged, or if its program takes other cycles now than run.json says.
+    """
+    record = _record(folder / "run.json")
+    program = load_program(folder / "program.npu")
+    timing = time_program(program)
+    then = _section(record, "cost").get("cycles")
+    if then != timing.cycles:
+        raise UserError(
+            f"{folder}: run.json says {then} cycles, program.npu takes {timing.cycles} now: it was timed by another "
+            "version; allowed: a folder that this version made (run it again)"
+        )
+    clips = folder / "clips.gif"
+    return RunData(
+        folder, record, program, timing, parts_of(program, timing), _rows(folder / "steps.csv"),
+        _rows(folder / "swap.csv"), clips.read_bytes() if clips.is_file() else None,
+    )  # fmt: skip
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; allowed: a run folder, as `npusim run` writes it")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({' '.join(str(error).split())})") from None
+    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+        found = record.get("schema_version") if isinstance(record, dict) else None
+        raise UserError(f"{path}: schema_version = {found!r}: allowed {SCHEMA_VERSION}")
+    for name in ("config", "cost"):
+        _section(record, name, path)
+    return record
+
+
+def _section(record: Mapping[str, Any], name: str, path: Path | str = "run.json") -> Mapping[str, Any]:
+    value = record.get(name)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {name} is not there, or not an object; allowed: a file that `npusim run` wrote")
+    return value
+
+
+def _rows(path: Path) -> Rows:
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable CSV file ({error})") from None
+
+
+def layer_class(name: str) -> str:
+    """Layers that differ in their numbers only, as in blocks.3.mlp.fc1, are one class: blocks.*.mlp.fc1."""
+    return NUMBER.sub(".*", name)
+
+
+def layer_group(name: str) -> str:
+    """The larger piece of the model that a layer belongs to: attn_temp of blocks.3.attn_temp.qkv."""
+    pieces = [piece for piece in name.split(".") if not piece.isdigit()]
+    return pieces[1] if len(pieces) > 1 and pieces[0] == "blocks" else pieces[0] if pieces else ""
+
+
+def groups_by_time(part: Part, most: int) -> list[str]:
+    """The groups of layers of a part that keep units busy longest, at most ``most``, longest first."""
+    busy = Counter[str]()
+    lasted = (part.cost.busy + part.cost.transfer).tolist()
+    for index in range(len(part.instructions)):
+        if name := part.layer(index):
+            busy[layer_group(name)] += lasted[index]
+    return [name for name, _ in sorted(busy.items(), key=lambda item: (-item[1], item[0]))[:most]]
