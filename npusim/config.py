@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from npusim.config_base import Section, clash, need_power_of_two, text, whole
+from npusim.config_base import Section, clash, text, whole
 from npusim.config_dram import Dram, DramDevice
 from npusim.config_messages import NAME_PATTERN, problems
+from npusim.config_sram import Sram
 from npusim.errors import UserError
 from npusim.strict_yaml import read_yaml
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MIB = 1 << 20
 DEVICES = Path("dram")
 """Folder of device tables, beside a machine file or in this project's `hwconfigs`."""
 
@@ -125,24 +126,6 @@ class VectorUnit(Section):
     runtime_quantization: Annotated[
         bool, Field(description="computes scale and zero point of each token at run time (dynamic quantization)")
     ]
-
-
-class Sram(Section):
-    """The on-chip buffer that activations and weight tiles are computed from."""
-
-    capacity_bytes: Annotated[int, whole(1 * KIB, 1 * GIB, "size of the buffer")]
-    bytes_per_cycle: Annotated[int, whole(1, 65536, "port width: bytes moved per cycle; a power of two; not used yet")]
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        need_power_of_two("sram", "bytes_per_cycle", self.bytes_per_cycle)
-        if self.capacity_bytes % self.bytes_per_cycle:
-            raise clash(
-                "capacity_bytes",
-                f"{self.capacity_bytes} is not a multiple of sram.bytes_per_cycle {self.bytes_per_cycle}; allowed: "
-                "whole words of the port's width",
-            )
-        return self
 
 
 class ParamMemory(Section):

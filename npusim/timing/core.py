@@ -7,25 +7,28 @@ Time is a whole number of NPU cycles. An instruction that starts at ``s`` and en
   free, every earlier barrier is over, and every semaphore named by ``wait_raw`` and ``wait_war`` is above 0; starting
   takes one token from each. When it ends it adds one token to every semaphore named by ``signal_raw`` and
   ``signal_war``.
-* A compute instruction ends its ``busy`` cycles after its start.
+* A compute instruction ends when it has worked ``busy`` cycles at full speed. It is slower while units ask more of a
+  bank of the SRAM than its ports move; `npusim.timing.sram` states by how much.
 * A DMA instruction (``transfer`` > 0) sets up for ``busy`` cycles and then hands its bursts to the DRAM, at ``r``. The
   DRAM has a clock of its own, which begins with every barrier's end: NPU cycle ``t`` after that is its clock
   ``ceil(t D / N)`` for a request, and what happens there at clock ``d`` is seen in cycle ``ceil(d N / D)``, with both
-  frequencies as whole numbers. The instruction ends when its last burst has passed the bus and the interconnect.
-  `npusim.timing.dram` states what the DRAM does. Nothing of a unit's next instruction overlaps its present one.
+  frequencies as whole numbers. The DRAM is done when the last burst has passed the bus and the interconnect.
+  `npusim.timing.dram` states what it does. From ``r`` on the instruction also works ``transfer`` cycles at full speed
+  on the SRAM. It ends when both are done. Nothing of a unit's next instruction overlaps its present one.
 * A barrier starts when every instruction before it in program order has ended, and lasts ``busy`` cycles; no
   instruction after it starts before it ends. All semaphores must be 0 when it starts, and when the code ends. It leaves
   the DRAM in one fixed state.
 
 In each cycle a unit is in exactly one state of `CAUSES`:
 
-* ``busy``: computing, setting up a transfer, or transferring: of the cycles between ``r`` and the end, as many as the
-  bytes take at the peak rate of all channels (``transfer``);
+* ``busy``: computing, setting up a transfer, or transferring: as many cycles as these take by themselves (``busy``),
+  and of those between ``r`` and the end as many as the bytes take at the peak rate of all channels (``transfer``);
 * ``wait_token_raw``: the head of its queue lacks at least one read-after-write token;
 * ``wait_token_war``: the head lacks no read-after-write token, but one that guards an overwrite;
-* ``wait_dram``: the other cycles between ``r`` and the end: latency, rows that open, refresh, bytes of others;
-* ``wait_barrier``: it has nothing left before the next barrier, or the barrier is being executed (by no unit in
-  particular);
+* ``wait_dram``: the other cycles between ``r`` and the DRAM's end: latency, rows that open, refresh, bytes of others;
+* ``wait_bank``: the other cycles of an instruction: ports of the SRAM that others use;
+* ``drain``: it has nothing left before the next barrier, which waits for others;
+* ``wait_barrier``: the barrier is being executed (by no unit in particular);
 * ``idle_done``: it has nothing left, and no barrier follows.
 """
 
@@ -37,10 +40,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined, kernel
-from npusim.timing import dram
+from npusim.timing import dram, sram
 
-CAUSES = ("busy", "wait_token_raw", "wait_token_war", "wait_dram", "wait_barrier", "idle_done")
-BUSY, WAIT_RAW, WAIT_WAR, WAIT_DRAM, WAIT_BARRIER, IDLE_DONE = range(len(CAUSES))
+CAUSES = (
+    "busy", "wait_token_raw", "wait_token_war", "wait_dram", "wait_bank", "drain", "wait_barrier", "idle_done",
+)  # fmt: skip
+BUSY, WAIT_RAW, WAIT_WAR, WAIT_DRAM, WAIT_BANK, DRAIN, WAIT_BARRIER, IDLE_DONE = range(len(CAUSES))
 
 DONE, DEADLOCK, LEFTOVER = 0, 1, 2
 """How a run ended: complete; no unit can proceed; tokens left over at a barrier or at the end."""
@@ -51,6 +56,11 @@ _DMA_UNITS = 2
 """Units load and store, which are the DRAM's streams of the same numbers."""
 _UNKNOWN = -1
 """In ``until``: the end is not known yet."""
+
+# Rows of a unit's state: its position in the queue; its phase; when the instruction started; when its set-up ends or
+# the DRAM is done with it; when its work is done at the present speed, `dram.NEVER` once that was so; the work that was
+# left at ``SINCE``, in parts of a cycle; its speed.
+HEAD, PHASE, START, UNTIL, WORKED, LEFT, SINCE, SPEED = range(8)
 
 Int64 = NDArray[np.int64]
 
@@ -77,112 +87,198 @@ def _move(tokens: Int64, mask: int, kind: int, unit: int, amount: int) -> None:
 
 
 @inlined
+def _ask(ports: Int64, asked: Int64, demands: Int64, sign: int) -> bool:
+    """Add (``sign`` 1) an instruction's demands to those on each port, or take them away (-1); whether it has any."""
+    banks, kinds = ports[0], ports[1]
+    for demand in demands:
+        if demand == 0:
+            return bool(demands[0] != 0)
+        write = (demand & sram.WRITE_BIT) * (kinds - 1)
+        bank = demand >> sram.FIRST_SHIFT & 0x1FF
+        for _ in range(demand >> sram.TOUCHED_SHIFT & 0x3FF):
+            asked[bank * kinds + write] += sign * (demand >> sram.RATE_SHIFT)
+            bank = bank + 1 if bank + 1 < banks else 0
+    return True
+
+
+@inlined
+def _speed(ports: Int64, asked: Int64, demands: Int64) -> int:
+    """The least offer of all ports that an instruction asks."""
+    banks, kinds, capacity = ports
+    most = capacity
+    for demand in demands:
+        if demand == 0:
+            break
+        write = (demand & sram.WRITE_BIT) * (kinds - 1)
+        bank = demand >> sram.FIRST_SHIFT & 0x1FF
+        for _ in range(demand >> sram.TOUCHED_SHIFT & 0x3FF):
+            most = max(most, asked[bank * kinds + write])
+            bank = bank + 1 if bank + 1 < banks else 0
+    return sram.UNIT if most <= capacity else max(1, sram.UNIT * capacity // most)
+
+
+@inlined
+def _share(now: int, units: Int64, queue: Int64, demand: Int64, ports: Int64, asked: Int64) -> None:
+    """Give every unit the speed that the demands allow from ``now`` on."""
+    crowded = False
+    for port in range(asked.shape[0]):
+        crowded = crowded or asked[port] > ports[2]
+    for unit in range(units.shape[1]):
+        if units[WORKED, unit] == dram.NEVER:
+            continue
+        speed = _speed(ports, asked, demand[queue[units[HEAD, unit]]]) if crowded else sram.UNIT
+        if speed != units[SPEED, unit]:
+            units[LEFT, unit] -= units[SPEED, unit] * (now - units[SINCE, unit])
+            units[SINCE, unit], units[SPEED, unit] = now, speed
+            units[WORKED, unit] = now - -units[LEFT, unit] // speed
+
+
+@inlined
+def _work(now: int, units: Int64, unit: int, cycles: int) -> None:
+    """Begin ``cycles`` cycles of work, at full speed."""
+    units[LEFT, unit], units[SINCE, unit], units[SPEED, unit] = cycles << sram.UNIT_SHIFT, now, sram.UNIT
+    units[WORKED, unit] = now + cycles
+
+
+@inlined
+def _end(
+    now: int, unit: int, units: Int64, index: int, busy: Int64, tokens: Int64, signal: Int64, end: Int64, ledger: Int64
+) -> None:
+    """End the instruction ``index`` of a unit."""
+    end[index] = now
+    _move(tokens, signal[index, _RAW], _RAW, unit, 1)
+    _move(tokens, signal[index, _WAR], _WAR, unit, 1)
+    ledger[unit, BUSY] += busy[index]
+    if units[PHASE, unit] == _EXECUTE:
+        ledger[unit, WAIT_BANK] += now - units[START, unit] - busy[index]
+    else:
+        ledger[unit, WAIT_BANK] += now - units[UNTIL, unit]
+    units[HEAD, unit] += 1
+    units[PHASE, unit] = _FREE
+
+
+@inlined
 def _advance(
-    now: int, stop: Int64, queue: Int64, head: Int64, phase: Int64, until: Int64, tokens: Int64,
-    busy: Int64, transfer: Int64, wait: Int64, signal: Int64, start: Int64, end: Int64,
+    now: int, stop: Int64, queue: Int64, units: Int64, tokens: Int64, busy: Int64, transfer: Int64, wait: Int64,
+    signal: Int64, demand: Int64, ports: Int64, asked: Int64, start: Int64, end: Int64, ledger: Int64,
 ) -> None:  # fmt: skip
     """End and start everything that can end and start at ``now``.
 
     Repeats while anything changes, since an end frees a start. The order of visits does not matter: a semaphore has one
     taker.
     """
-    changed = True
+    changed, moved = True, False
     while changed:
         changed = False
-        for unit in range(head.shape[0]):
-            if (phase[unit] == _EXECUTE or phase[unit] == _REQUESTED) and until[unit] == now:
-                index = queue[head[unit]]
-                end[index] = now
-                _move(tokens, signal[index, _RAW], _RAW, unit, 1)
-                _move(tokens, signal[index, _WAR], _WAR, unit, 1)
-                head[unit] += 1
-                phase[unit] = _FREE
+        for unit in range(units.shape[1]):
+            index = queue[units[HEAD, unit]] if units[HEAD, unit] < stop[unit] else -1
+            if units[WORKED, unit] == now:
+                units[WORKED, unit] = dram.NEVER
+                if _ask(ports, asked, demand[index], -1):
+                    moved = True
+            phase = units[PHASE, unit]
+            over = phase == _EXECUTE or (phase == _REQUESTED and _UNKNOWN != units[UNTIL, unit] <= now)
+            if over and units[WORKED, unit] == dram.NEVER:
+                _end(now, unit, units, index, busy, tokens, signal, end, ledger)
                 changed = True
-            if phase[unit] == _FREE and head[unit] < stop[unit]:
-                index = queue[head[unit]]
-                if _missing(tokens, wait, index, unit) == BUSY:
-                    _move(tokens, wait[index, _RAW], _RAW, unit, -1)
-                    _move(tokens, wait[index, _WAR], _WAR, unit, -1)
-                    start[index] = now
-                    until[unit] = now + busy[index]
-                    phase[unit] = _SETUP if transfer[index] > 0 else _EXECUTE
-                    changed = True
+                index = queue[units[HEAD, unit]] if units[HEAD, unit] < stop[unit] else -1
+            if units[PHASE, unit] == _FREE and index >= 0 and _missing(tokens, wait, index, unit) == BUSY:
+                _move(tokens, wait[index, _RAW], _RAW, unit, -1)
+                _move(tokens, wait[index, _WAR], _WAR, unit, -1)
+                start[index] = units[START, unit] = now
+                if transfer[index] > 0:
+                    units[PHASE, unit], units[UNTIL, unit] = _SETUP, now + busy[index]
+                else:
+                    units[PHASE, unit] = _EXECUTE
+                    _work(now, units, unit, busy[index])
+                    if _ask(ports, asked, demand[index], 1):
+                        moved = True
+                changed = True
+    if moved:
+        _share(now, units, queue, demand, ports, asked)
 
 
 @inlined
-def _next_end(phase: Int64, until: Int64) -> int:
-    """The first cycle in which a unit is known to end what it does, or -1."""
-    first = -1
-    for unit in range(phase.shape[0]):
-        if phase[unit] != _FREE and until[unit] != _UNKNOWN and (first < 0 or until[unit] < first):
-            first = int(until[unit])
-    return first
+def _next_event(now: int, units: Int64) -> int:
+    """The first cycle after ``now`` in which a unit is known to end what it does, or -1."""
+    first = dram.NEVER
+    for unit in range(units.shape[1]):
+        if units[PHASE, unit] != _FREE:
+            first = min(first, units[WORKED, unit])
+            if units[PHASE, unit] != _EXECUTE and units[UNTIL, unit] > now:
+                first = min(first, units[UNTIL, unit])
+    return -1 if first == dram.NEVER else first
 
 
 @inlined
-def _serve(
-    now: int, origin: int, clocks: Int64, queue: Int64, head: Int64, phase: Int64, until: Int64, transfer: Int64,
-    geometry: Int64, memory: Int64, ledger: Int64,
-) -> int:  # fmt: skip
-    """Hand transfers whose set-up ends at ``now`` to the DRAM, which runs as far as the units' future is known.
+def _request(
+    now: int, origin: int, clocks: Int64, queue: Int64, units: Int64, transfer: Int64, geometry: Int64, demand: Int64,
+    ports: Int64, asked: Int64, memory: Int64, ledger: Int64,
+) -> None:  # fmt: skip
+    """Hand transfers whose set-up ends at ``now`` to the DRAM."""
+    npu, own, _ = clocks
+    moved = False
+    for unit in range(_DMA_UNITS):
+        if units[PHASE, unit] == _SETUP and units[UNTIL, unit] == now:
+            index = queue[units[HEAD, unit]]
+            dram.begin(memory, unit, geometry[index], -(-(now - origin) * own // npu))
+            units[PHASE, unit], units[UNTIL, unit] = _REQUESTED, _UNKNOWN
+            # The wait is end - now - transfer; the end is added when it is known.
+            ledger[unit, BUSY] += transfer[index]
+            ledger[unit, WAIT_DRAM] -= now + transfer[index]
+            if _ask(ports, asked, demand[index], 1):
+                _work(now, units, unit, transfer[index])
+                moved = True
+    if moved:
+        _share(now, units, queue, demand, ports, asked)
 
-    Returns the first cycle in which a unit ends what it does, or -1.
+
+@inlined
+def _serve(now: int, origin: int, clocks: Int64, units: Int64, memory: Int64, ledger: Int64) -> int:
+    """Let the DRAM run as far as the units' future is known.
+
+    Returns the first cycle after ``now`` in which a unit ends what it does, or -1.
     """
     npu, own, interconnect = clocks
-    for unit in range(_DMA_UNITS):
-        if phase[unit] == _SETUP and until[unit] == now:
-            dram.begin(memory, unit, geometry[queue[head[unit]]], -(-(now - origin) * own // npu))
-            phase[unit], until[unit] = _REQUESTED, _UNKNOWN
-            # The wait is end - now - transfer; the end is added when it is known.
-            ledger[unit, BUSY] += transfer[queue[head[unit]]]
-            ledger[unit, WAIT_DRAM] -= now + transfer[queue[head[unit]]]
     while True:
-        following = _next_end(phase, until)
+        following = _next_event(now, units)
         waits = False
         for unit in range(_DMA_UNITS):
-            waits = waits or (phase[unit] == _REQUESTED and until[unit] == _UNKNOWN)
+            waits = waits or (units[PHASE, unit] == _REQUESTED and units[UNTIL, unit] == _UNKNOWN)
         limit = dram.NEVER if following < 0 else -(-(following - origin) * own // npu)
         if not waits or not dram.advance(memory, limit):
             return int(following)
         for unit in range(_DMA_UNITS):
             if (
-                phase[unit] == _REQUESTED
-                and until[unit] == _UNKNOWN
+                units[PHASE, unit] == _REQUESTED
+                and units[UNTIL, unit] == _UNKNOWN
                 and memory[dram.STREAMS_AT + unit * dram.STREAM + dram.DONE]
             ):
                 last = memory[dram.STREAMS_AT + unit * dram.STREAM + dram.LAST_END]
-                until[unit] = origin - (-last * npu // own) + interconnect
-                ledger[unit, WAIT_DRAM] += until[unit]
+                units[UNTIL, unit] = origin - (-last * npu // own) + interconnect
+                ledger[unit, WAIT_DRAM] += units[UNTIL, unit]
 
 
 @inlined
 def _charge(
-    ledger: Int64,
-    cycles: int,
-    idle: int,
-    stop: Int64,
-    queue: Int64,
-    head: Int64,
-    phase: Int64,
-    tokens: Int64,
-    wait: Int64,
+    ledger: Int64, cycles: int, idle: int, stop: Int64, queue: Int64, units: Int64, tokens: Int64, wait: Int64
 ) -> None:
-    """Book ``cycles`` cycles in which nothing changes on every unit; ``idle`` is the cause for an empty queue."""
-    for unit in range(head.shape[0]):
-        if phase[unit] == _REQUESTED:
-            continue  # `_serve` books the whole transfer
-        if phase[unit] != _FREE:
-            ledger[unit, BUSY] += cycles
-        elif head[unit] == stop[unit]:
-            ledger[unit, idle] += cycles
-        else:
-            ledger[unit, _missing(tokens, wait, queue[head[unit]], unit)] += cycles
+    """Book ``cycles`` cycles in which nothing changes on units that execute nothing; `_end` books the others' at once.
+
+    ``idle``: the cause for an empty queue.
+    """
+    for unit in range(units.shape[1]):
+        if units[PHASE, unit] == _FREE:
+            if units[HEAD, unit] == stop[unit]:
+                ledger[unit, idle] += cycles
+            else:
+                ledger[unit, _missing(tokens, wait, queue[units[HEAD, unit]], unit)] += cycles
 
 
 @kernel
 def run(
     queue: Int64, stops: Int64, barriers: Int64, busy: Int64, transfer: Int64, geometry: Int64, wait: Int64,
-    signal: Int64, clocks: Int64, memory: Int64,
+    signal: Int64, demand: Int64, ports: Int64, clocks: Int64, memory: Int64,
 ) -> Any:  # fmt: skip
     """Time one piece of code.
 
@@ -196,6 +292,8 @@ def run(
         geometry: (instructions, dram.GEOMETRY) of DMA.
         wait: (instructions, 2) unit masks of the tokens taken, [raw, war].
         signal: (instructions, 2) unit masks of the tokens sent.
+        demand: (instructions, sram.OPERANDS), all that are not 0 first.
+        ports: from `sram.ports`.
         clocks: (3,) MHz of the NPU, MHz of the DRAM, cycles of the interconnect.
         memory: from `dram.new_state`.
 
@@ -206,35 +304,39 @@ def run(
     """
     count = busy.shape[0]
     start, end = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
-    units = stops.shape[1]
-    ledger = np.zeros((units, IDLE_DONE + 1), np.int64)
-    tokens = np.zeros((2, units, units), np.int64)
-    head, phase, until = stops[0].copy(), np.zeros(units, np.int64), np.zeros(units, np.int64)
+    number = stops.shape[1]
+    ledger = np.zeros((number, IDLE_DONE + 1), np.int64)
+    tokens = np.zeros((2, number, number), np.int64)
+    asked = np.zeros(ports[0] * ports[1], np.int64)
+    units = np.zeros((SPEED + 1, number), np.int64)
+    units[HEAD], units[WORKED] = stops[0], dram.NEVER
     now, origin = 0, 0
     for segment in range(stops.shape[0] - 1):
         dram.reset(memory)
         stop = stops[segment + 1]
         more = segment < barriers.shape[0]
         while True:
-            _advance(now, stop, queue, head, phase, until, tokens, busy, transfer, wait, signal, start, end)
-            following = _serve(now, origin, clocks, queue, head, phase, until, transfer, geometry, memory, ledger)
+            _advance(
+                now, stop, queue, units, tokens, busy, transfer, wait, signal, demand, ports, asked, start, end, ledger
+            )
+            _request(now, origin, clocks, queue, units, transfer, geometry, demand, ports, asked, memory, ledger)
+            following = _serve(now, origin, clocks, units, memory, ledger)
             if following < 0:
                 break
-            idle = WAIT_BARRIER if more else IDLE_DONE
-            _charge(ledger, following - now, idle, stop, queue, head, phase, tokens, wait)
+            _charge(ledger, following - now, DRAIN if more else IDLE_DONE, stop, queue, units, tokens, wait)
             now = following
         dram.advance(memory, -(-(now - origin) * clocks[1] // clocks[0]))  # refresh and background up to here
-        for unit in range(units):
-            if head[unit] < stop[unit]:
-                return DEADLOCK, now, ledger, start, end, head, tokens, segment
+        for unit in range(number):
+            if units[HEAD, unit] < stop[unit]:
+                return DEADLOCK, now, ledger, start, end, units[HEAD], tokens, segment
         for token in tokens.flat:
             if token != 0:
-                return LEFTOVER, now, ledger, start, end, head, tokens, segment
+                return LEFTOVER, now, ledger, start, end, units[HEAD], tokens, segment
         if more:
             start[barriers[segment]] = now
             now += busy[barriers[segment]]
             end[barriers[segment]] = now
             origin = now
-            for unit in range(units):
+            for unit in range(number):
                 ledger[unit, WAIT_BARRIER] += busy[barriers[segment]]
-    return DONE, now, ledger, start, end, head, tokens, barriers.shape[0]
+    return DONE, now, ledger, start, end, units[HEAD], tokens, barriers.shape[0]

@@ -33,7 +33,7 @@ from npusim.isa.encoding import (
 )
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import ROW_RECORD, SCALARS, record_regions
-from npusim.timing import dram
+from npusim.timing import dram, sram
 
 Int64 = NDArray[np.int64]
 
@@ -60,8 +60,8 @@ class Costs:
 
     ``unit``, ``layer`` and ``busy`` (cycles of execution or DMA set-up), ``transfer`` (cycles at the DRAM's peak rate,
     0 for everything but DMA): (count,). ``geometry``: (count, `dram.GEOMETRY`), 0 for everything but DMA. ``wait`` and
-    ``signal``: (count, 2) unit masks [raw, war]. ``traffic``: (count, len(TRAFFIC)). ``barrier``: (count,) bool, of
-    BARRIER and HALT.
+    ``signal``: (count, 2) unit masks [raw, war]. ``traffic``: (count, len(TRAFFIC)). ``demand``: (count,
+    `sram.OPERANDS`), see `npusim.timing.sram`. ``barrier``: (count,) bool, of BARRIER and HALT.
     """
 
     unit: Int64
@@ -73,6 +73,7 @@ class Costs:
     wait: Int64
     signal: Int64
     traffic: Int64
+    demand: Int64
 
 
 def geometry(ins: Decoded, base: int = 0) -> list[int]:
@@ -243,6 +244,7 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
     rows: list[list[int]] = []
     which = np.empty(len(code), np.int64)
     copies: dict[int, tuple[Decoded, list[int]]] = {}
+    on_chip: dict[int, list[tuple[Field, int, int, bool]]] = {}
     for index, shape in enumerate(np.ascontiguousarray(_shapes(code))):
         key = shape.tobytes()
         if key not in table:
@@ -251,6 +253,7 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
                 busy, counts = _cost_of_shape(ins, machine)
                 if ins.op in DMA:
                     copies[len(rows)] = ins, geometry(ins)
+                on_chip[len(rows)] = sram.operands(ins, machine)
             except UserError as error:
                 raise UserError(f"instruction {index}: {error}") from None
             table[key] = len(rows)
@@ -270,9 +273,28 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
         raise UserError(f"instruction {bad[0]}: barrier and halt take and send no tokens; all token fields must be 0")
     traffic = each[:, 2:].copy()
     geometries, transfer = _copies(code, which, copies, machine, bases, traffic)
+    demand = _demands(words, which, on_chip, machine, np.where(transfer, transfer, each[:, 0]))
     return Costs(
-        field(_UNIT_BITS), field(_LAYER_BITS), barrier, each[:, 0], transfer, geometries, wait, signal, traffic
+        field(_UNIT_BITS), field(_LAYER_BITS), barrier, each[:, 0], transfer, geometries, wait, signal, traffic, demand
     )
+
+
+def _demands(
+    words: Int64,
+    which: Int64,
+    on_chip: Mapping[int, list[tuple[Field, int, int, bool]]],
+    machine: Machine,
+    cycles: Int64,
+) -> Int64:
+    """What each instruction asks of the SRAM's banks in its ``cycles``; ``on_chip``: operands of each shape."""
+    out = np.zeros((len(words), sram.OPERANDS), np.int64)
+    order = np.argsort(which, kind="stable")
+    bounds = np.searchsorted(which[order], np.arange(len(on_chip) + 1))
+    for number, operands in on_chip.items():
+        rows = order[bounds[number] : bounds[number + 1]]
+        for column, (at, length, moved, write) in enumerate(operands):
+            out[rows, column] = sram.demands(machine.sram, words[rows, at.word], length, moved, cycles[rows], write)
+    return out
 
 
 def _copies(

@@ -14,7 +14,7 @@ from npusim.isa.addressing import BASES
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS
 from npusim.program import Program
-from npusim.timing import core, dram
+from npusim.timing import core, dram, sram
 from npusim.timing.cost import Costs, Int64, costs
 from npusim.timing.results import CodeTiming, DramCounts, LayerTiming, ProgramTiming, Traffic, summed
 
@@ -35,10 +35,10 @@ def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = 
     cost = costs(code, machine, bases)
     queue, stops, barriers = _queues(cost)
     # Contiguous in any case, so that the kernel is compiled for one kind of array only.
-    arrays = (queue, stops, barriers, cost.busy, cost.transfer, cost.geometry, cost.wait, cost.signal)
+    arrays = (queue, stops, barriers, cost.busy, cost.transfer, cost.geometry, cost.wait, cost.signal, cost.demand)
     clocks = np.array([machine.clock_mhz, machine.dram.device.clock_mhz, machine.interconnect_cycles], np.int64)
     memory = dram.new_state(machine)
-    run = core.run(*map(np.ascontiguousarray, arrays), clocks, memory)
+    run = core.run(*map(np.ascontiguousarray, arrays), sram.ports(machine.sram), clocks, memory)
     outcome, total, ledger, start, end, head, tokens, segment = run
     if outcome == core.DEADLOCK:
         raise UserError(_deadlock(code, cost, queue, stops[segment + 1], head, tokens, total))

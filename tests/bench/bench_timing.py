@@ -28,10 +28,10 @@ STREAM_BYTES = 1 << 26
 
 
 def machine() -> Machine:
-    """`edge_8k` with an array of SCALE-Sim's size and as many accumulators as the GEMM has rows."""
+    """`edge_8k` with an array of SCALE-Sim's size, as many accumulators as the GEMM has rows, and no busy ports."""
     data = load_machine(ROOT / "hwconfigs" / "edge_8k.yaml").model_dump(mode="json")
     data["mac_array"] |= {"rows": SIZE, "cols": SIZE, "acc_rows": M}
-    data["sram"]["capacity_bytes"] = 4 << 20
+    data["sram"] |= {"capacity_bytes": 4 << 20, "ports": "unlimited"}
     return Machine.model_validate(data)
 
 

@@ -28,10 +28,15 @@ DATAFLOWS = {"ws": "weight_stationary", "os": "output_stationary", "is": "input_
 
 @cache
 def machine(rows: int, cols: int, dataflow: str) -> Machine:
-    """`tiny_8x8` with another array, whose folds do not overlap and whose accumulators hold any product."""
+    """`tiny_8x8` with another array, whose folds do not overlap; any product fits its accumulators, no port is busy."""
     tiny = load_machine(ROOT / "hwconfigs" / "tiny_8x8.yaml")
     fields = {"dataflow": DATAFLOWS[dataflow], "rows": rows, "cols": cols, "fold_overlap": False, "acc_rows": 65536}
-    return tiny.model_copy(update={"mac_array": tiny.mac_array.model_copy(update=fields)})
+    return tiny.model_copy(
+        update={
+            "mac_array": tiny.mac_array.model_copy(update=fields),
+            "sram": tiny.sram.model_copy(update={"ports": "unlimited"}),
+        }
+    )
 
 
 def last_cycle(m: int, k: int, n: int, rows: int, cols: int, dataflow: str) -> int:

@@ -136,7 +136,10 @@ def machine_data(draw: st.DrawFn) -> dict[str, Any]:
     passes = sorted(draw(st.lists(st.integers(1, 64), min_size=3, max_size=3)))
     array["pass_cycles_a8w8"], array["pass_cycles_a16w8"], array["pass_cycles_a16w16"] = passes
     array["shadow_weights"], array["row_sum_column"] = draw(st.booleans()), draw(st.booleans())
-    data["sram"]["bytes_per_cycle"] = 1 << draw(st.integers(0, 12))
+    banks = draw(st.integers(0, 8))
+    data["sram"]["banks"], data["sram"]["bytes_per_cycle"] = 1 << banks, 1 << draw(st.integers(0, 12 - banks))
+    data["sram"]["ports"] = draw(st.sampled_from(["1rw", "1r1w", "2rw", "unlimited"]))
+    data["sram"]["mapping"] = draw(st.sampled_from(["interleaved", "blocked"]))
     data["sram"]["capacity_bytes"] = draw(st.integers(64, 4096)) << 12
     data["dram"]["channels"] = 1 << draw(st.integers(0, 7))
     data["dram"]["interleave_bytes"] = 32 << draw(st.integers(0, 6))
@@ -270,8 +273,14 @@ def test_a_wrong_field_is_named_with_what_is_allowed(
             "barrier_cycles",
             "280 clocks at 800 MHz; allowed: at least 350",
         ),
-        ("bytes_per_cycle: 256", "bytes_per_cycle: 96", "sram.bytes_per_cycle", "64 or 128"),
-        ("capacity_bytes: 2097152", "capacity_bytes: 2097153", "sram.capacity_bytes", "bytes_per_cycle 256"),
+        ("bytes_per_cycle: 64", "bytes_per_cycle: 96", "sram.bytes_per_cycle", "64 or 128"),
+        ("banks: 16", "banks: 12", "sram.banks", "8 or 16"),
+        (
+            "capacity_bytes: 2097152",
+            "capacity_bytes: 2097216",
+            "sram.capacity_bytes",
+            "banks 16 x sram.bytes_per_cycle 64",
+        ),
         ("capacity_bytes: 2097152", "capacity_bytes: 4096", "sram.capacity_bytes", "rows 64 x cols 128 = 8192 bytes"),
         (
             "npu_budget_bytes: 4294967296",

@@ -218,4 +218,8 @@ def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
     fields["mac_array"]["shadow_weights"] = bool(rng.integers(2))
     fields["mac_array"]["acc_rows"] = number(rng, 4, 40)
     fields["vector_unit"]["lanes"] = number(rng, 1, 16)
+    fields["sram"] |= {
+        "banks": pick(rng, 1, 2, 4, 16), "bytes_per_cycle": pick(rng, 1, 2, 4, 8, 16, 32),
+        "ports": pick(rng, "1rw", "1r1w", "2rw", "unlimited"), "mapping": pick(rng, "interleaved", "blocked"),
+    }  # fmt: skip
     return Machine.model_validate(fields)

@@ -17,6 +17,7 @@ from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 from tests.npusim.timing.dram_stepper import DramStepper, bursts_of
+from tests.npusim.timing.sram_stepper import FULL, Job, Ports, asked_by
 
 
 @dataclass
@@ -35,13 +36,14 @@ class Stepped:
 class Running:
     """An instruction on its unit.
 
-    ``cycles_left`` counts down execution or set-up; then a DMA instruction hands its ``bursts`` to the DRAM, and ends
-    at ``ends_at`` when that is known.
+    ``cycles_left`` counts down set-up; then a DMA instruction hands its ``bursts`` to the DRAM, which is done at
+    ``ends_at`` when that is known. ``job`` is the work on the SRAM, of a DMA instruction from the hand-over on.
     """
 
     index: int
     cycles_left: int
     bursts: list[int]
+    job: Job
     requested_at: int | None = None
     ends_at: int | None = None
 
@@ -52,6 +54,7 @@ class Stepper:
     def __init__(self, code: Sequence[Decoded], machine: Machine) -> None:
         self.code, self.machine, self.now = code, machine, 0
         self.dram = DramStepper(machine)
+        self.ports = Ports(machine)
         self.result = Stepped(self.dram)
         self.queues = {unit: deque[int]() for unit in UNITS}
         for index, ins in enumerate(code):
@@ -76,7 +79,9 @@ class Stepper:
     def finish(self) -> None:
         """Instructions whose last cycle has passed end now."""
         for unit, job in self.running.items():
-            if job is None or job.cycles_left or (job.bursts and self.now != job.ends_at):
+            if job is None or job.cycles_left or job.job.left > 0:
+                continue
+            if job.bursts and (job.ends_at is None or self.now < job.ends_at):
                 continue
             ins = self.code[job.index]
             for kind in ("raw", "war"):
@@ -84,8 +89,7 @@ class Stepper:
                     self.tokens[kind, unit, name] += getattr(ins, f"signal_{kind}") >> u & 1
             self.result.end[job.index] = self.now
             self.running[unit] = None
-            if job.bursts:
-                self.book(unit, job)
+            self.book(unit, job)
 
     def barrier(self) -> None:
         """End or begin a barrier."""
@@ -112,7 +116,11 @@ class Stepper:
                 burst_bytes = self.machine.dram.device.burst_bytes
                 bursts = bursts_of(ins, burst_bytes) if ins.op in ("load", "store") else []
                 cycles = BY_MNEMONIC[ins.op].cycles(ins, self.machine)
-                self.running[unit] = Running(index, cycles, bursts)
+                work = self.peak_cycles(bursts) if bursts else cycles
+                job = Job(work * FULL, asked_by(ins, self.machine, work))
+                if bursts and not job.asked:
+                    job.left = 0
+                self.running[unit] = Running(index, cycles if bursts else 0, bursts, job)
                 self.result.start[index] = self.now
 
     def request(self) -> None:
@@ -133,22 +141,36 @@ class Stepper:
                     passed = Fraction(self.dram.last_data[unit]) / self.clocks_per_cycle
                     job.ends_at = self.origin + ceil(passed) + self.interconnect
 
-    def book(self, unit: str, job: Running) -> None:
-        """Split a transfer's cycles: what its bytes take at the peak rate, and the rest."""
+    def peak_cycles(self, bursts: list[int]) -> int:
+        """What bursts take at the peak rate of all channels."""
         dram, device = self.machine.dram, self.machine.dram.device
-        clocks = Fraction(len(job.bursts) * device.burst_clocks, dram.channels)
-        busy = ceil(clocks / self.clocks_per_cycle)
-        assert job.requested_at is not None
-        self.result.ledger[unit, "busy"] += busy
-        self.result.ledger[unit, "wait_dram"] += self.now - job.requested_at - busy
+        clocks = Fraction(len(bursts) * device.burst_clocks, dram.channels)
+        return ceil(clocks / self.clocks_per_cycle)
+
+    def book(self, unit: str, job: Running) -> None:
+        """Split an instruction's cycles: what it takes by itself, the DRAM's delays, the SRAM's."""
+        ins = self.code[job.index]
+        alone = BY_MNEMONIC[ins.op].cycles(ins, self.machine)
+        if job.bursts:
+            assert job.requested_at is not None
+            assert job.ends_at is not None
+            busy = self.peak_cycles(job.bursts)
+            self.result.ledger[unit, "busy"] += busy + alone
+            self.result.ledger[unit, "wait_dram"] += job.ends_at - job.requested_at - busy
+            self.result.ledger[unit, "wait_bank"] += self.now - job.ends_at
+        else:
+            self.result.ledger[unit, "busy"] += alone
+            self.result.ledger[unit, "wait_bank"] += self.now - self.result.start[job.index] - alone
 
     def cause(self, unit: str) -> str | None:
-        """What ``unit`` does in this cycle; None in a transfer, which is booked at its end."""
-        job, queue = self.running[unit], self.queues[unit]
-        if job:
-            return "busy" if job.requested_at is None else None
-        if self.barrier_left or (self.barriers and (not queue or self.behind_barrier(queue[0]))):
+        """What ``unit`` does in this cycle; None in an instruction, which is booked at its end."""
+        queue = self.queues[unit]
+        if self.running[unit]:
+            return None
+        if self.barrier_left:
             return "wait_barrier"
+        if self.barriers and (not queue or self.behind_barrier(queue[0])):
+            return "drain"
         if not queue:
             return "idle_done"
         return "wait_token_war" if all(self.tokens[t] for t in self.needs(queue[0], "raw")) else "wait_token_raw"
@@ -158,6 +180,7 @@ class Stepper:
             cause = self.cause(unit)
             if cause:
                 self.result.ledger[unit, cause] += 1
+        self.ports.work(job.job for job in self.running.values() if job and not job.cycles_left)
         for job in self.running.values():
             if job and job.cycles_left:
                 job.cycles_left -= 1

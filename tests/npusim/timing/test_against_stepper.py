@@ -108,19 +108,23 @@ def test_on_chip_traffic_of_dense_operands_is_their_footprint(tiny_machine: Mach
 
 
 def faster(machine: Machine, rng: np.random.Generator) -> Machine:
-    """``machine`` with a multiple of the DRAM's clock and of lanes, and a shorter way to the DRAM."""
+    """``machine`` with a multiple of the DRAM's clock, of lanes and of ports, and a shorter way to the DRAM."""
     fields = machine.model_dump(mode="json")
     fields["dram"]["device"]["clock_mhz"] *= int(rng.integers(1, 5))
     fields["dram"]["interconnect_ns"] = int(rng.integers(0, fields["dram"]["interconnect_ns"] + 1))
     fields["vector_unit"]["lanes"] *= int(rng.integers(1, 5))
+    fields["sram"]["bytes_per_cycle"] <<= int(rng.integers(0, 3)) * (fields["sram"]["mapping"] == "blocked")
+    if fields["sram"]["ports"] == "1rw":
+        fields["sram"]["ports"] = str(rng.choice(["1rw", "1r1w", "2rw", "unlimited"]))
     return Machine.model_validate(fields)
 
 
 def one_burst_at_a_time(machine: Machine) -> Machine:
-    """``machine`` without refresh, background traffic and choice of bursts."""
+    """``machine`` without refresh, background traffic, choice of bursts, and conflicts in SRAM."""
     fields = machine.model_dump(mode="json")
     fields["dram"] |= {"queue_entries": 1, "background_bytes_per_second": 0}
     fields["dram"]["device"]["trefi_clocks"] = 1_000_000
+    fields["sram"]["ports"] = "unlimited"
     return Machine.model_validate(fields)
 
 
@@ -135,10 +139,11 @@ def test_a_faster_machine_never_takes_longer_where_nothing_chooses(tiny_machine:
 
 
 def test_with_choices_a_faster_machine_stays_within_the_stated_bound(tiny_machine: Machine) -> None:
-    """Another order of service can cost cycles (a scheduling anomaly), at most all transfers on the faster machine.
+    """Another order of service, or another meeting at a bank, can cost cycles (a scheduling anomaly), at most all
+    transfers and all waits for banks on the faster machine.
 
     Take, on the faster machine, the chain of instructions that ends last, each started by the end of the one before.
-    Its cycles outside transfers are at most the slower machine's total.
+    Its cycles outside of these are at most the slower machine's total.
     """
     for seed in range(200):
         rng = np.random.default_rng([6, seed])
@@ -146,5 +151,7 @@ def test_with_choices_a_faster_machine_stays_within_the_stated_bound(tiny_machin
         code = random_code(rng, 30, 0.4, True)
         better = faster(machine, rng)
         timing = simulate(code, better)
-        transfers = int(costs(code, better).transfer.sum()) + sum(c["wait_dram"] for c in timing.ledger.values())
+        transfers = int(costs(code, better).transfer.sum()) + sum(
+            causes["wait_dram"] + causes["wait_bank"] for causes in timing.ledger.values()
+        )
         assert timing.total_cycles <= simulate(code, machine).total_cycles + transfers, seed

@@ -87,10 +87,10 @@ def test_load_matmul_store_barrier_in_a_row(tiny_machine: Machine) -> None:
     )
     assert spans(timing) == [(0, 44), (44, 78), (78, 113), (113, 173)]
     assert timing.total_cycles == 173
-    assert causes(timing, "load") == {"busy": 24, "wait_dram": 20, "wait_barrier": 129}
+    assert causes(timing, "load") == {"busy": 24, "wait_dram": 20, "drain": 69, "wait_barrier": 60}
     assert causes(timing, "store") == {"wait_token_raw": 78, "busy": 20, "wait_dram": 15, "wait_barrier": 60}
-    assert causes(timing, "mac") == {"wait_token_raw": 44, "busy": 34, "wait_barrier": 95}
-    assert causes(timing, "vector") == {"wait_barrier": 173}
+    assert causes(timing, "mac") == {"wait_token_raw": 44, "busy": 34, "drain": 35, "wait_barrier": 60}
+    assert causes(timing, "vector") == {"drain": 113, "wait_barrier": 60}
     assert (timing.dram.row_misses, timing.dram.row_hits) == (2, 4)
     traffic = timing.traffic
     assert (traffic.dram_read_bytes, traffic.dram_write_bytes) == (128, 64)
@@ -195,9 +195,9 @@ def test_a_barrier_waits_for_every_unit_and_holds_every_unit(tiny_machine: Machi
     timing = timed(tiny_machine, LOAD + "128", RECIP + "1", BARRIER, MATMUL.format(8, 8, 8), RECIP + "1")
     assert spans(timing) == [(0, 44), (0, 9), (44, 104), (104, 138), (104, 113)]
     assert causes(timing, "load") == {"busy": 24, "wait_dram": 20, "wait_barrier": 60, "idle_done": 34}
-    assert causes(timing, "vector") == {"busy": 18, "wait_barrier": 35 + 60, "idle_done": 25}
-    assert causes(timing, "mac") == {"wait_barrier": 104, "busy": 34}
-    assert causes(timing, "store") == {"wait_barrier": 104, "idle_done": 34}
+    assert causes(timing, "vector") == {"busy": 18, "drain": 35, "wait_barrier": 60, "idle_done": 25}
+    assert causes(timing, "mac") == {"drain": 44, "wait_barrier": 60, "busy": 34}
+    assert causes(timing, "store") == {"drain": 44, "wait_barrier": 60, "idle_done": 34}
     assert set(timing.layers) == {0}
 
 
