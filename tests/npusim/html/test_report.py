@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_timeline_pieces_have_every_busy_cycle(report, tiny_result: RunResult):
     for unit in UNITS:
         own = [row for row in rows(report, "timeline") if row["unit"] == unit]
         assert sum(int(row["busy_cycles"]) for row in own) == step.ledger[unit]["busy"] + step.ledger[unit]["wait_dram"]
-        assert all(int(a["end_cycle"]) <= int(b["start_cycle"]) for a, b in zip(own, own[1:], strict=False))
+        assert all(int(a["end_cycle"]) <= int(b["start_cycle"]) for a, b in pairwise(own))
 
 
 def test_memory_curves_add_up_to_the_traffic(report, tiny_result: RunResult):
@@ -191,7 +192,7 @@ def test_refused_folders_get_nothing(run_folder, tmp_path, name, content, messag
 
 def test_a_folder_of_others_is_not_written_to(tiny_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds files but no report.html"):
+    with pytest.raises(UserError, match=r"holds files but no report\.html"):
         write_report(tiny_folder, tmp_path)
 
 
