@@ -31,7 +31,10 @@ def render(page: Path, folder: Path) -> tuple[Image.Image, str, list[str]]:
     asked = {
         event["params"]["url"]
         for event in record["events"]
-        if event["type"] == start and "url" in event.get("params", {})
+        if event["type"] == start
+        and "url" in event.get("params", {})
+        # What the browser asks for by itself, its clock and its lists, has no page behind it.
+        and event["params"].get("initiator") != "not an origin"
     }
     with Image.open(shot) as image:
         return image.convert("RGB"), done.stderr, sorted(url for url in asked if url.startswith(("http", "ws", "ftp")))
