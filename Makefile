@@ -18,7 +18,7 @@ export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install demo lint verilator test test-slow mutants check clean
+.PHONY: help install demo lint verilator chromium test test-slow mutants check clean
 
 help:
 	@echo "make demo       install, then generate a clip with the float model and on the NPU, and report (runs/demo)"
@@ -28,6 +28,7 @@ help:
 	@echo "make check      what CI runs: test, then test-slow"
 	@echo "make lint       install, then ruff and mypy only"
 	@echo "make verilator  install what the tests of the RTL run on, where that may be done (root, apt-get)"
+	@echo "make chromium   install what the slow tests of the report run in, where that may be done"
 	@echo "make clean      remove .venv, caches and runs/demo"
 
 install: $(STAMP)
@@ -47,6 +48,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
+# What renders reports in the slow tests; as verilator below.
+chromium:
+	@.ci/chromium
+
 # Part of both test targets; where it may not install, it says what to install, and the tests that need it fail.
 verilator:
 	@.ci/verilator
@@ -55,7 +60,7 @@ test: lint verilator
 	$(BIN)/python -m pytest -m "not slow" --timeout 300
 
 # pytest exits with 5 when it collects no test; having no slow test is not a failure.
-test-slow: $(STAMP) verilator
+test-slow: $(STAMP) verilator chromium
 	$(BIN)/python -m pytest -m slow --timeout 2700 || { rc=$$?; [ $$rc -eq 5 ] || exit $$rc; }
 
 mutants: $(STAMP) verilator

@@ -23,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
 from npusim.commands.report import report
+from npusim.commands.sweep import sweep
+from npusim.commands.trace import trace
 from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
@@ -415,6 +417,8 @@ def explain(
 
 
 app.command(epilog="Example: npusim report runs/demo")(report)
+app.command(epilog="Example: npusim sweep hwconfigs/sweeps/tiny.yaml --jobs 2 --out runs/sweep")(sweep)
+app.command(epilog="Example: npusim trace runs/demo --window 0:20000 --out runs/demo.pftrace")(trace)
 
 
 @contextmanager

@@ -46,6 +46,9 @@ RUN_FOLDER = Layout(
         "quantized.safetensors",
         "program.npu",
         PASSES,
+        # what `npusim report` adds, about the run that was here
+        "report.html",
+        "figures",
     ),
 )
 

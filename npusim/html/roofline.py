@@ -103,7 +103,7 @@ def _roofs(axis: Axes, machine: Machine, low: float, high: float) -> None:
     axis.plot(x, np.minimum(slope, machine.peak_tops), color=INK, linewidth=1.8)
     axis.axhline(wide, color=INK, linewidth=1.2, linestyle="--")
     for value, text in ((machine.peak_tops, "8-bit activations"), (wide, "16-bit activations")):
-        axis.annotate(f"{text}: {value:.4g} TOPS", (low * 1.1, value), va="bottom", fontsize=9)
+        axis.annotate(f"{text}: {value:.4g} TOPS", (low * 1.1, value * 1.04), va="bottom", fontsize=9)
     ridge = machine.peak_tops * 1e12 / _bandwidth(machine)
     axis.axvline(ridge, color=VERMILION, linewidth=1, linestyle=":")
     axis.annotate(

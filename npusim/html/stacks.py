@@ -43,13 +43,14 @@ def by_layer(part: Part) -> dict[str, Int64]:
 
 
 def layers_picture(run: RunData) -> Picture:
-    """A panel for each unit, a bar for each class of layers, longest on top for all units together."""
+    """A panel for each unit, a bar for each class of layers, those that keep a unit busy longest on top."""
     tables = by_layer(run.step)
     classes: dict[str, Int64] = {}
     count = Counter(map(layer_class, tables))
     for name, table in tables.items():
         classes[layer_class(name)] = classes.get(layer_class(name), 0) + table
-    names = sorted(classes, key=lambda name: (-int(classes[name].max(axis=0).sum()), name))
+    busy = CAUSES.index("busy")
+    names = sorted(classes, key=lambda name: (-int(classes[name][:, busy].max()), name))
     shown = names[:MOST_CLASSES]
     if rest := names[MOST_CLASSES:]:
         classes["(others)"] = sum(classes[name] for name in rest)  # type: ignore[assignment]

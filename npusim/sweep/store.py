@@ -1,0 +1,105 @@
+"""The folder of a sweep: one JSON file for each point, written whole or not at all, and tables of all of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from npusim.errors import UserError
+from npusim.folder import Layout, check_folder
+from npusim.program import write_atomically
+from npusim.sweep.point import OK, Record
+from npusim.sweep.space import DEFAULTS, Space
+
+MARKER, POINTS, PARQUET = "sweep.json", "points", "results.parquet"
+LAYOUT = Layout("sweep", (MARKER, POINTS, PARQUET))
+FIDELITY = "fidelity_"
+
+
+class Store:
+    """Records by key. Raises UserError for a folder that is not a sweep's."""
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        check_folder(folder, LAYOUT)
+        self.folder, self.records = folder, dict[str, Record]()
+        (folder / POINTS).mkdir(parents=True, exist_ok=True)
+        axes = {name: list(values) for name, values in space.axes.items()}
+        about = {"schema_version": 1, "workload": space.workload, "search": space.search, "seed": space.seed,
+                 "machine": space.machine.model_dump(mode="json"), "axes": axes}  # fmt: skip
+        write_atomically(folder / MARKER, (json.dumps(about, indent=2) + "\n").encode())
+        for path in sorted((folder / POINTS).glob("*.json")):
+            self.records[path.stem] = _read(path)
+
+    def add(self, record: Record) -> None:
+        """Keep a record, at once and for good; the same point twice is one file."""
+        path = self.folder / POINTS / f"{record['key']}.json"
+        write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+        self.records[record["key"]] = record
+
+    def write_parquet(self, rows: Sequence[dict[str, Any]]) -> None:
+        """All points as one table; a column of several types becomes text."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = {name: _column([row.get(name) for row in rows]) for name in names}
+        temporary = self.folder / f".{PARQUET}.tmp"
+        pq.write_table(pa.table(columns), temporary)
+        temporary.replace(self.folder / PARQUET)
+
+
+def row_of(record: Record, fidelity: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+    """A record flat: key, status, message, settings, figures, and what `fidelity` knows of such settings."""
+    row = {name: record[name] for name in ("key", "workload", "status", "message")}
+    row |= {name: _flat(value) for name, value in record["settings"].items()} | record["figures"]
+    for given in fidelity if record["status"] == OK else ():
+        own = {name: value for name, value in given.items() if name in DEFAULTS or name == "workload"}
+        if all(str(_flat(row[name])) == value for name, value in own.items()):
+            return row | {f"{FIDELITY}{name}": _number(value) for name, value in given.items() if name not in own}
+    return row
+
+
+def read_fidelity(path: Path | None) -> list[dict[str, str]]:
+    """Rows of a CSV file whose columns are settings (method, weight_bits, ...) and measured figures."""
+    if path is None:
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: fidelity: not a readable CSV file ({error})") from None
+    if not rows or not set(rows[0]) & set(DEFAULTS):
+        raise UserError(f"{path}: fidelity: no column of {', '.join(DEFAULTS)}; allowed: a CSV file with at least one")
+    return rows
+
+
+def _read(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record["key"] != path.stem:
+            raise ValueError("holds another point")
+        row_of(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged point ({error}); remove the file to evaluate the point again") from None
+    return record
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _column(values: list[Any]) -> list[Any]:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and float in kinds:
+        return [None if value is None else float(value) for value in values]
+    return values if len(kinds) <= 1 else [None if value is None else str(value) for value in values]

@@ -1,0 +1,204 @@
+import csv
+import io
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from npusim.cli import main
+from npusim.errors import UserError
+from npusim.html.report import FIGURES, PAGE, write_report
+from npusim.html.source import layer_class, layer_group, load_run
+from npusim.isa.encoding import UNITS
+from npusim.run import RunResult
+from npusim.timing import CAUSES
+
+ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory"}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / FIGURES / f"{name}.csv").read_text())))
+
+
+@pytest.fixture(scope="session")
+def report(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tiny_folder, tmp_path_factory.mktemp("page") / "out").parent
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.sources, self.text = Counter[str](), list[str](), list[str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(path: Path) -> _Page:
+    page = _Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    return page
+
+
+def test_the_page_holds_all_it_shows(report):
+    page = read(report / PAGE)
+    assert page.tags["img"] == len(ALWAYS) + 1  # fidelity; tiny has no clips
+    assert page.tags["script"] == 0
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
+    assert "url(" not in (report / PAGE).read_text()
+
+
+def test_every_figure_is_also_a_picture_and_a_table(report):
+    names = {path.stem for path in (report / FIGURES).iterdir()}
+    assert names == ALWAYS | {"fidelity"}
+    for name in names:
+        with Image.open(report / FIGURES / f"{name}.png") as image:
+            image.load()
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
+            assert not image.text  # neither dates nor programs
+        assert rows(report, name)
+
+
+def test_causes_by_layer_sum_to_the_ledger(report, tiny_result: RunResult):
+    for part in ("prologue", "step"):
+        timing = getattr(tiny_result.timing, part)
+        for unit in UNITS:
+            own = [r for r in rows(report, "causes_by_layer") if (r["part"], r["unit"]) == (part, unit)]
+            sums = {cause: sum(int(row[f"{cause}_cycles"]) for row in own) for cause in CAUSES}
+            assert sums == timing.ledger[unit]
+            # Busy cycles of each layer, as the timing counts them.
+            busy = {row["layer"]: int(row["busy_cycles"]) for row in own}
+            assert {tiny_result.program.layers[number]: layer.busy_cycles[unit] for number, layer in
+                    timing.layers.items()}.items() <= busy.items()  # fmt: skip
+
+
+def test_causes_by_step_sum_to_the_whole_ledger(report, tiny_result: RunResult):
+    for unit in UNITS:
+        own = [row for row in rows(report, "causes_by_step") if row["unit"] == unit]
+        assert len(own) == 1 + tiny_result.program.steps
+        assert {c: sum(int(row[f"{c}_cycles"]) for row in own) for c in CAUSES} == tiny_result.timing.ledger[unit]
+
+
+def test_roofline_points_lie_below_the_roofs(report, tiny_result: RunResult):
+    machine = tiny_result.config.machine
+    points = rows(report, "roofline")
+    for part in ("prologue", "step"):
+        total = 2 * getattr(tiny_result.timing, part).traffic.mac_operations
+        assert sum(int(p["operations"]) for p in points if p["part"] == part) == total
+    assert all(0 < float(p["tops"]) <= machine.peak_tops for p in points)
+
+
+def test_timeline_pieces_have_every_busy_cycle(report, tiny_result: RunResult):
+    step = tiny_result.timing.step
+    for unit in UNITS:
+        own = [row for row in rows(report, "timeline") if row["unit"] == unit]
+        assert sum(int(row["busy_cycles"]) for row in own) == step.ledger[unit]["busy"] + step.ledger[unit]["wait_dram"]
+        assert all(int(a["end_cycle"]) <= int(b["start_cycle"]) for a, b in pairwise(own))
+
+
+def test_memory_curves_add_up_to_the_traffic(report, tiny_result: RunResult):
+    step, machine = tiny_result.timing.step, tiny_result.config.machine
+    table = rows(report, "memory")
+    for way in ("read", "write"):
+        moved = sum(
+            (int(row["end_cycle"]) - int(row["start_cycle"])) * float(row[f"dram_{way}_bytes_per_cycle"])
+            for row in table
+        )
+        assert moved == pytest.approx(getattr(step.traffic, f"dram_{way}_bytes"))
+    assert 0 < max(int(row["sram_held_bytes_most"]) for row in table) <= machine.sram.capacity_bytes
+    assert int(table[-1]["end_cycle"]) == step.total_cycles
+
+
+def test_equal_runs_give_equal_files_whatever_the_clock_says(report, run_folder, tmp_path):
+    path = run_folder / "run.json"
+    record = json.loads(path.read_text())
+    record["wall_clock"]["started_utc"] = "1999-01-01T00:00:00+00:00"
+    path.write_text(json.dumps(record))
+    assert files(write_report(run_folder, tmp_path / "again").parent) == files(report)
+
+
+def test_a_run_without_fidelity_and_with_swap(report, run_folder, capsys):
+    path = run_folder / "run.json"
+    record = json.loads(path.read_text())
+    record["fidelity"] = "n/a"
+    record["bit_exact"] = "n/a"
+    path.write_text(json.dumps(record))
+    (run_folder / "steps.csv").write_text("step,cycles\n0,1\n1,1\n")
+    (run_folder / "swap.csv").write_text("step,hidden_cycles,exposed_cycles,moved_bytes\n0,5,7,64\n1,12,0,64\n")
+    (run_folder / FIGURES).mkdir()
+    (run_folder / FIGURES / "old.png").write_bytes(b"old")
+    assert main(["report", str(run_folder)]) == 0
+    assert str(run_folder / PAGE) in capsys.readouterr().out
+    assert {path.stem for path in (run_folder / FIGURES).iterdir()} == ALWAYS | {"swap"}
+    assert rows(run_folder, "swap")[0] == {
+        "step": "0",
+        "hidden_cycles": "5",
+        "exposed_cycles": "7",
+        "moved_bytes": "64",
+    }
+    text = " ".join(read(run_folder / PAGE).text)
+    assert "n/a: this run measured no fidelity." in text
+    assert re.search(r"latent SQNR, dB n/a n/a n/a", text)
+
+
+def test_clips_and_text_in_the_page(run_folder, monkeypatch):
+    """Text from the run is no markup."""
+    monkeypatch.setattr("npusim.html.report.PICTURES", ())
+    path = run_folder / "run.json"
+    record = json.loads(path.read_text())
+    record["config"]["prompt"] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(record))
+    (run_folder / "clips.gif").write_bytes(b"GIF89a")
+    page = read(write_report(run_folder))
+    assert page.tags["script"] == 0
+    assert page.sources.count("data:image/gif;base64,R0lGODlh") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", None, "run folder"),
+        ("run.json", b"{", "JSON"),
+        ("run.json", b"[" * 100_000, "JSON"),
+        ("run.json", b'{"schema_version": 9}', "schema_version = 9: allowed 1"),
+        ("run.json", b'{"schema_version": 1, "config": 3}', "config"),
+        ("run.json", b'{"schema_version": 1, "config": {}, "cost": {"cycles": 1}}', "run.json says 1 cycles"),
+        ("program.npu", None, "no such program file"),
+        ("steps.csv", b"\xff\xfe", "CSV"),
+    ],
+)
+def test_refused_folders_get_nothing(run_folder, tmp_path, name, content, message, capsys):
+    if content is None:
+        (run_folder / name).unlink()
+    else:
+        (run_folder / name).write_bytes(content)
+    assert main(["report", str(run_folder), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_not_written_to(tiny_folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files but no report\.html"):
+        write_report(tiny_folder, tmp_path)
+
+
+def test_names_of_layers(tiny_folder):
+    assert layer_class("blocks.12.mlp.fc1") == "blocks.*.mlp.fc1"
+    assert [layer_group(name) for name in ("blocks.3.attn_temp.qkv", "final_layer.linear", "noise", "")] == [
+        "attn_temp", "final_layer", "noise", "",
+    ]  # fmt: skip
+    assert load_run(tiny_folder).step.name == "step"

@@ -1,0 +1,211 @@
+"""Files, order, folder and tables; the points themselves are made up here, `test_runs.py` has real ones."""
+
+import json
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from npusim.cli import main
+from npusim.errors import UserError
+from npusim.sweep import runners
+from npusim.sweep.pareto import front
+from npusim.sweep.point import Record, evaluate, machine_of
+from npusim.sweep.run import sweep
+from npusim.sweep.space import Point, load_space
+
+BASE = "schema_version: 1\nworkload: tiny\nhw: HW\n"
+AXES = "axes:\n  machine.clock_mhz: [100, 200, 400]\n  method: [cw_tw, tsq]\n"
+
+
+def names(out: Path) -> set[str]:
+    return {path.name for path in (out / "points").iterdir()}
+
+
+@pytest.fixture
+def write(repository: Path, tmp_path: Path):
+    def make(text: str) -> Path:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(BASE.replace("HW", str(repository / "hwconfigs" / "tiny_8x8.yaml")) + text)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def evaluated(monkeypatch) -> list[Point]:
+    """Points that were evaluated; a faster clock takes less time, and tsq at 400 MHz does not exist."""
+    found: list[Point] = []
+
+    def made_up(point: Point) -> Record:
+        found.append(point)
+        clock, method = point.values["machine.clock_mhz"], point.settings()["method"]
+        record = {"key": point.key, "workload": point.workload, "settings": point.settings()}
+        if (clock, method) == (400, "tsq"):
+            return record | {"status": "refused", "message": "does not fit", "figures": {}}
+        seconds = 1 / clock + (method == "tsq") / 1000
+        figures = {"seconds": seconds, "peak_tops": clock / 10, "sram_capacity_bytes": 1, "energy_joules": None}
+        return record | {"status": "ok", "message": "", "figures": figures}
+
+    monkeypatch.setattr(runners, "evaluate", made_up)
+    return found
+
+
+def test_grid_is_every_combination_once_and_goes_on(write, evaluated, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["sweep", str(write(AXES)), "--out", str(out)]) == 0
+    assert "6 points, 1 of them refused" in capsys.readouterr().out
+    assert len(evaluated) == len({point.key for point in evaluated}) == 6
+    methods = [point.values["method"] for point in evaluated]
+    assert methods == sorted(methods)  # neighbours share a quantized model
+    table = (out / "results.parquet").read_bytes()
+    removed = sorted((out / "points").iterdir())[:2]
+    for path in removed:
+        path.unlink()
+    rows = sweep(write(AXES), out)
+    assert len(evaluated) == 8
+    assert {point.key for point in evaluated[6:]} == {path.stem for path in removed}
+    assert len(rows) == 6
+    assert (out / "results.parquet").read_bytes() == table
+    sweep(write(AXES.replace("400", "400, 500")), out)
+    assert len(evaluated) == 10
+
+
+def test_interrupted_keeps_what_was_finished(write, evaluated, tmp_path, monkeypatch):
+    inner, out = runners.evaluate, tmp_path / "out"
+
+    def interrupt(point: Point) -> Record:
+        if len(evaluated) == 3:
+            raise KeyboardInterrupt
+        return inner(point)
+
+    monkeypatch.setattr(runners, "evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(write(AXES), out)
+    assert len(list((out / "points").iterdir())) == 3
+    monkeypatch.setattr(runners, "evaluate", inner)
+    sweep(write(AXES), out)
+    assert len(evaluated) == len({point.key for point in evaluated}) == 6
+
+
+@pytest.mark.parametrize("search", ["random", "nsga2"])
+def test_searches_repeat_themselves_and_go_on(write, evaluated, tmp_path, search):
+    text = AXES + f"search: {search}\npoints: 5\npopulation: 2\nseed: 3\n"
+    sweep(write(text), tmp_path / "a")
+    first = [point.key for point in evaluated]
+    assert len(set(first)) == len(first)
+    assert search == "nsga2" or len(first) == 5
+    sweep(write(text), tmp_path / "b")
+    assert [point.key for point in evaluated] == 2 * first
+    for path in sorted((tmp_path / "b" / "points").iterdir())[:2]:
+        path.unlink()
+    sweep(write(text), tmp_path / "b")
+    assert len(evaluated) == 2 * len(first) + 2
+    assert {p.name for p in (tmp_path / "a" / "points").iterdir()} == {
+        p.name for p in (tmp_path / "b" / "points").iterdir()
+    }
+
+
+def test_nsga2_finds_the_best_of_more_points_than_it_tries(write, evaluated, tmp_path):
+    clocks = list(range(100, 400, 3))
+    search = "search: nsga2\npoints: 60\npopulation: 6\nobjectives: {seconds: min}\n"
+    text = f"axes:\n  machine.clock_mhz: {clocks}\n{search}"
+    rows = sweep(write(text), tmp_path / "out")
+    assert len(evaluated) < len(clocks) * 0.61
+    assert max(row["machine.clock_mhz"] for row in rows) >= clocks[-8]
+
+
+def test_tables(write, evaluated, tmp_path):
+    (tmp_path / "measured.csv").write_text("method,psnr_db\ncw_tw,30.5\ntsq,33\n")
+    out = tmp_path / "out"
+    text = AXES + "fidelity: measured.csv\nobjectives: {seconds: min, fidelity_psnr_db: max}\n"
+    sweep(write(text), out)
+    query = f"select method, min(seconds), any_value(fidelity_psnr_db) from '{out / 'results.parquet'}'"
+    found = duckdb.sql(f"{query} where status = 'ok' group by method order by method").fetchall()
+    assert found == [("cw_tw", 1 / 400, 30.5), ("tsq", pytest.approx(1 / 200 + 1 / 1000), 33.0)]
+    assert duckdb.sql(f"select message from '{out / 'results.parquet'}' where status = 'refused'").fetchall() == [
+        ("does not fit",)
+    ]
+    lines = (out / "pareto.csv").read_text().splitlines()
+    assert lines[0] == "seconds,fidelity_psnr_db,machine.clock_mhz,method,key"
+    assert [line.split(",")[2:4] for line in lines[1:]] == [["400", "cw_tw"], ["200", "tsq"]]
+    assert (out / "pareto.md").read_text().count("|\n") == 4
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_front_is_what_pairwise_comparison_says():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = [dict(zip("abc", values, strict=True)) for values in rng.integers(0, 6, (30, 3)).tolist()]
+        rows.append({"a": 0, "b": None, "c": 9})
+
+        def beats(x, y):
+            as_good = x["a"] <= y["a"] and x["b"] <= y["b"] and x["c"] >= y["c"]
+            return as_good and (x["a"], x["b"], x["c"]) != (y["a"], y["b"], y["c"])
+
+        known = [row for row in rows if row["b"] is not None]
+        expected = [row for row in known if not any(beats(other, row) for other in known)]
+        found = front(rows, {"a": "min", "b": "min", "c": "max"})
+        assert sorted(map(str, found)) == sorted(map(str, expected))
+
+
+def test_keys_tell_everything_apart(write):
+    space = load_space(write(AXES))
+    point = space.point({"method": "tsq"})
+    assert point.key == space.point({"method": "tsq", "weight_bits": 8}).key  # a default written out
+    assert len({point.key, space.point({"method": "cw_tw"}).key, space.point({"ranges": 2}).key,
+                Point("emoji", point.machine, point.values).key,
+                Point("tiny", {**point.machine, "clock_mhz": 7}, point.values).key}) == 5  # fmt: skip
+
+
+def test_fields_of_the_machine(write):
+    text = "axes:\n  machine.sram.capacity_bytes: [131072]\n  machine.dram.device.row_bytes: [2048]\n"
+    space = load_space(write(text))
+    machine = machine_of(space.point({name: values[0] for name, values in space.axes.items()}))
+    assert (machine.sram.capacity_bytes, machine.dram.device.row_bytes) == (131072, 2048)
+    assert space.machine.sram.capacity_bytes == 65536
+
+
+def test_what_cannot_be_is_a_result(write):
+    space = load_space(write(AXES))
+    record = evaluate(space.point({"machine.clock_mhz": 0}))
+    assert record["status"] == "refused"
+    assert "clock_mhz" in record["message"]
+    assert evaluate(space.point({"method": "nonsense"}))["status"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (AXES + "serch: grid\n", "unknown field 'serch'"),
+        (AXES + "search: best\n", "allowed grid, random, nsga2"),
+        (AXES + "search: random\npoints: 0\n", "points = 0"),
+        ("axes: {}\n", "axes"),
+        ("axes: {colour: [1]}\n", "axes.colour"),
+        ("axes: {machine.sram.size: [1]}\n", "no such field; allowed there: capacity_bytes"),
+        ("axes: {machine.sram: [1]}\n", "no such field"),
+        ("axes: {method: cw_tw}\n", "allowed a list"),
+        ("axes: {method: [cw_tw, cw_tw]}\n", "stands twice"),
+        (AXES + "objectives: {seconds: least}\n", "min or max"),
+        (AXES + "fidelity: nowhere.csv\n", "nowhere.csv"),
+    ],
+)
+def test_refused_files_get_nothing(write, tmp_path, text, message, capsys):
+    assert main(["sweep", str(write(text)), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_point_is_named(write, evaluated, tmp_path):
+    sweep(write(AXES), tmp_path / "out")
+    path = next((tmp_path / "out" / "points").iterdir())
+    for damage in ("{", "[]", json.dumps({"key": "other"})):
+        path.write_text(damage)
+        with pytest.raises(UserError, match=path.name):
+            sweep(write(AXES), tmp_path / "out")
+
+
+def test_cores_are_shared():
+    assert runners.threads(10**6) == 1
+    assert runners.threads(1) >= 1
