@@ -12,13 +12,14 @@ from compiler.schedule import tile_attention, tile_linear, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
 from compiler.schedule.blocks import Plan, emit_group
 from compiler.schedule.emitter import Emitter
+from compiler.schedule.encode import encode_all
 from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
 from compiler.schedule.search import alone_zones, cost_by_itself, plan_phase
 from compiler.schedule.tokens import insert_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import WORDS, Decoded, encode
+from npusim.isa.encoding import Decoded
 from npusim.program import Buffer, Program
 
 TILERS = {
@@ -195,15 +196,10 @@ def _phase(
     emitter.layer = phase
     emitter.emit("barrier")
     emitter.emit("halt")
-    decoded = [_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions]
-    words = np.zeros((len(decoded), WORDS), np.uint32)
-    for index, tokens in enumerate(insert_tokens(decoded)):
-        mnemonic, fields = emitter.instructions[index]
-        try:
-            words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
-        except UserError as error:  # a number that the instruction has no room for
-            raise UserError(f"{emitter.layers[fields['layer']]}: {error}") from None
-    return words
+    headers = insert_tokens([_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions])
+    for (_, fields), tokens in zip(emitter.instructions, headers, strict=True):
+        fields |= tokens
+    return encode_all(emitter.instructions, emitter.layers)
 
 
 def _decoded(mnemonic: str, fields: dict[str, int]) -> Decoded:
