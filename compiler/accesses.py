@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 
 import numpy as np
@@ -22,31 +23,42 @@ class Accesses:
     def add(self, region: Region, access: int, unit: int, number: int) -> None:
         """Instruction ``number`` of ``unit`` reads or writes ``region``; numbers of one unit never fall."""
         segments = self._memories[region.memory, region.base]
-        covered = segments.cut(region)
-        segments.latest[covered, access, unit] = number
+        segments.table[segments.cut(region), access, unit] = number
 
     def latest(self, region: Region) -> NDArray[np.int64]:
         """(2, units): the latest number of each unit that read and that wrote any byte of ``region``, or NEVER."""
         segments = self._memories[region.memory, region.base]
-        covered = segments.cut(region)
-        found: NDArray[np.int64] = segments.latest[covered].max(axis=0)
-        return found
+        return segments.latest(segments.cut(region))
 
 
 class _Segments:
-    """One memory cut into segments wherever an access began or ended; ``latest`` is (segments, 2, units)."""
+    """One memory cut into segments wherever an access began or ended; the first ``len(starts)`` of ``table`` are used.
+
+    ``table``: (capacity, 2, units). Starts are a list, because bisection and insertion in one are fast.
+    """
 
     def __init__(self) -> None:
-        self.starts = np.zeros(1, np.int64)
-        self.latest = np.full((1, 2, len(UNITS)), NEVER, np.int64)
+        self.starts = [0]
+        self.table = np.full((64, 2, len(UNITS)), NEVER, np.int64)
 
     def cut(self, region: Region) -> slice:
         """The segments that make up ``region``, after cutting at its ends."""
         return slice(self._boundary(region.start), self._boundary(region.end))
 
+    def latest(self, covered: slice) -> NDArray[np.int64]:
+        """(2, units): the latest numbers of these segments."""
+        if covered.stop - covered.start == 1:
+            return np.asarray(self.table[covered.start].copy())
+        return np.asarray(self.table[covered].max(axis=0))
+
     def _boundary(self, address: int) -> int:
-        at = int(np.searchsorted(self.starts, address))
-        if at == len(self.starts) or self.starts[at] != address:
-            self.starts = np.insert(self.starts, at, address)
-            self.latest = np.insert(self.latest, at, self.latest[at - 1], axis=0)
+        starts = self.starts
+        at = bisect_left(starts, address)
+        if at == len(starts) or starts[at] != address:
+            used = len(starts)
+            if used == len(self.table):
+                self.table = np.concatenate([self.table, np.full_like(self.table, NEVER)])
+            self.table[at + 1 : used + 1] = self.table[at:used].copy()
+            self.table[at] = self.table[at - 1]
+            starts.insert(at, address)
         return at

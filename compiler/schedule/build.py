@@ -8,15 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import BITS, OUTPUT_BUFFERS, Graph, Op
-from compiler.schedule import tile_attention, tile_rows
+from compiler.schedule import tile_attention, tile_linear, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
+from compiler.schedule.blocks import Plan, emit_group
 from compiler.schedule.emitter import Emitter
+from compiler.schedule.encode import encode_all
 from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
+from compiler.schedule.search import alone_zones, cost_by_itself, plan_phase
 from compiler.schedule.tokens import insert_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import WORDS, Decoded, encode
+from npusim.isa.encoding import Decoded
 from npusim.program import Buffer, Program
 
 TILERS = {
@@ -24,9 +27,9 @@ TILERS = {
     "product": tile_rows.elementwise,
     "table": tile_rows.table,
     "layernorm_modulate": tile_rows.layernorm_modulate,
-    "linear": tile_rows.linear,
-    "linear_dynamic": tile_rows.linear,
-    "linear_factored": tile_rows.linear,
+    "linear": tile_linear.linear,
+    "linear_dynamic": tile_linear.linear,
+    "linear_factored": tile_linear.linear,
     "attention": tile_attention.attention,
 }
 
@@ -42,6 +45,7 @@ def build_program(graph: Graph, machine: Machine) -> Program:
     _check_overwritten(graph)
     _check_multipliers(graph, machine)
     _check_types(graph, machine)
+    _check_kinds(graph)
     prove_accumulators(graph, machine)
     layout = Layout(graph)
     layers: list[str] = []
@@ -49,8 +53,9 @@ def build_program(graph: Graph, machine: Machine) -> Program:
     code = {}
     for phase in ("prologue", "step"):
         spill.live = []
-        homes = place(graph, phase, pinned, Zones.of(machine), spill)
-        code[phase] = _phase(graph, phase, Emitter(graph, machine, layout, homes, layers))
+        emitter = Emitter(graph, machine, layout, place(graph, phase, pinned, Zones.of(machine), spill), layers)
+        groups = _groups(graph, phase, emitter, pinned, spill)
+        code[phase] = _phase(graph, phase, emitter, groups)
     return Program(
         machine=machine,
         prologue=code["prologue"],
@@ -91,6 +96,13 @@ def _check_multipliers(graph: Graph, machine: Machine) -> None:
                 f"{op.layer}: output channel {wide[0][-1]}: multiplier {records['multiplier'][tuple(wide[0])]}; "
                 f"mac_array.requant_multiplier_bits = {bits}; allowed: 0..{(1 << (bits - 1)) - 1}"
             )
+
+
+def _check_kinds(graph: Graph) -> None:
+    """Raise UserError naming the layer of an operation that only passes know."""
+    for op in (*graph.prologue, *graph.step):
+        if op.kind not in TILERS:
+            raise UserError(f"{op.layer}: {op.kind} cannot be compiled; allowed: {', '.join(TILERS)}, after all passes")
 
 
 def _check_types(graph: Graph, machine: Machine) -> None:
@@ -141,26 +153,53 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
     return pinned, buffers, FirstFit(address, budget - address)
 
 
-def _phase(graph: Graph, phase: str, emitter: Emitter) -> NDArray[np.uint32]:
-    """Instruction words (count, 32) of one phase; it ends with a barrier and halt."""
+def _groups(
+    graph: Graph, phase: str, emitter: Emitter, pinned: dict[str, Home], spill: FirstFit
+) -> list[tuple[Plan | None, tuple[Op, ...]]]:
+    """The operations in groups, with the plans of those that share blocks of rows.
+
+    Where every tensor finds a place in SRAM, or that is estimated to be faster, each operation stands by itself.
+    """
     ops: tuple[Op, ...] = getattr(graph, phase)
-    for op in ops:
-        emitter.layer = op.layer
-        if op.kind not in TILERS:
-            raise UserError(f"{op.layer}: {op.kind} cannot be compiled; allowed: {', '.join(TILERS)}, after all passes")
-        TILERS[op.kind](emitter, op)
+    if all(home.memory == "sram" or name in pinned for name, home in emitter.homes.items()):
+        return [(None, (op,)) for op in ops]
+    by_itself = emitter.homes
+    try:
+        before = cost_by_itself(emitter, ops)
+        emitter.homes = {name: Home("dram", 0) for name in by_itself} | pinned
+        choices = plan_phase(emitter, ops, 0)
+        if before <= sum(cost.key[0] for cost, _, _ in choices):
+            raise UserError("blocks of rows are not faster")
+        inner = frozenset(name for _, plan, _ in choices if plan for name in plan.group.inner)
+        spill.live = []
+        numbers = [number for number, (_, _, group) in enumerate(choices) for _ in group]
+        emitter.homes = place(graph, phase, pinned, Zones(0, 0, 0), spill, inner, numbers)
+    except UserError:  # too little DRAM, or too little SRAM for an operation by itself: its tiler says so
+        emitter.homes, emitter.local = by_itself, {}
+        emitter.divide(Zones.of(emitter.machine))
+        return [(None, (op,)) for op in ops]
+    emitter.divide(alone_zones(emitter, 0))
+    return [(plan, group) for _, plan, group in choices]
+
+
+def _phase(
+    graph: Graph, phase: str, emitter: Emitter, groups: list[tuple[Plan | None, tuple[Op, ...]]]
+) -> NDArray[np.uint32]:
+    """Instruction words (count, 32) of one phase; it ends with a barrier and halt."""
+    for plan, ops in groups:
+        if plan:
+            emit_group(emitter, plan)
+            emitter.divide(alone_zones(emitter, 0))
+            continue
+        emitter.layer = ops[0].layer
+        TILERS[ops[0].kind](emitter, ops[0])
     emitter.layer = phase
     emitter.emit("barrier")
     emitter.emit("halt")
-    decoded = [_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions]
-    words = np.zeros((len(decoded), WORDS), np.uint32)
-    for index, tokens in enumerate(insert_tokens(decoded)):
-        mnemonic, fields = emitter.instructions[index]
-        try:
-            words[index] = encode(BY_MNEMONIC[mnemonic], {**fields, **tokens})
-        except UserError as error:  # a number that the instruction has no room for
-            raise UserError(f"{emitter.layers[fields['layer']]}: {error}") from None
-    return words
+    headers = insert_tokens([_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions])
+    for (_, fields), tokens in zip(emitter.instructions, headers, strict=True):
+        fields |= tokens
+    return encode_all(emitter.instructions, emitter.layers)
 
 
 def _decoded(mnemonic: str, fields: dict[str, int]) -> Decoded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler.graph import BITS, Graph, Value
+from compiler.graph import BITS, Graph
 from compiler.schedule.place import Home, Layout, Ring, Zones, row_bytes, value_bytes
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -29,13 +29,17 @@ class Emitter:
         self, graph: Graph, machine: Machine, layout: Layout, homes: dict[str, Home], layers: list[str]
     ) -> None:
         self.graph, self.machine, self.layout, self.homes, self.layers = graph, machine, layout, homes, layers
-        zones = Zones.of(machine)
-        self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
-        self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
+        self.local: dict[str, Home] = {}  # tensors of which a block of rows stands in SRAM, as if all of it did
+        self.divide(Zones.of(machine))
         size = machine.param_memory.addressable_bytes
         self.params = Ring("parameter memory", "param_memory.capacity_bytes", 0, size)
         self.instructions: list[tuple[str, dict[str, int]]] = []
         self.layer = ""
+
+    def divide(self, zones: Zones) -> None:
+        """Split SRAM anew."""
+        self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
+        self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
 
     def emit(self, mnemonic: str, **fields: int) -> None:
         """Append an instruction on its unit, tagged with the current layer."""
@@ -49,7 +53,8 @@ class Emitter:
 
     def home(self, name: str) -> Home:
         """Home of a value, or of the owner of a view."""
-        return self.homes.get(name) or self.homes[self.graph.base(name).name]
+        owner = self.graph.base(name).name
+        return self.local.get(owner) or self.homes.get(name) or self.homes[owner]
 
     def in_sram(self, name: str) -> bool:
         return self.home(name).memory == "sram"
@@ -66,6 +71,10 @@ class Emitter:
         """Bytes of one row (of the view, if it is one)."""
         value = self.graph.values[name]
         return row_bytes(value, value.shape[-1])
+
+    def columns_bytes(self, name: str, count: int) -> int:
+        """Bytes of ``count`` elements of a row."""
+        return row_bytes(self.graph.values[name], count)
 
     def load(self, home: Home, offset: int, local: int, row_bytes: int, **loops: int) -> None:
         """LOAD into SRAM; ``loops``: rows, planes, dram_row, dram_plane, local_row, local_plane (default: one run)."""
@@ -107,32 +116,49 @@ class Emitter:
             self.load_parameters(self.homes[source], offset, address, length)
         return addresses
 
+    def vectors(self, parts: list[tuple[str, int, int]]) -> list[int]:
+        """Load parts of constant vectors, (name, first, count) each, into parameter memory; return their addresses.
+
+        A vector of one number, or a count of 0, is loaded whole.
+        """
+        loads = []
+        for name, first, count in parts:
+            value = self.graph.values[name]
+            if count and value.shape != (1,):
+                loads.append((name, row_bytes(value, first), row_bytes(value, count)))
+            else:
+                loads.append((name, 0, value_bytes(value)))
+        addresses = self.params.take_together([size for _, _, size in loads], self.layer)
+        for (name, offset, size), address in zip(loads, addresses, strict=True):
+            self.load_parameters(self.homes[name], offset, address, size)
+        return addresses
+
     def logit_parameter(self, output: str) -> int:
         """Load the requantization record of an attention's scores into parameter memory; return the address."""
         address = self.params.take(RECORD.itemsize, self.layer)
         self.load_parameters(self.layout.logits[output], 0, address, RECORD.itemsize)
         return address
 
-    def whole(self, name: str) -> Place:
-        """A constant or small input matrix, loaded whole into the weight ring for the operation's duration.
+    def whole(self, name: str, rows: tuple[int, int] | None = None) -> Place:
+        """A constant or small input matrix, or ``rows`` (first, count) of it, in the weight ring for an operation.
 
         Raises UserError for a tensor that lives in SRAM, or a view of some columns: one run of DRAM is loaded.
         """
-        value: Value = self.graph.values[name]
-        offset, pitch = self.offset(name, 0, 0)
+        first, count = rows or (0, self.graph.values[name].shape[0])
+        offset, pitch = self.offset(name, first, 0)
         if self.in_sram(name) or pitch != self.row_bytes(name):
             raise UserError(f"{self.layer}: %{name} is loaded whole; allowed: whole rows of a tensor in DRAM")
-        address = self.weights.take(value_bytes(value), self.layer)
-        self.load(self.home(name), offset, address, value_bytes(value))
-        return Place(address, self.row_bytes(name))
+        address = self.weights.take(count * pitch, self.layer)
+        self.load(self.home(name), offset, address, count * pitch)
+        return Place(address, pitch)
 
-    def source(self, name: str, row: int, rows: int) -> Place:
-        """Rows of a matrix in SRAM: in place if it lives there, else loaded into the tile ring."""
-        offset, pitch = self.offset(name, row, 0)
+    def source(self, name: str, row: int, rows: int, col: int = 0, cols: int | None = None) -> Place:
+        """Rows of a matrix (all columns, or ``cols`` from ``col``) in SRAM: in place, or loaded into the tile ring."""
+        offset, pitch = self.offset(name, row, col)
         home = self.home(name)
         if home.memory == "sram":
             return Place(home.address + offset, pitch)
-        width = self.row_bytes(name)
+        width = self.row_bytes(name) if cols is None else self.columns_bytes(name, cols)
         address = self.tiles.take(rows * width, self.layer)
         self.load(home, offset, address, width, rows=rows, dram_row=pitch, local_row=width)
         return Place(address, width)

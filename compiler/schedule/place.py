@@ -6,6 +6,7 @@ DRAM. Parameter memory is a ring too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,10 +204,13 @@ class Layout:
         return filled
 
 
-def lifetimes(graph: Graph, ops: tuple[Op, ...]) -> dict[str, tuple[int, int]]:
-    """First and last operation that touches each computed tensor of one phase (views count for their base)."""
+def lifetimes(graph: Graph, ops: tuple[Op, ...], groups: Sequence[int] = ()) -> dict[str, tuple[int, int]]:
+    """First and last operation that touches each computed tensor of one phase (views count for their base).
+
+    ``groups``: the number of each operation's group; those of a group run block by block, so all at the same time.
+    """
     spans: dict[str, tuple[int, int]] = {}
-    for index, op in enumerate(ops):
+    for index, op in zip(groups or range(len(ops)), ops, strict=True):
         for name in (*op.inputs.values(), op.output):
             owner = graph.base(name)
             if owner.kind == "value":
@@ -214,12 +218,18 @@ def lifetimes(graph: Graph, ops: tuple[Op, ...]) -> dict[str, tuple[int, int]]:
     return spans
 
 
-def place(graph: Graph, phase: str, pinned: dict[str, Home], zones: Zones, spill: FirstFit) -> dict[str, Home]:
-    """Homes of the tensors that one phase computes. ``pinned`` ones are given; the rest go to SRAM, or to ``spill``."""
+def place(
+    graph: Graph, phase: str, pinned: dict[str, Home], zones: Zones, spill: FirstFit,
+    inner: frozenset[str] = frozenset(), groups: Sequence[int] = (),
+) -> dict[str, Home]:  # fmt: skip
+    """Homes of the tensors that one phase computes. ``pinned`` ones are given; the rest go to SRAM, or to ``spill``.
+
+    ``inner`` ones have no home: only a block of their rows exists at a time. ``groups`` as for `lifetimes`.
+    """
     ops = getattr(graph, phase)
     resident, homes = FirstFit(0, zones.resident), dict(pinned)
-    for name, (first, last) in sorted(lifetimes(graph, ops).items(), key=lambda item: item[1]):
-        if name in homes:
+    for name, (first, last) in sorted(lifetimes(graph, ops, groups).items(), key=lambda item: item[1]):
+        if name in homes or name in inner:
             continue
         size = aligned(value_bytes(graph.values[name]))
         address = resident.take(size, first, last)

@@ -6,6 +6,7 @@ whole branch (cross). One MATMUL covers a block through its two batch loops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from compiler.graph import Op
@@ -104,39 +105,82 @@ def p_type(op: Op) -> tuple[str, int]:
     return ("u8", 1) if op.attrs["p_bits"] == 8 else ("i16", 2)
 
 
-def attention(emitter: Emitter, op: Op) -> None:
-    """MATMUL, SMEXP, RECIP, MATMUL for each block."""
+def attention(emitter: Emitter, op: Op, part: tuple[int, int] | None = None) -> None:
+    """MATMUL, SMEXP, RECIP, MATMUL for each block, of all rows or of ``part`` (first, count) of one branch.
+
+    The scores of the next block are made before the weighted sum of this one, so that the array has work during the
+    exponentials.
+    """
     shape = Shape.of(emitter, op)
-    groups_at, heads_at, rows_at = choose_block(emitter, op, shape)
     record = emitter.logit_parameter(op.output)
     valid = emitter.whole(op.inputs["valid"]).address if "valid" in op.inputs else NO_ADDRESS
-    for branch in range(emitter.graph.branches):
-        for group in range(0, shape.groups, groups_at):
-            for head in range(0, shape.heads, heads_at):
-                for row in range(0, shape.query.tokens, rows_at):
-                    groups, heads = min(groups_at, shape.groups - group), min(heads_at, shape.heads - head)
-                    rows = min(rows_at, shape.query.tokens - row)
-                    block = Block(branch, group, groups, head, heads, row, rows)
-                    _emit_block(emitter, op, shape, block, record, valid)
+    blocks = blocks_of(emitter, op, shape, part)
+    need = shape.need(emitter, op, blocks[0].groups, blocks[0].heads, blocks[0].rows)
+    overlap = 2 * need <= emitter.tiles.half
+    finish: Callable[[], None] | None = None
+    for block in blocks:
+        if finish and not overlap:
+            finish()
+            finish = None
+        following = _scores(emitter, op, shape, block, record, valid)
+        if finish:
+            finish()
+        finish = following
+    if finish:
+        finish()
 
 
-def choose_block(emitter: Emitter, op: Op, shape: Shape) -> tuple[int, int, int]:
-    """(groups, heads, query rows) of a block: all if it fits half the tile ring, else fewer groups, heads, rows."""
-    sizes, room = [shape.groups, shape.heads, shape.query.tokens], emitter.tiles.half
-    for dimension in range(len(sizes)):
-        while shape.need(emitter, op, *sizes) > room and sizes[dimension] > 1:
-            sizes[dimension] = -(-sizes[dimension] // 2)
-    if shape.need(emitter, op, *sizes) > room:
-        raise UserError(
-            f"{op.layer}: attention of one query row over {shape.key.tokens} keys needs "
-            f"{shape.need(emitter, op, 1, 1, 1)} bytes, half the SRAM tile zone has {room}; "
-            "the machine is too small: allowed is a larger sram.capacity_bytes"
+def blocks_of(emitter: Emitter, op: Op, shape: Shape, part: tuple[int, int] | None) -> list[Block]:
+    """The blocks of all rows, or of ``part``: some rows of a branch, whole groups or (cross) any."""
+    branches, first = range(emitter.graph.branches), (0, 0)
+    counts = shape.groups, shape.query.tokens
+    if part is not None:
+        branch, row = divmod(part[0], shape.query.branch_rows)
+        branches = range(branch, branch + 1)
+        if shape.groups > 1:
+            first, counts = (row // shape.query.tokens, 0), (part[1] // shape.query.tokens, shape.query.tokens)
+        else:
+            first, counts = (0, row), (1, part[1])
+    sizes = counts[0], shape.heads, counts[1]
+    groups_at, heads_at, rows_at = choose_block(emitter, op, shape, sizes)
+    return [
+        Block(
+            branch, first[0] + group, min(groups_at, counts[0] - group), head, min(heads_at, shape.heads - head),
+            first[1] + row, min(rows_at, counts[1] - row),
         )
-    groups, heads, rows = sizes
-    return groups, heads, rows
+        for branch in branches
+        for group in range(0, counts[0], groups_at)
+        for head in range(0, shape.heads, heads_at)
+        for row in range(0, counts[1], rows_at)
+    ]  # fmt: skip
 
 
-def _emit_block(emitter: Emitter, op: Op, shape: Shape, block: Block, record: int, valid: int) -> None:
+def choose_block(emitter: Emitter, op: Op, shape: Shape, all_of: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(groups, heads, query rows) of a block, at most ``all_of``, reduced in this order until it fits.
+
+    Two blocks are under way at a time, which together may take half the tile ring. One that is all, or the smallest
+    there is, may take it alone.
+    """
+    half = emitter.tiles.half
+    if shape.need(emitter, op, *all_of) <= half:
+        return all_of
+    for room in (half // 2, half):
+        sizes = list(all_of)
+        for dimension in range(len(sizes)):
+            while shape.need(emitter, op, *sizes) > room and sizes[dimension] > 1:
+                sizes[dimension] = -(-sizes[dimension] // 2)
+        if shape.need(emitter, op, *sizes) <= room:
+            groups, heads, rows = sizes
+            return groups, heads, rows
+    raise UserError(
+        f"{op.layer}: attention of one query row over {shape.key.tokens} keys needs "
+        f"{shape.need(emitter, op, 1, 1, 1)} bytes, half the SRAM tile zone has {half}; "
+        "the machine is too small: allowed is a larger sram.capacity_bytes"
+    )
+
+
+def _scores(emitter: Emitter, op: Op, shape: Shape, block: Block, record: int, valid: int) -> Callable[[], None]:
+    """The scores of a block and their exponentials; returns what makes the weighted sum."""
     attrs, names, dtype = op.attrs, op.inputs, DTYPE_NAMES.index
     m, n, batches = block.rows, shape.key.tokens, block.batches
     q = _bring(emitter, names["q"], shape, shape.query, block, (block.row, m))
@@ -160,14 +204,18 @@ def _emit_block(emitter: Emitter, op: Op, shape: Shape, block: Block, record: in
     static = {"multiplier": attrs["out_multiplier"], "shift": attrs["out_shift"]}
     emitter.emit("recip", rows=batches * m, sum_addr=sums, out_addr=factors, **static)
     out = _place(emitter, op.output, shape, shape.query, block, (block.row, m))
-    emitter.emit(
-        "matmul", **common, k=n, n=shape.width, **_operand("a", p), **_operand("out", out),
-        b_addr=v.address, b_b0=v.group, b_b1=v.head, b_k=v.token, b_n=element["v"],
-        rq_addr=factors, rq_mode=RQ_MODES.index("row"), out_zp=attrs["out_zp"],
-        a_dtype=dtype(name), b_dtype=emitter.dtype(names["v"]), out_dtype=emitter.dtype(op.output),
-    )  # fmt: skip
-    if not emitter.in_sram(op.output):
-        _transfer(emitter, "store", op.output, shape, shape.query, block, (block.row, m), out)
+
+    def weighted_sum() -> None:
+        emitter.emit(
+            "matmul", **common, k=n, n=shape.width, **_operand("a", p), **_operand("out", out),
+            b_addr=v.address, b_b0=v.group, b_b1=v.head, b_k=v.token, b_n=element["v"],
+            rq_addr=factors, rq_mode=RQ_MODES.index("row"), out_zp=attrs["out_zp"],
+            a_dtype=dtype(name), b_dtype=emitter.dtype(names["v"]), out_dtype=emitter.dtype(op.output),
+        )  # fmt: skip
+        if not emitter.in_sram(op.output):
+            _transfer(emitter, "store", op.output, shape, shape.query, block, (block.row, m), out)
+
+    return weighted_sum
 
 
 def _operand(role: str, tile: Tile) -> dict[str, int]:

@@ -1,14 +1,13 @@
-"""Tiling of what works row by row: element-wise operations, table lookup, LayerNorm with modulation, linears."""
+"""Tiling of what works row by row on the vector unit: element-wise operations, table lookup, LayerNorm."""
 
 from __future__ import annotations
 
-from compiler.graph import BITS, Op
-from compiler.schedule.emitter import Emitter, Place
-from compiler.schedule.place import ALIGN, aligned, value_bytes
+from compiler.graph import Op
+from compiler.schedule.emitter import Emitter
+from compiler.schedule.place import ALIGN, value_bytes
 from npusim.errors import UserError
-from npusim.isa.encoding import DTYPE_NAMES, NO_ADDRESS, row_bytes
+from npusim.isa.encoding import NO_ADDRESS
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import RQ_MODES, SCALARS
 
 MNEMONICS = {"elementwise": "ewlin", "product": "ewmul"}
 
@@ -38,23 +37,16 @@ def elementwise(emitter: Emitter, op: Op) -> None:
     rows, cols = graph.values[op.output].shape
     pattern = attrs.get("b_rows", "")
     matrices: dict[str, str] = {role: op.inputs[role] for role in ("a", "b") if role in op.inputs}
-    fixed = {"b": emitter.whole(matrices["b"])} if pattern else {}
-    fields = {"b_addr": NO_ADDRESS, "a_mul_addr": NO_ADDRESS, "b_mul_addr": NO_ADDRESS, "bias_addr": NO_ADDRESS}
-    vectors = [role for role in ("a_mul", "b_mul", "bias") if role in op.inputs]
-    addresses = emitter.parameters([op.inputs[role] for role in vectors])
-    fields |= {f"{role}_addr": address for role, address in zip(vectors, addresses, strict=True)}
-    fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
-    fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
-    fields["out_dtype"] = emitter.dtype(op.output)
-    multipliers = {role: graph.values[op.inputs[f"{role}_mul"]] for role in matrices if f"{role}_mul" in op.inputs}
-    # A 32-bit operand's multipliers have 32 bits without being asked.
-    narrow = [value for role, value in multipliers.items() if graph.values[matrices[role]].dtype != "i32"]
-    fields["wide"] = int(any(value.dtype == "i32" for value in narrow))
-    fields["shared_mul"] = int(any(value.shape == (1,) for value in multipliers.values()))
-    fields["shared_bias"] = int("bias" in op.inputs and graph.values[op.inputs["bias"]].shape == (1,))
+    fields = elementwise_fields(emitter, op)
     unit = graph.positions if pattern else 1
-    moving = [name for role, name in matrices.items() if role not in fixed]
-    step = rows_per_tile(emitter, moved(emitter, *moving, op.output), rows, unit)
+    moving = moved(emitter, *(name for role, name in matrices.items() if role == "a" or not pattern), op.output)
+    if pattern and (
+        _too_large(emitter, moving, unit) or value_bytes(graph.values[matrices["b"]]) > emitter.weights.half
+    ):
+        _by_parts_of_frames(emitter, op, fields)
+        return
+    fixed = {"b": emitter.whole(matrices["b"])} if pattern else {}
+    step = rows_per_tile(emitter, moving, rows, unit)
     if pattern == "frame":  # A tile ends with the branch, because the frame count starts again there.
         step = min(step, graph.frames * unit)
         while graph.frames * unit % step:
@@ -73,8 +65,62 @@ def elementwise(emitter: Emitter, op: Op) -> None:
         elif pattern == "frame":
             tile["b_addr"] += row // unit % graph.frames * places["b"].row
             tile["b_batch"], tile["b_row"] = places["b"].row if batch > 1 else 0, 0
-        emitter.emit(MNEMONICS[op.kind], **_known(op, tile), rows=count // batch, cols=cols, batch=batch)
+        emitter.emit(MNEMONICS[op.kind], **tile, rows=count // batch, cols=cols, batch=batch)
         emitter.commit(op.output, row, count, places["out"])
+
+
+def elementwise_fields(emitter: Emitter, op: Op) -> dict[str, int]:
+    """Fields of EWLIN or EWMUL that all tiles share; brings the vectors into parameter memory."""
+    vectors = [role for role in ("a_mul", "b_mul", "bias") if role in op.inputs]
+    addresses = emitter.parameters([op.inputs[role] for role in vectors])
+    return elementwise_constants(emitter, op, dict(zip(vectors, addresses, strict=True)))
+
+
+def elementwise_constants(emitter: Emitter, op: Op, vectors: dict[str, int]) -> dict[str, int]:
+    """Fields of EWLIN or EWMUL that do not depend on the tile, with vectors at these addresses."""
+    attrs, graph = op.attrs, emitter.graph
+    matrices = {role: op.inputs[role] for role in ("a", "b") if role in op.inputs}
+    fields = {"b_addr": NO_ADDRESS, "a_mul_addr": NO_ADDRESS, "b_mul_addr": NO_ADDRESS, "bias_addr": NO_ADDRESS}
+    fields |= {f"{role}_addr": address for role, address in vectors.items()}
+    fields |= {key: attrs[key] for key in ("a_mul", "b_mul", "shift", "out_zp") if key in attrs}
+    fields |= {f"{role}_dtype": emitter.dtype(name) for role, name in matrices.items()}
+    fields["out_dtype"] = emitter.dtype(op.output)
+    multipliers = {role: graph.values[op.inputs[f"{role}_mul"]] for role in matrices if f"{role}_mul" in op.inputs}
+    # A 32-bit operand's multipliers have 32 bits without being asked.
+    narrow = [value for role, value in multipliers.items() if graph.values[matrices[role]].dtype != "i32"]
+    fields["wide"] = int(any(value.dtype == "i32" for value in narrow))
+    fields["shared_mul"] = int(any(value.shape == (1,) for value in multipliers.values()))
+    fields["shared_bias"] = int("bias" in op.inputs and graph.values[op.inputs["bias"]].shape == (1,))
+    return _known(op, fields)
+
+
+def _too_large(emitter: Emitter, sizes: list[int], rows: int) -> bool:
+    """Whether a tile of ``rows`` rows exceeds half the tile ring."""
+    return rows * sum(sizes) + ALIGN * len(sizes) > emitter.tiles.half
+
+
+def _by_parts_of_frames(emitter: Emitter, op: Op, fields: dict[str, int]) -> None:
+    """EWLIN with a table of rows, where a whole frame does not fit: some positions of one frame at a time.
+
+    The table's rows of these positions serve all frames before the next ones are loaded.
+    """
+    graph, a, table, pattern = emitter.graph, op.inputs["a"], op.inputs["b"], op.attrs["b_rows"]
+    rows, cols = graph.values[op.output].shape
+    by_position = pattern == "position"
+    step = rows_per_tile(emitter, moved(emitter, a, op.output), graph.positions)
+    if by_position:
+        step = max(1, min(step, emitter.weights.half // emitter.row_bytes(table)))
+    for position in range(0, graph.positions, step):
+        count = min(step, graph.positions - position)
+        b = emitter.whole(table, (position, count) if by_position else None)
+        for frame in range(rows // graph.positions):
+            row = frame * graph.positions + position
+            x, out = emitter.source(a, row, count), emitter.target(op.output, row, count)
+            tile = {"a_addr": x.address, "a_row": x.row, "out_addr": out.address, "out_row": out.row}
+            tile["b_addr"] = b.address + (0 if by_position else frame % graph.frames * b.row)
+            tile["b_row"] = b.row if by_position else 0
+            emitter.emit(MNEMONICS[op.kind], **{**fields, **tile}, rows=count, cols=cols, batch=1)
+            emitter.commit(op.output, row, count, out)
 
 
 def _known(op: Op, fields: dict[str, int]) -> dict[str, int]:
@@ -114,87 +160,3 @@ def layernorm_modulate(emitter: Emitter, op: Op) -> None:
         emitter.emit("lnstat", **shared, epsilon=op.attrs["epsilon"])
         emitter.emit("lnapply", **shared, **fields, out_addr=out.address, out_row=out.row, g_addr=g, b_addr=b)
         emitter.commit(op.output, row, count, out)
-
-
-def linear(emitter: Emitter, op: Op) -> None:
-    """MATMUL: weights stay for a block of output channels while row tiles stream.
-
-    With run-time quantization each tile goes through RTQUANT first, once for each block of output channels.
-    """
-    graph, x, weight = emitter.graph, op.inputs["x"], op.inputs["weight"]
-    (n, k), rows = graph.values[weight].shape, graph.values[x].shape[0]
-    dynamic, k_bytes, shifts = op.kind == "linear_dynamic", emitter.row_bytes(weight), op.inputs.get("shifts", "")
-    packed = BITS[graph.values[weight].dtype] < 8
-    mode = {"linear_dynamic": "factored_row", "linear_factored": "factored"}.get(op.kind, "channel")
-    tables = [op.inputs[role] for role in ("shifts", "scalars") if role in op.inputs]
-    fields = {
-        "k": k, "batch0": 1, "batch1": 1, "b_k": 0 if packed else 1, "b_n": k_bytes, "out_zp": op.attrs["out_zp"],
-        "rq_mode": RQ_MODES.index(mode), "a_dtype": emitter.dtype(x), "b_dtype": emitter.dtype(weight),
-        "out_dtype": emitter.dtype(op.output), "shifted": int(bool(shifts)),
-    }  # fmt: skip
-    inner = []
-    if mode != "channel":
-        fields["fraction_bits"] = op.attrs["fraction_bits"]
-    if dynamic:
-        fields["a_dtype"] = run_time_type(op)
-        inner = [row_bytes(run_time_type(op), k), SCALARS.itemsize]
-    block = channels_per_block(emitter, op, tables)
-    for column in range(0, n, block):
-        width = min(block, n - column)
-        address = emitter.weights.take(width * k_bytes, emitter.layer)
-        emitter.load(emitter.homes[weight], column * k_bytes, address, width * k_bytes)
-        records, *places = emitter.records(op.inputs["records"], column, width, tables)
-        known = dict(zip(tables, places, strict=True))
-        fields["shift_addr"] = known.get(shifts, 0)
-        if "scalars" in op.inputs:
-            fields["scalars_addr"] = known[op.inputs["scalars"]]
-        out_bytes = [] if emitter.in_sram(op.output) else [row_bytes(emitter.dtype(op.output), width)]
-        sizes = [*moved(emitter, x), *inner, *out_bytes]
-        step = rows_per_tile(emitter, sizes, rows)
-        for row in range(0, rows, step):
-            count = min(step, rows - row)
-            a = emitter.source(x, row, count)
-            if dynamic:
-                a, fields["scalars_addr"] = quantized_rows(emitter, op, a, count, k)
-            out = emitter.target(op.output, row, count, column, width)
-            place = {"a_addr": a.address, "a_row": a.row, "out_addr": out.address, "out_row": out.row}
-            emitter.emit("matmul", **fields, **place, b_addr=address, rq_addr=records, m=count, n=width)
-            emitter.commit(op.output, row, count, out, column)
-
-
-def run_time_type(op: Op) -> int:
-    """Number of the element type that RTQUANT makes."""
-    return DTYPE_NAMES.index(f"u{op.attrs['bits']}")
-
-
-def quantized_rows(emitter: Emitter, op: Op, a: Place, rows: int, cols: int) -> tuple[Place, int]:
-    """RTQUANT of a tile; where the rows and their SCALARS stand."""
-    dtype = run_time_type(op)
-    out = Place(emitter.tiles.take(rows * row_bytes(dtype, cols), emitter.layer), row_bytes(dtype, cols))
-    scalars = emitter.tiles.take(rows * SCALARS.itemsize, emitter.layer)
-    emitter.emit(
-        "rtquant", a_addr=a.address, a_row=a.row, out_addr=out.address, out_row=out.row, rows=rows, cols=cols,
-        scalars_addr=scalars, multiplier=op.attrs["row_multiplier"], shift=op.attrs["row_shift"], out_dtype=dtype,
-    )  # fmt: skip
-    return out, scalars
-
-
-def channels_per_block(emitter: Emitter, op: Op, tables: list[str]) -> int:
-    """Output channels whose weights and records are held at once, beside ``tables`` that all blocks need.
-
-    All channels, or a multiple of the array's columns.
-    """
-    graph, columns = emitter.graph, emitter.machine.mac_array.cols
-    n, k_bytes = graph.values[op.inputs["weight"]].shape[0], emitter.row_bytes(op.inputs["weight"])
-    record = BITS[graph.values[op.inputs["records"]].dtype] // 8
-    table = sum(aligned(value_bytes(graph.values[name])) for name in tables)
-    least = min(n, columns)
-    block = min(n, emitter.weights.half // k_bytes, (emitter.params.half - table) // ALIGN * ALIGN // record)
-    if block < least:
-        raise UserError(
-            f"{emitter.layer}: {least} output channels need {least * k_bytes} bytes of weights and "
-            f"{least * record + table} bytes of parameters; half the SRAM weight zone has {emitter.weights.half}, half "
-            f"of parameter memory {emitter.params.half}; the machine is too small: allowed is a larger "
-            "sram.capacity_bytes or param_memory.capacity_bytes"
-        )
-    return n if block == n else block // columns * columns

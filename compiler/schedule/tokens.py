@@ -35,9 +35,11 @@ def insert_tokens(instructions: list[Decoded]) -> list[dict[str, int]]:
 def _needs(touched: Accesses, reads: list[Region], writes: list[Region]) -> dict[int, tuple[int, str]]:
     """By unit: the latest instruction that must be complete, and the kind of its token."""
     needs: dict[int, tuple[int, str]] = {}
-    for kind, regions, access in (("war", writes, READ), ("war", writes, WRITE), ("raw", reads, WRITE)):
-        for region in regions:
-            for unit, producer in enumerate(touched.latest(region)[access].tolist()):
+    written = [touched.latest(region).tolist() for region in writes]
+    read = [touched.latest(region).tolist() for region in reads]
+    for kind, found, access in (("war", written, READ), ("war", written, WRITE), ("raw", read, WRITE)):
+        for latest in found:
+            for unit, producer in enumerate(latest[access]):
                 if producer >= max(0, needs.get(unit, (0, ""))[0]):
                     needs[unit] = (producer, kind)
     return needs

@@ -20,7 +20,7 @@ from npusim import reference
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
-from npusim.isa.encoding import DTYPES
+from npusim.isa.encoding import DTYPES, NO_ADDRESS
 from npusim.program import Program
 from npusim.testing import assert_same_bits
 from tests.compiler.runs import Array, Inputs, loaded, machine_like, window
@@ -263,3 +263,29 @@ def test_tiles_of_rows_quantized_at_run_time_leave_room_for_what_rtquant_writes(
     build.output("layer")
     able = {"sram": {"capacity_bytes": 4096}, "vector_unit": {"runtime_quantization": True}}
     assert_same_bits(build.graph(), machine_like(tiny_machine, **able))
+
+
+@pytest.mark.parametrize("dtype", ["u8", "i16"])
+def test_a_reduction_too_long_for_the_weight_ring_is_cut_into_pieces(tiny_machine: Machine, dtype: str) -> None:
+    """Half the weight ring has 8192 bytes here: 8 channels of at most 1024 weights, so K = 2500 takes three pieces."""
+    rng = np.random.default_rng(4)
+    net = Builder()
+    net.input("x", (70, 2500), dtype)
+    weight = rng.integers(0, 256, (20, 2500), np.uint8)
+    shifts = rng.integers(0, 4, 2500) if dtype == "u8" else 0
+    bias = rng.integers(-(2**20), 2**20, 20)
+    net.linear("l", "x", weight, "i16", multiplier=20000, shift=26, weight_zp=130, bias=bias, x_shift=shifts)
+    net.output("l")
+    graph = fold_zero_points(net.graph())
+    program = build_program(graph, tiny_machine)
+    flags = [(ins.acc_continue, ins.acc_hold) for ins in decode(program.step) if ins.op == "matmul"]
+    assert [set(flags[first::3]) for first in range(3)] == [{(0, 1)}, {(1, 1)}, {(1, 0)}]
+    assert_same_bits(net.graph(), tiny_machine, {"x": integers(rng, dtype, (70, 2500))})
+
+
+@pytest.mark.parametrize("pattern", ["position", "frame"])
+def test_a_frame_too_large_for_the_rings_is_cut_into_positions(tiny_machine: Machine, pattern: str) -> None:
+    graph = chain(2, 3, 40, 200, seed=1, pattern=pattern)
+    program = build_program(graph, tiny_machine)
+    assert max(ins.rows for ins in decode(program.step) if ins.op == "ewlin" and ins.b_addr != NO_ADDRESS) < 40
+    assert_program_equals_graph(program, graph, {"a": integers(np.random.default_rng(1), "i16", (240, 200))})

@@ -1,0 +1,110 @@
+"""Finds operations that can share blocks of rows: chains whose inner tensors nothing else reads.
+
+A group is cut into stages. A stage is one operation, or a linear with the operations behind it that work column by
+column: those follow each block of the linear's output channels, so that only a chunk of the result exists at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.graph import Graph, Op
+
+COLUMNWISE = ("elementwise", "product", "table")
+LINEARS = ("linear", "linear_factored")
+ROWWISE = (*COLUMNWISE, *LINEARS, "layernorm_modulate")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``head``, and what follows each of its blocks of columns."""
+
+    head: Op
+    tail: tuple[Op, ...] = ()
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return self.head, *self.tail
+
+    @property
+    def output(self) -> str:
+        return self.ops[-1].output
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive operations and their stages; ``inner``: tensors that live within a block of rows."""
+
+    ops: tuple[Op, ...]
+    stages: tuple[Stage, ...]
+    inner: frozenset[str]
+
+
+def matrices(op: Op) -> list[str]:
+    """The operands of an operation that have a row for each row of the result."""
+    if op.kind == "attention":
+        return [op.inputs["q"]] if op.attrs["over"] == "cross" else [op.inputs[role] for role in "qkv"]
+    table = bool(op.attrs.get("b_rows", ""))
+    return [op.inputs[role] for role in ("x", "a", "b") if role in op.inputs and not (role == "b" and table)]
+
+
+def fits_blocks(graph: Graph, op: Op) -> bool:
+    """Whether an operation computes rows of its result from the same rows (or, within a frame, all) of its operands."""
+    if graph.values[op.output].base:
+        return False
+    if op.kind == "attention":
+        return bool(op.attrs["over"] != "temporal")
+    return op.kind in ROWWISE
+
+
+def uses_of(graph: Graph) -> dict[str, int]:
+    """How many operations read each tensor (views count for their base); an output is read once more."""
+    count: dict[str, int] = {}
+    for op in (*graph.prologue, *graph.step):
+        for owner in {graph.base(name).name for name in op.inputs.values()}:
+            count[owner] = count.get(owner, 0) + 1
+    for name in graph.outputs:
+        count[name] = count.get(name, 0) + 1
+    return count
+
+
+def group_of(graph: Graph, ops: Sequence[Op], uses: dict[str, int]) -> Group | None:
+    """The group of consecutive operations, or None where they are not one."""
+    made, inner = {op.output for op in ops}, set()
+    rows = {graph.values[op.output].shape[0] for op in ops}
+    if len(rows) > 1 or not all(fits_blocks(graph, op) for op in ops):
+        return None
+    for op in ops[:-1]:
+        readers = [o for o in ops if op.output in {graph.base(name).name for name in o.inputs.values()}]
+        through_rows = all(op.output in {graph.base(n).name for n in matrices(o)} for o in readers)
+        if len(readers) != uses.get(op.output, 0) or not readers or not through_rows:
+            return None
+        inner.add(op.output)
+    if any(ops[-1].output == graph.base(name).name for op in ops for name in op.inputs.values()):
+        return None
+    if len([op for op in ops if op.kind == "attention"]) > 1 or not made:
+        return None
+    return Group(tuple(ops), tuple(_stages(graph, ops, inner)), frozenset(inner))
+
+
+def _stages(graph: Graph, ops: Sequence[Op], inner: set[str]) -> list[Stage]:
+    stages: list[list[Op]] = []
+    for op in ops:
+        readers = [
+            o for o in ops if stages and stages[-1][-1].output in {graph.base(n).name for n in o.inputs.values()}
+        ]
+        if readers == [op] and _follows(graph, stages[-1], op, inner):
+            stages[-1].append(op)
+        else:
+            stages.append([op])
+    return [Stage(first, tuple(rest)) for first, *rest in stages]
+
+
+def _follows(graph: Graph, stage: list[Op], op: Op, inner: set[str]) -> bool:
+    """Whether ``op`` can take the columns of the stage's result as they come."""
+    if stage[0].kind not in LINEARS or op.kind not in COLUMNWISE or op.attrs.get("b_rows"):
+        return False
+    operands = matrices(op)
+    last, earlier = stage[-1].output, {o.output for o in stage[:-1]}
+    return operands.count(last) == 1 and last in inner and not earlier & {graph.base(name).name for name in operands}
