@@ -71,6 +71,7 @@ Calibration = Annotated[Path | None, typer.Option(help="Calibration statistics o
 
 @app.command(epilog="Example: npusim run --workload emoji --hw hwconfigs/edge_8k.yaml --method cw_tw --out runs/demo")
 def run(
+    context: typer.Context,
     workload: Workload,
     hw: Hardware,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
@@ -88,18 +89,35 @@ def run(
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
+    timing_only: Annotated[
+        bool, typer.Option("--timing-only", help="Cycles alone: needs no weights, calibration or tensor data.")
+    ] = False,
 ) -> None:
-    """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run)."""
+    """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run).
+
+    With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing).
+    """
     from npusim import run as job
     from npusim.summary import summary
 
+    console = Console(highlight=False)
+    if timing_only:
+        if misplaced := sorted(_given(context) & {"prompt", "seed", "verify", "checkpoint", "calibration"}):
+            raise UserError(f"--{misplaced[0]}: cycles depend on no data; allowed without --timing-only only")
+        with _progress() as notify:
+            timed = job.run_timing(
+                workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
+                **_quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, notify=notify,
+            )  # fmt: skip
+        console.print(summary(timed))
+        console.print(f"written to {out}", soft_wrap=True, markup=False)
+        return
     with _progress() as notify:
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
             act_bits=act_bits, attention_bits=attention_bits, **_quantization(ranges, alpha, overrides),
             factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
         )  # fmt: skip
-    console = Console(highlight=False)
     console.print(summary(result))
     console.print(f"written to {out}", soft_wrap=True, markup=False)
     if result.bit_exact.equal is False:
@@ -134,8 +152,7 @@ def evaluate(
     With --tables, measure every method on two data sets and write the paper's tables, going on with what an earlier run
     has measured in the same folder (npusim.tables.make.evaluate_tables).
     """
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    given = _given(context)
     both, of_tables = {"out", "workload", "hw"}, {"tables", "clips", "cell", "force"}
     if misplaced := sorted(given - both - of_tables if tables else given & of_tables):
         raise UserError(f"--{misplaced[0].replace('_', '-')}: allowed {'without' if tables else 'with'} --tables only")
@@ -155,6 +172,12 @@ def evaluate(
     console = Console(highlight=False)
     console.print(evaluation_table(result))
     console.print(f"written to {out}", soft_wrap=True, markup=False)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _evaluate_tables(

@@ -1,7 +1,8 @@
 """The run folder, written from a `RunResult`. README.md in this folder defines every figure.
 
 Files: ``run.json``, ``layers.csv``, ``steps.csv``, ``clips.gif`` and ``clips.png`` (where there are frames),
-``quantized.safetensors``, ``program.npu``, and ``passes/*.txt`` if they were asked for. Equal inputs give equal
+``quantized.safetensors``, ``program.npu``, and ``passes/*.txt`` if they were asked for. A timing-only run has
+``run.json``, ``layers.csv`` and ``steps.csv``. Equal inputs give equal
 files, except for the block ``wall_clock`` of run.json. A figure that is not modelled is "n/a", never 0; infinity is
 "inf".
 """
@@ -21,11 +22,12 @@ from typing import Any
 
 import npusim
 from npusim import pictures
+from npusim.fidelity import PAIRS
 from npusim.folder import Layout, write_folder
 from npusim.isa.encoding import UNITS
 from npusim.memory import Tally
 from npusim.program import save_program
-from npusim.run import RunResult
+from npusim.run import RunResult, TimingResult
 from npusim.timing import CodeTiming, Traffic
 
 SCHEMA_VERSION = 1
@@ -74,27 +76,27 @@ def _traffic(traffic: Traffic) -> dict[str, int]:
     return {f.name: getattr(traffic, f.name) for f in fields(traffic)}
 
 
-def as_dict(result: RunResult) -> dict[str, Any]:
+def as_dict(result: TimingResult) -> dict[str, Any]:
     """run.json's contents."""
-    config, program, timing, stats = result.config, result.program, result.timing, result.calibration
+    config, program, timing, quantized = result.config, result.program, result.timing, result.quantized
     workload = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("machine", "seed")}
+    if config.timing_only:
+        workload |= dict.fromkeys(("prompt", "verify"), NOT_MODELLED)
     traffic = _traffic(timing.traffic)
     mac_operations = traffic.pop("mac_operations")
-    fidelity, saturated = result.fidelity, saturation(result).values()
+    measured = _measured(result) if isinstance(result, RunResult) else dict.fromkeys(MEASURED, NOT_MODELLED)
     return {
         "schema_version": SCHEMA_VERSION,
         "config": workload | {"machine": config.machine.model_dump(mode="json")},
-        "seeds": {"noise": config.seed},
+        "seeds": {"noise": number(config.seed)},
         "versions": {"npusim": npusim.__version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
-        "model": {"weights_sha256": result.quantized.weights_sha256, "alpha": result.quantized.alpha}
-        | {"range_of_step": result.quantized.range_of_step.tolist()},
-        "calibration": {
-            "workload": stats.workload,
-            "captions": list(stats.captions),
-            "seeds": list(stats.seeds),
-            "values_sha256": stats.values_sha256(),
+        "model": {
+            "weights_sha256": quantized.weights_sha256 if quantized.contents else NOT_MODELLED,
+            "alpha": quantized.alpha if quantized.contents else NOT_MODELLED,
+            "range_of_step": quantized.range_of_step.tolist(),
         },
+        "calibration": measured["calibration"],
         "program": {
             "prologue_instructions": len(program.prologue),
             "step_instructions": len(program.step),
@@ -105,13 +107,7 @@ def as_dict(result: RunResult) -> dict[str, Any]:
             "range_sets": len(program.range_sets),
             "dram_bytes": program.dram_bytes,
         },
-        "fidelity": {
-            "eps_sqnr_db": _numbers(fidelity.eps_sqnr_db),
-            "eps_equal_inputs_sqnr_db": _numbers(fidelity.eps_equal_inputs_sqnr_db),
-            "latent_sqnr_db": _numbers(fidelity.latent_sqnr_db),
-            "frames_psnr_db": _numbers(fidelity.psnr_db),
-            "frames_ssim": _numbers(fidelity.ssim),
-        },
+        "fidelity": measured["fidelity"],
         "cost": {
             "cycles": timing.cycles,
             "prologue_cycles": timing.prologue.total_cycles,
@@ -124,14 +120,40 @@ def as_dict(result: RunResult) -> dict[str, Any]:
             "bytes": traffic | {"storage_read_bytes": NOT_MODELLED},
             "energy_joules": NOT_MODELLED,
         },
+        "saturation": measured["saturation"],
+        "ledger_cycles": {unit: dict(causes) for unit, causes in timing.ledger.items()},
+        "bit_exact": measured["bit_exact"],
+        "wall_clock": dict(result.wall_clock),
+    }
+
+
+MEASURED = ("calibration", "fidelity", "saturation", "bit_exact")
+"""Blocks of run.json that need weights and tensor data."""
+
+
+def _measured(result: RunResult) -> dict[str, Any]:
+    """Those blocks, of a run that had both."""
+    stats, fidelity, saturated = result.calibration, result.fidelity, saturation(result).values()
+    return {
+        "calibration": {
+            "workload": stats.workload,
+            "captions": list(stats.captions),
+            "seeds": list(stats.seeds),
+            "values_sha256": stats.values_sha256(),
+        },
+        "fidelity": {
+            "eps_sqnr_db": _numbers(fidelity.eps_sqnr_db),
+            "eps_equal_inputs_sqnr_db": _numbers(fidelity.eps_equal_inputs_sqnr_db),
+            "latent_sqnr_db": _numbers(fidelity.latent_sqnr_db),
+            "frames_psnr_db": _numbers(fidelity.psnr_db),
+            "frames_ssim": _numbers(fidelity.ssim),
+        },
         "saturation": {
             "accumulator_overflows": sum(tally.overflows for tally in saturated),
             "clamped_results": sum(tally.saturated for tally in saturated),
             "results": sum(tally.outputs for tally in saturated),
         },
-        "ledger_cycles": {unit: dict(causes) for unit, causes in timing.ledger.items()},
         "bit_exact": asdict(result.bit_exact),
-        "wall_clock": dict(result.wall_clock),
     }
 
 
@@ -144,7 +166,7 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def layers_csv(result: RunResult) -> bytes:
+def layers_csv(result: TimingResult) -> bytes:
     """One row for each layer of prologue and step, by start; cycles and bytes of one execution."""
     counts = [f.name for f in fields(Traffic)]
     peak = result.config.machine.peak_macs_per_cycle
@@ -169,13 +191,17 @@ def layers_csv(result: RunResult) -> bytes:
     return csv_bytes(header, [*rows("prologue", timing.prologue, 1), *rows("step", timing.step, timing.steps)])
 
 
-def steps_csv(result: RunResult) -> bytes:
+def steps_csv(result: TimingResult) -> bytes:
     """One row for each denoising step in order of execution."""
-    fidelity, step = result.fidelity, result.timing.step
-    columns = {f"eps_{name}_sqnr_db": values for name, values in fidelity.eps_sqnr_db.items()}
-    columns |= {
-        f"eps_equal_inputs_{name}_sqnr_db": values for name, values in fidelity.eps_equal_inputs_sqnr_db.items()
-    }
+    step, unknown = result.timing.step, [None] * result.timing.steps
+    free, equal = (
+        (result.fidelity.eps_sqnr_db, result.fidelity.eps_equal_inputs_sqnr_db)
+        if isinstance(result, RunResult)
+        else (dict.fromkeys(PAIRS, unknown), dict.fromkeys(PAIRS, unknown))
+    )
+    columns: dict[str, Sequence[float | None]] = {f"eps_{name}_sqnr_db": values for name, values in free.items()}
+    columns |= {f"eps_equal_inputs_{name}_sqnr_db": values for name, values in equal.items()}
+    compared = result.bit_exact.steps_compared if isinstance(result, RunResult) else None
     traffic = {name: count for name, count in _traffic(step.traffic).items() if name.startswith("dram")}
     header = ["step", "timestep", "time_range", "cycles", "seconds", *traffic, *columns, "compared_bit_for_bit"]
     clock_hz = result.config.machine.clock_hz
@@ -188,7 +214,7 @@ def steps_csv(result: RunResult) -> bytes:
             step.total_cycles / clock_hz,
             *traffic.values(),
             *(number(values[index]) for values in columns.values()),
-            "yes" if index in result.bit_exact.steps_compared else "no",
+            NOT_MODELLED if compared is None else "yes" if index in compared else "no",
         ]
         for index, timestep in enumerate(result.timesteps)
     ]
@@ -216,26 +242,29 @@ def saturation_csv(result: RunResult) -> bytes:
     return csv_bytes(header, rows)
 
 
-def write_run(result: RunResult, out: Path) -> None:
+def write_run(result: TimingResult, out: Path) -> None:
     """Write the run folder, as `npusim.folder.write_folder`, which see for errors."""
     write_folder(out, RUN_FOLDER, lambda folder: _write(result, folder))
 
 
-def _write(result: RunResult, folder: Path) -> None:
-    contents = {
-        "layers.csv": layers_csv(result),
-        "steps.csv": steps_csv(result),
-        "saturation.csv": saturation_csv(result),
-    }
-    frames = {CLIP_LABELS[name]: clip.frames for name, clip in result.clips.items() if clip.frames is not None}
-    if frames:
-        title = f"{result.config.prompt} ({result.config.workload}, {result.config.method}, seed {result.config.seed})"
-        contents |= {"clips.gif": pictures.gif(frames, title), "clips.png": pictures.png(frames, title)}
+def _write(result: TimingResult, folder: Path) -> None:
+    contents = {"layers.csv": layers_csv(result), "steps.csv": steps_csv(result)}
+    if isinstance(result, RunResult):
+        contents |= {"saturation.csv": saturation_csv(result), **_pictures(result)}
+        result.quantized.save(folder / "quantized.safetensors")
+        save_program(result.program, folder / "program.npu")
     contents |= {f"{PASSES}/{stage}.txt": text.encode() for stage, text in result.passes.items()}
     contents[JSON] = (json.dumps(as_dict(result), indent=2, allow_nan=False) + "\n").encode()
     for name, data in contents.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-    result.quantized.save(folder / "quantized.safetensors")
-    save_program(result.program, folder / "program.npu")
+
+
+def _pictures(result: RunResult) -> dict[str, bytes]:
+    """The clips as files, where there are frames."""
+    frames = {CLIP_LABELS[name]: clip.frames for name, clip in result.clips.items() if clip.frames is not None}
+    if not frames:
+        return {}
+    title = f"{result.config.prompt} ({result.config.workload}, {result.config.method}, seed {result.config.seed})"
+    return {"clips.gif": pictures.gif(frames, title), "clips.png": pictures.png(frames, title)}

@@ -29,6 +29,7 @@ from models.fakequant import FakeQuantSTDiT
 from models.iddpm import IDDPM, draw_noise
 from models.prepare import quantize_for
 from models.quantize import Override, QuantizedModel
+from models.quantize.outline import outline
 from models.sample import Predictor, Trajectory, decode_frames, denoise, fakequant_predictor, float_predictor, replay
 from models.stats import CalibrationStats
 from models.stdit import STDiT
@@ -55,12 +56,12 @@ class RunConfig:
     """Everything that decides a run's results, as it was asked for.
 
     ``seed`` is the noise's; ``ranges`` and ``alpha`` are None for the method's own; ``overrides`` are the fields of
-    each `models.quantize.Override`; the machine stands in full.
+    each `models.quantize.Override`; the machine stands in full. A timing-only run has no prompt, seed and verify.
     """
 
     workload: str
-    prompt: str
-    seed: int
+    prompt: str | None
+    seed: int | None
     method: str
     weight_bits: int
     act_bits: int
@@ -72,32 +73,41 @@ class RunConfig:
     num_steps: int
     cfg_scale: float
     cfg_channels: int
-    verify: str
+    verify: str | None
     machine: Machine
+    timing_only: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class RunResult:
-    """What a run gives; `npusim.report.write_run` writes the folder from it.
+class TimingResult:
+    """What a timing-only run gives, and the part of every run that needs no tensor data.
 
-    clips: by "float", "fakequant", "integer"; timesteps: of the executed steps; tallies: of the integer clip, as
-    `npusim.simulate.Simulation` has them; passes: text of each compiler stage
-    by name, empty unless asked for; wall_clock: seconds this run took by stage, and when it began: the only part that
-    differs between equal runs.
+    quantized, program: outlines in a timing-only run (`models.quantize.outline`); timesteps: of the executed steps;
+    passes: text of each compiler stage by name, empty unless asked for; wall_clock: seconds this run took by stage, and
+    when it began: the only part that differs between equal runs.
     """
 
     config: RunConfig
-    calibration: CalibrationStats
     quantized: QuantizedModel
     program: Program
     timing: ProgramTiming
     timesteps: tuple[int, ...]
+    passes: Mapping[str, str]
+    wall_clock: Mapping[str, float | str]
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult(TimingResult):
+    """What a run gives; `npusim.report.write_run` writes the folder from it.
+
+    clips: by "float", "fakequant", "integer"; tallies: of the integer clip, as `npusim.simulate.Simulation` has them.
+    """
+
+    calibration: CalibrationStats
     clips: Mapping[str, Clip]
     fidelity: Fidelity
     bit_exact: BitExact
     tallies: Mapping[str, Tallies]
-    passes: Mapping[str, str]
-    wall_clock: Mapping[str, float | str]
 
 
 @contextmanager
@@ -195,17 +205,19 @@ def run(
         tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
         work.cfg_channels, verify, machine,
     )  # fmt: skip
-    result = _run(config, work, overrides, dump_passes, Stages(notify))
+    result = _run(config, prompt, work, overrides, dump_passes, Stages(notify))
     if out is not None:
         write_run(result, Path(out))
     return result
 
 
 def _run(
-    config: RunConfig, work: Workload, overrides: Sequence[Override], dump_passes: bool, stages: Stages
+    config: RunConfig, prompt: str, work: Workload, overrides: Sequence[Override], dump_passes: bool, stages: Stages
 ) -> RunResult:
+    assert config.seed is not None
+    assert config.verify is not None
     steps = steps_to_verify(config.verify, work.num_steps)
-    inputs = ClipInputs.of(work, config.prompt, config.seed)
+    inputs = ClipInputs.of(work, prompt, config.seed)
     with stages.stage("quantize"):
         model = work.load_model()
         vae = work.load_vae() if work.vae else None
@@ -223,11 +235,62 @@ def _run(
     clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, steps)
     with stages.stage("measure"):
         fidelity = measure(clips)
-    timesteps = tuple(int(t) for t in inputs.sampler.timesteps[::-1])
     return RunResult(
-        config, stats, quantized, program, timing, timesteps, clips, fidelity, simulation.bit_exact, simulation.tallies,
-        passes, stages.wall_clock,
+        config, quantized, program, timing, timesteps_of(work), passes, stages.wall_clock, stats, clips, fidelity,
+        simulation.bit_exact, simulation.tallies,
     )  # fmt: skip
+
+
+def run_timing(
+    workload: str | Workload,
+    hw: str | Path | Machine,
+    method: str = "cw_tw",
+    out: str | Path | None = None,
+    *,
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    attention_bits: int = 16,
+    ranges: int | Sequence[int] | None = None,
+    alpha: float | None = None,
+    overrides: Sequence[Override] = (),
+    factored: bool = False,
+    dump_passes: bool = False,
+    notify: Notify | None = None,
+) -> TimingResult:
+    """The cycles of a clip, of any prompt and seed: no checkpoint, calibration or tensor data is needed.
+
+    Cycles, ledger, traffic and addresses are those of `run`, because a program's structure follows from workload,
+    method and widths. Immediates (multipliers, shifts, zero points, fractional bits) and constants mean nothing, and
+    nothing proves that the accumulators of linears cannot overflow. Arguments and errors as of `run`.
+    """
+    from npusim.report import RUN_FOLDER, write_run  # report.py needs this module's types
+
+    if out is not None:
+        check_folder(Path(out), RUN_FOLDER)
+    machine = hw if isinstance(hw, Machine) else load_machine(hw)
+    work = get_workload(workload) if isinstance(workload, str) else workload
+    config = RunConfig(
+        work.name, None, None, method, weight_bits, act_bits, attention_bits,
+        ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
+        tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
+        work.cfg_channels, None, machine, timing_only=True,
+    )  # fmt: skip
+    stages, passes = Stages(notify), dict[str, str]()
+    with stages.stage("compile"):
+        made = outline(work, method, weight_bits, act_bits, ranges=ranges, alpha=alpha, overrides=overrides)
+        dump = passes.__setitem__ if dump_passes else None
+        program = compile_model(made, machine, attention_bits, dump, factored)
+    with stages.stage("time"):
+        timing = time_program(program)
+    result = TimingResult(config, made, program, timing, timesteps_of(work), passes, stages.wall_clock)
+    if out is not None:
+        write_run(result, Path(out))
+    return result
+
+
+def timesteps_of(work: Workload) -> tuple[int, ...]:
+    """The timesteps of a workload's sampler, in order of execution."""
+    return tuple(int(t) for t in work.sampler().timesteps[::-1])
 
 
 @one_thread()

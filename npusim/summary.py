@@ -14,14 +14,20 @@ from npusim.evaluate import METRICS, Evaluation
 from npusim.fidelity import PAIRS
 from npusim.memory import Tally
 from npusim.report import saturation
-from npusim.run import RunResult
+from npusim.run import RunResult, TimingResult
 from npusim.simulate import BitExact
 from npusim.timing import CAUSES
 
 
-def summary(result: RunResult) -> RenderableType:
+def summary(result: TimingResult) -> RenderableType:
     """One screen, 80 columns wide or more."""
     c = result.config
+    if not isinstance(result, RunResult):
+        head = Text(
+            f"{c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, on "
+            f"{c.machine.name}\n{c.num_steps} steps, both guidance branches; timing only: fidelity n/a"
+        )
+        return Group(head, _cost(result), _ledger(result))
     head = Text.assemble(
         (f"{c.prompt}", "bold"),
         f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
@@ -92,7 +98,7 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(steps) / len(steps) for name, steps in values.items()}
 
 
-def _cost(result: RunResult) -> Table:
+def _cost(result: TimingResult) -> Table:
     t, machine = result.timing, result.config.machine
     table = _table("cost", "prologue", "one step", "all")
     parts = (t.prologue.total_cycles, t.step.total_cycles, t.cycles)
@@ -106,7 +112,7 @@ def _cost(result: RunResult) -> Table:
     return table
 
 
-def _ledger(result: RunResult) -> Table:
+def _ledger(result: TimingResult) -> Table:
     table = _table("% of cycles", *(cause.removeprefix("wait_").replace("_", " ") for cause in CAUSES))
     for unit, causes in result.timing.ledger.items():
         if unit == "storage" and not causes["busy"]:
