@@ -174,6 +174,7 @@ def test_dram_holds_the_places_and_nothing_moves_otherwise(base: Any, swapped: A
     assert [i.bytes for i in fetches] == [plain.range_sets.shape[1]]
 
 
+@pytest.mark.slow
 def test_adaptive_costs_no_more_than_any_policy(swapped: Any) -> None:
     for method, ranges in (("tsq", 4), ("tsw", 2)):
         cycles = {policy: time_program(swapped(method, ranges, policy, policy)).cycles for policy in POLICIES}
