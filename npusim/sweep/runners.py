@@ -52,7 +52,7 @@ def on_dask(points: Sequence[Point], address: str) -> Generator[Record, None, No
         names = [f"npusim-{point.key}" for point in points]
         futures = client.map(_with_one_thread, points, key=names, retries=RETRIES)
         try:
-            for _, record in as_completed(futures, with_results=True):
+            for _, record in as_completed(futures, loop=client.loop, with_results=True):
                 yield record
         finally:
             client.cancel(futures, force=True)
