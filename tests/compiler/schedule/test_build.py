@@ -123,7 +123,7 @@ def machines(draw: st.DrawFn) -> dict[str, dict[str, int]]:
             "cols": draw(st.integers(1, 24)),
             "acc_rows": draw(st.integers(1, 64)),
         },
-        "sram": {"capacity_bytes": 16 * draw(st.integers(1400, 8192))},
+        "sram": {"capacity_bytes": 64 * draw(st.integers(350, 2048))},
         "param_memory": {"capacity_bytes": draw(st.integers(2100, 8192))},
     }
 

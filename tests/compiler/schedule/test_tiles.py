@@ -95,7 +95,7 @@ def attentions(draw: st.DrawFn) -> tuple[Graph, Inputs]:
 @given(case=attentions(), sram_words=st.integers(64, 1024))
 def test_attention(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
     graph, inputs = case
-    machine = machine_like(tiny_machine, sram={"capacity_bytes": 16 * sram_words})
+    machine = machine_like(tiny_machine, sram={"capacity_bytes": 64 * (sram_words // 4)})
     assert_equal_or_refused(graph, machine, inputs)
 
 
@@ -152,7 +152,7 @@ def test_linear(
     tiny_machine: Machine, case: tuple[Graph, Inputs], array: tuple[int, int], sram_words: int, param_bytes: int
 ) -> None:
     graph, inputs = case
-    sizes = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
+    sizes = {"sram": {"capacity_bytes": 64 * (sram_words // 4)}, "param_memory": {"capacity_bytes": param_bytes}}
     machine = machine_like(tiny_machine, mac_array={"rows": array[0], "cols": array[1]}, **sizes)
     assert_equal_or_refused(graph, machine, inputs)
 
@@ -160,7 +160,7 @@ def test_linear(
 @given(case=two_factor_linears(), sram_words=st.integers(64, 512))
 def test_linear_in_two_factors(tiny_machine: Machine, case: tuple[Graph, Inputs], sram_words: int) -> None:
     graph, inputs = case
-    able = {"sram": {"capacity_bytes": 16 * sram_words}, "vector_unit": {"runtime_quantization": True}}
+    able = {"sram": {"capacity_bytes": 64 * (sram_words // 4)}, "vector_unit": {"runtime_quantization": True}}
     assert_equal_or_refused(graph, machine_like(tiny_machine, **able), inputs)
 
 
@@ -203,7 +203,7 @@ def test_row_operations(
     outputs: tuple[str, ...], sram_words: int, param_bytes: int,
 ) -> None:  # fmt: skip
     graph = chain(*sizes, seed, pattern, dtype=dtype, outputs=outputs)
-    memories = {"sram": {"capacity_bytes": 16 * sram_words}, "param_memory": {"capacity_bytes": param_bytes}}
+    memories = {"sram": {"capacity_bytes": 64 * (sram_words // 4)}, "param_memory": {"capacity_bytes": param_bytes}}
     inputs = {"a": integers(np.random.default_rng(seed), "i16", graph.values["a"].shape)}
     assert_equal_or_refused(graph, machine_like(tiny_machine, **memories), inputs)
 
