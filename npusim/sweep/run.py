@@ -95,7 +95,7 @@ def _nsga2(space: Space, store: Store, fidelity: Sequence[dict[str, str]]) -> It
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.NSGAIISampler(population_size=space.population, seed=space.seed)
-    directions: list[Any] = ["minimize" if way == "min" else "maximize" for way in space.objectives.values()]
+    directions: Any = ["minimize" if way == "min" else "maximize" for way in space.objectives.values()]
     study = optuna.create_study(directions=directions, sampler=sampler)
     asked = 0
     while asked < space.points:

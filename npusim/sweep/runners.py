@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
+from typing import Any
 
 from npusim.errors import UserError
 from npusim.sweep.point import Record, evaluate
@@ -42,17 +43,19 @@ def on_dask(points: Sequence[Point], address: str) -> Generator[Record, None, No
 
     A worker that dies gives its points to others. Raises UserError if nobody answers at the address.
     """
-    from distributed import Client, as_completed
+    import distributed
+
+    dask: Any = distributed  # untyped
 
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client: Any = dask.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise UserError(f"dask = {address!r}: no scheduler answers there ({' '.join(str(error).split())})") from None
     with client:
         names = [f"npusim-{point.key}" for point in points]
         futures = client.map(_with_one_thread, points, key=names, retries=RETRIES)
         try:
-            for _, record in as_completed(futures, loop=client.loop, with_results=True):
+            for _, record in dask.as_completed(futures, loop=client.loop, with_results=True):
                 yield record
         finally:
             client.cancel(futures, force=True)
