@@ -31,10 +31,13 @@ _OF_CAUSE = {
     "wait_token_raw": (ORANGE, "///"),
     "wait_token_war": (SKY, "\\\\\\"),
     "wait_dram": (VERMILION, "xxx"),
+    "wait_bank": (GREEN, "+++"),
+    "wait_param_swap": (PURPLE, "ooo"),
+    "drain": (YELLOW, "---"),
     "wait_barrier": (GREY, "..."),
     "idle_done": ("#FFFFFF", ""),
 }
-_SPARE = ((GREEN, "+++"), (PURPLE, "ooo"), (YELLOW, "---"), ("#8C564B", "***"))
+_SPARE = (("#8C564B", "***"),)
 
 DPI = 110
 SETTINGS: dict[str, Any] = {

@@ -23,11 +23,13 @@ In each cycle a unit is in exactly one state of `CAUSES`:
 
 * ``busy``: computing, setting up a transfer, or transferring: as many cycles as these take by themselves (``busy``),
   and of those between ``r`` and the end as many as the bytes take at the peak rate of all channels (``transfer``);
-* ``wait_token_raw``: the head of its queue lacks at least one read-after-write token;
-* ``wait_token_war``: the head lacks no read-after-write token, but one that guards an overwrite;
+* ``wait_param_swap``: the head of its queue lacks a token that the storage unit sends, or its queue is empty and the
+  next barrier waits for that unit alone;
+* ``wait_token_raw``: the head of its queue lacks no such token, but a read-after-write token;
+* ``wait_token_war``: the head lacks neither, but a token that guards an overwrite;
 * ``wait_dram``: the other cycles between ``r`` and the DRAM's end: latency, rows that open, refresh, bytes of others;
 * ``wait_bank``: the other cycles of an instruction: ports of the SRAM that others use;
-* ``drain``: it has nothing left before the next barrier, which waits for others;
+* ``drain``: it has nothing left before the next barrier, which waits for others, not for the storage unit alone;
 * ``wait_barrier``: the barrier is being executed (by no unit in particular);
 * ``idle_done``: it has nothing left, and no barrier follows.
 """
@@ -40,12 +42,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined, kernel
+from npusim.isa.encoding import UNITS
 from npusim.timing import dram, sram
 
 CAUSES = (
-    "busy", "wait_token_raw", "wait_token_war", "wait_dram", "wait_bank", "drain", "wait_barrier", "idle_done",
+    "busy", "wait_token_raw", "wait_token_war", "wait_dram", "wait_bank", "wait_param_swap", "drain", "wait_barrier",
+    "idle_done",
 )  # fmt: skip
-BUSY, WAIT_RAW, WAIT_WAR, WAIT_DRAM, WAIT_BANK, DRAIN, WAIT_BARRIER, IDLE_DONE = range(len(CAUSES))
+BUSY, WAIT_RAW, WAIT_WAR, WAIT_DRAM, WAIT_BANK, WAIT_SWAP, DRAIN, WAIT_BARRIER, IDLE_DONE = range(len(CAUSES))
 
 DONE, DEADLOCK, LEFTOVER = 0, 1, 2
 """How a run ended: complete; no unit can proceed; tokens left over at a barrier or at the end."""
@@ -54,6 +58,7 @@ _RAW, _WAR = 0, 1
 _FREE, _EXECUTE, _SETUP, _REQUESTED = range(4)
 _DMA_UNITS = 2
 """Units load and store, which are the DRAM's streams of the same numbers."""
+_STORAGE = UNITS.index("storage")
 _UNKNOWN = -1
 """In ``until``: the end is not known yet."""
 
@@ -67,7 +72,10 @@ Int64 = NDArray[np.int64]
 
 @inlined
 def _missing(tokens: Int64, wait: Int64, index: int, unit: int) -> int:
-    """Which kind of token instruction ``index`` at the head of ``unit`` lacks: WAIT_RAW, WAIT_WAR, or BUSY for none."""
+    """What instruction ``index`` at the head of ``unit`` waits for: WAIT_SWAP, WAIT_RAW, WAIT_WAR, or BUSY: nothing."""
+    for kind in range(2):
+        if (wait[index, kind] >> _STORAGE) & 1 and tokens[kind, _STORAGE, unit] == 0:
+            return WAIT_SWAP
     for kind in range(2):
         for producer in range(tokens.shape[1]):
             if (wait[index, kind] >> producer) & 1 and tokens[kind, producer, unit] == 0:
@@ -142,7 +150,16 @@ def _work(now: int, units: Int64, unit: int, cycles: int) -> None:
 
 @inlined
 def _end(
-    now: int, unit: int, units: Int64, index: int, busy: Int64, tokens: Int64, signal: Int64, end: Int64, ledger: Int64
+    now: int,
+    unit: int,
+    units: Int64,
+    index: int,
+    busy: Int64,
+    tokens: Int64,
+    signal: Int64,
+    end: Int64,
+    held: Int64,
+    ledger: Int64,
 ) -> None:
     """End the instruction ``index`` of a unit."""
     end[index] = now
@@ -150,9 +167,10 @@ def _end(
     _move(tokens, signal[index, _WAR], _WAR, unit, 1)
     ledger[unit, BUSY] += busy[index]
     if units[PHASE, unit] == _EXECUTE:
-        ledger[unit, WAIT_BANK] += now - units[START, unit] - busy[index]
+        held[index] = now - units[START, unit] - busy[index]
     else:
-        ledger[unit, WAIT_BANK] += now - units[UNTIL, unit]
+        held[index] = now - units[UNTIL, unit]
+    ledger[unit, WAIT_BANK] += held[index]
     units[HEAD, unit] += 1
     units[PHASE, unit] = _FREE
 
@@ -160,7 +178,8 @@ def _end(
 @inlined
 def _advance(
     now: int, stop: Int64, queue: Int64, units: Int64, tokens: Int64, busy: Int64, transfer: Int64, wait: Int64,
-    signal: Int64, demand: Int64, ports: Int64, asked: Int64, start: Int64, end: Int64, ledger: Int64,
+    signal: Int64, demand: Int64, ports: Int64, asked: Int64, start: Int64, end: Int64, held: Int64,
+    ledger: Int64,
 ) -> None:  # fmt: skip
     """End and start everything that can end and start at ``now``.
 
@@ -179,7 +198,7 @@ def _advance(
             phase = units[PHASE, unit]
             over = phase == _EXECUTE or (phase == _REQUESTED and _UNKNOWN != units[UNTIL, unit] <= now)
             if over and units[WORKED, unit] == dram.NEVER:
-                _end(now, unit, units, index, busy, tokens, signal, end, ledger)
+                _end(now, unit, units, index, busy, tokens, signal, end, held, ledger)
                 changed = True
                 index = queue[units[HEAD, unit]] if units[HEAD, unit] < stop[unit] else -1
             if units[PHASE, unit] == _FREE and index >= 0 and _missing(tokens, wait, index, unit) == BUSY:
@@ -267,6 +286,11 @@ def _charge(
 
     ``idle``: the cause for an empty queue.
     """
+    fetches = idle == DRAIN
+    for unit in range(units.shape[1]):
+        fetches = fetches and (unit == _STORAGE) != (units[HEAD, unit] == stop[unit])
+    if fetches:
+        idle = WAIT_SWAP
     for unit in range(units.shape[1]):
         if units[PHASE, unit] == _FREE:
             if units[HEAD, unit] == stop[unit]:
@@ -298,12 +322,13 @@ def run(
         memory: from `dram.new_state`.
 
     Returns:
-        (outcome, total cycles, ledger (units, causes), start (instructions,), end (instructions,), head (units,): next
-        position in ``queue``, tokens (2, units, units): [kind, producer, consumer], barriers passed). On DEADLOCK and
-        LEFTOVER the total is the cycle in which it was found.
+        (outcome, total cycles, ledger (units, causes), start (instructions,), end (instructions,), held
+        (instructions,): cycles of ``wait_bank``, head (units,): next position in ``queue``, tokens (2, units, units):
+        [kind, producer, consumer], barriers passed). On DEADLOCK and LEFTOVER the total is the cycle in which it was
+        found.
     """
     count = busy.shape[0]
-    start, end = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
+    start, end, held = np.full(count, -1, np.int64), np.full(count, -1, np.int64), np.zeros(count, np.int64)
     number = stops.shape[1]
     ledger = np.zeros((number, IDLE_DONE + 1), np.int64)
     tokens = np.zeros((2, number, number), np.int64)
@@ -317,8 +342,9 @@ def run(
         more = segment < barriers.shape[0]
         while True:
             _advance(
-                now, stop, queue, units, tokens, busy, transfer, wait, signal, demand, ports, asked, start, end, ledger
-            )
+                now, stop, queue, units, tokens, busy, transfer, wait, signal, demand, ports, asked, start, end, held,
+                ledger,
+            )  # fmt: skip
             _request(now, origin, clocks, queue, units, transfer, geometry, demand, ports, asked, memory, ledger)
             following = _serve(now, origin, clocks, units, memory, ledger)
             if following < 0:
@@ -328,10 +354,10 @@ def run(
         dram.advance(memory, -(-(now - origin) * clocks[1] // clocks[0]))  # refresh and background up to here
         for unit in range(number):
             if units[HEAD, unit] < stop[unit]:
-                return DEADLOCK, now, ledger, start, end, units[HEAD], tokens, segment
+                return DEADLOCK, now, ledger, start, end, held, units[HEAD], tokens, segment
         for token in tokens.flat:
             if token != 0:
-                return LEFTOVER, now, ledger, start, end, units[HEAD], tokens, segment
+                return LEFTOVER, now, ledger, start, end, held, units[HEAD], tokens, segment
         if more:
             start[barriers[segment]] = now
             now += busy[barriers[segment]]
@@ -339,4 +365,4 @@ def run(
             origin = now
             for unit in range(number):
                 ledger[unit, WAIT_BARRIER] += busy[barriers[segment]]
-    return DONE, now, ledger, start, end, units[HEAD], tokens, barriers.shape[0]
+    return DONE, now, ledger, start, end, held, units[HEAD], tokens, barriers.shape[0]

@@ -105,13 +105,15 @@ class CodeTiming:
     """Timing of one piece of code.
 
     ``ledger[unit]`` sums to ``total_cycles`` for every unit. ``start_cycle`` and ``end_cycle``: int64 (instructions,),
-    the instruction occupies ``start <= t < end``. ``layers`` by the number in the instruction's ``layer`` field.
+    the instruction occupies ``start <= t < end``. ``wait_bank_cycles``: how many of these it waited for ports.
+    ``layers`` by the number in the instruction's ``layer`` field.
     """
 
     total_cycles: int
     ledger: Ledger
     start_cycle: NDArray[np.int64]
     end_cycle: NDArray[np.int64]
+    wait_bank_cycles: NDArray[np.int64]
     traffic: Traffic
     dram: DramCounts
     layers: Mapping[int, LayerTiming]

@@ -39,7 +39,7 @@ def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = 
     clocks = np.array([machine.clock_mhz, machine.dram.device.clock_mhz, machine.interconnect_cycles], np.int64)
     memory = dram.new_state(machine)
     run = core.run(*map(np.ascontiguousarray, arrays), sram.ports(machine.sram), clocks, memory)
-    outcome, total, ledger, start, end, head, tokens, segment = run
+    outcome, total, ledger, start, end, held, head, tokens, segment = run
     if outcome == core.DEADLOCK:
         raise UserError(_deadlock(code, cost, queue, stops[segment + 1], head, tokens, total))
     if outcome == core.LEFTOVER:
@@ -56,6 +56,7 @@ def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = 
         ledger={unit: dict(zip(core.CAUSES, ledger[u].tolist(), strict=True)) for u, unit in enumerate(UNITS)},
         start_cycle=start,
         end_cycle=end,
+        wait_bank_cycles=held,
         traffic=Traffic(*cost.traffic.sum(axis=0).tolist()),
         dram=DramCounts(*memory[dram.ROW_HITS : dram.ISSUED].tolist()),
         layers=_layers(cost, start, end),

@@ -7,8 +7,8 @@ The rules, in full:
   banks are interleaved, a block of ``bank_bytes`` where not) modulo ``banks``.
 * *Demand.* An instruction moves the bytes of each of its operands in SRAM evenly over its ``busy`` cycles, a copy over
   its ``transfer`` cycles, and evenly over the banks that the operand touches, from its first byte to its last. So it
-  asks ``ceil(ceil(bytes 2^16 / cycles) / banks touched)`` of each of them, in 2^-16 bytes per cycle. Strides, alignment
-  and the order of addresses inside an operand cost nothing; parameter memory has ports of its own.
+  asks ``ceil(ceil(bytes 2^16 / cycles) / banks touched)`` of each of them, in 2^-16 bytes per cycle. Strides,
+  alignment and the order of addresses inside an operand cost nothing; parameter memory has ports of its own.
 * *Bytes.* Every element of an operand once, but no more than lie between its first byte and its last: what a stride of
   0 repeats is fetched once. The array fetches an operand again for every tile of the other one, as its dataflow makes
   it (`_matmul`); SMEXP and RTQUANT read their rows in both of their passes.
@@ -157,8 +157,8 @@ def demands(sram: Sram, start: Int64, length: int, moved: int, cycles: Int64, wr
     touched = np.minimum(last - first + 1, sram.banks)
     rate = -(-min(moved, 1 << 46) * UNIT // np.maximum(cycles, 1))
     rate = np.clip(-(-rate // touched), 1, MOST_RATE)
-    packed: Int64 = rate << RATE_SHIFT | touched << TOUCHED_SHIFT | (first % sram.banks) << FIRST_SHIFT | int(write)
-    return packed
+    out: Int64 = rate << RATE_SHIFT | touched << TOUCHED_SHIFT | (first % sram.banks) << FIRST_SHIFT | int(write)
+    return out
 
 
 def ports(sram: Sram) -> Int64:

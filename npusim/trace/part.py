@@ -106,23 +106,28 @@ def token_pairs(cost: Costs) -> list[TokenPairs]:
 def instruction_causes(cost: Costs, timing: CodeTiming, tokens: list[TokenPairs]) -> Int64:
     """Cycles (instructions, `CAUSES`): of the time since its unit's last instruction ended.
 
-    A unit waits for read-after-write tokens until the last of them is sent, then for the others. Cycles of execution
-    beyond what an instruction takes by itself are the DRAM's. Rows of barriers are 0: what every unit spends there is
-    the ledger's `wait_barrier`, of no instruction.
+    A unit waits for tokens of the storage unit until the last of them is sent, then for read-after-write tokens, then
+    for the others. Cycles of execution beyond what an instruction takes by itself and what it waits for ports are the
+    DRAM's. Rows of barriers are 0: what every unit spends there is of no instruction.
     """
     start, end = timing.start_cycle, timing.end_cycle
     found = np.zeros((len(start), len(CAUSES)), np.int64)
-    last_raw = np.zeros(len(start), np.int64)
+    last_raw, last_swap = np.zeros(len(start), np.int64), np.zeros(len(start), np.int64)
     for pairs in tokens:
         if pairs.kind == "raw":
             np.maximum.at(last_raw, pairs.taker, end[pairs.sender])
+        if len(pairs.sender) and cost.unit[pairs.sender[0]] == UNITS.index("storage"):
+            np.maximum.at(last_swap, pairs.taker, end[pairs.sender])
     free = unit_free(cost, end)
-    raw_until = np.clip(last_raw, free, start)
+    swap_until = np.clip(last_swap, free, start)
+    raw_until = np.clip(last_raw, swap_until, start)
     busy = cost.busy + cost.transfer
     found[:, CAUSES.index("busy")] = busy
-    found[:, CAUSES.index("wait_token_raw")] = raw_until - free
+    found[:, CAUSES.index("wait_token_raw")] = raw_until - swap_until
+    found[:, CAUSES.index("wait_param_swap")] = swap_until - free
     found[:, CAUSES.index("wait_token_war")] = start - raw_until
-    found[:, CAUSES.index("wait_dram")] = end - start - busy
+    found[:, CAUSES.index("wait_dram")] = end - start - busy - timing.wait_bank_cycles
+    found[:, CAUSES.index("wait_bank")] = timing.wait_bank_cycles
     found[cost.barrier] = 0
     return found
 

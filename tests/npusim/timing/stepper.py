@@ -73,6 +73,10 @@ class Stepper:
         mask = getattr(ins, f"wait_{kind}")
         return [(kind, UNITS[u], UNITS[ins.unit]) for u in range(len(UNITS)) if mask & 1 << u]
 
+    def is_empty(self, unit: str) -> bool:
+        queue = self.queues[unit]
+        return not queue or self.behind_barrier(queue[0])
+
     def behind_barrier(self, index: int) -> bool:
         return bool(self.barriers) and index > self.barriers[0]
 
@@ -170,9 +174,13 @@ class Stepper:
         if self.barrier_left:
             return "wait_barrier"
         if self.barriers and (not queue or self.behind_barrier(queue[0])):
-            return "drain"
+            at_work = {u for u in UNITS if self.running[u] or not self.is_empty(u)}
+            return "wait_param_swap" if at_work == {"storage"} else "drain"
         if not queue:
             return "idle_done"
+        missing = [token for kind in ("raw", "war") for token in self.needs(queue[0], kind) if not self.tokens[token]]
+        if any(sender == "storage" for _, sender, _ in missing):
+            return "wait_param_swap"
         return "wait_token_war" if all(self.tokens[t] for t in self.needs(queue[0], "raw")) else "wait_token_raw"
 
     def pass_cycle(self) -> None:
