@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from models.stdit import STDiT
 from models.vae import Autoencoder
 from models.workloads import Workload, get_workload
 from npusim.config import Machine, load_machine
+from npusim.cost import Energy, energy
 from npusim.errors import UserError
 from npusim.fidelity import Clip, Fidelity, measure
 from npusim.folder import check_folder
@@ -98,6 +100,11 @@ class RunResult:
     tallies: Mapping[str, Tallies]
     passes: Mapping[str, str]
     wall_clock: Mapping[str, float | str]
+
+    @cached_property
+    def energy(self) -> Energy:
+        """Of the denoiser, from the counted actions and the tables in hwconfigs/energy."""
+        return energy(self.program, self.timing)
 
 
 @contextmanager
