@@ -58,7 +58,7 @@ class Derived:
 
 def derive(machine: Machine) -> Derived:
     """Compute the derived figures of ``machine``."""
-    sram_bytes_per_cycle = machine.sram.bytes_per_cycle
+    sram_bytes_per_cycle = machine.sram.peak_bytes_per_cycle
     return Derived(
         peak_tops=machine.peak_tops,
         peak_macs_per_cycle=machine.peak_macs_per_cycle,

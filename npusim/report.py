@@ -22,6 +22,7 @@ from typing import Any
 
 import npusim
 from npusim import pictures
+from npusim.cost.energy import WORK, PartEnergy, energy_block, total
 from npusim.fidelity import PAIRS
 from npusim.folder import Layout, write_folder
 from npusim.isa.encoding import UNITS
@@ -35,6 +36,7 @@ NOT_MODELLED = "n/a"
 PACKAGES = ("numba", "numpy", "pillow", "safetensors", "scikit-image", "torch")
 CLIP_LABELS = {"float": "float", "fakequant": "fake-quant", "integer": "integer"}
 
+ENERGY_COLUMNS = ("energy_low_pj", "energy_nominal_pj", "energy_high_pj")
 JSON, PASSES = "run.json", "passes"
 RUN_FOLDER = Layout(
     "run",
@@ -118,7 +120,8 @@ def as_dict(result: TimingResult) -> dict[str, Any]:
             "dram_bandwidth_share": timing.dram_bandwidth_share,
             "dram": asdict(timing.dram),
             "bytes": traffic | {"storage_read_bytes": NOT_MODELLED},
-            "energy_joules": NOT_MODELLED,
+            "energy_joules": {name: value / 1e12 for name, value in asdict(result.energy.total_pj).items()},
+            "energy_pj": energy_block(result.energy),
         },
         "saturation": measured["saturation"],
         "ledger_cycles": {unit: dict(causes) for unit, causes in timing.ledger.items()},
@@ -171,11 +174,11 @@ def layers_csv(result: TimingResult) -> bytes:
     counts = [f.name for f in fields(Traffic)]
     peak = result.config.machine.peak_macs_per_cycle
     header = ["part", "layer", "executions", "start_cycle", "span_cycles", *(f"{unit}_busy_cycles" for unit in UNITS)]
-    header += [*counts, "mac_busy_utilisation"]
+    header += [*counts, "mac_busy_utilisation", *(f"energy_{name}_pj" for name in WORK), *ENERGY_COLUMNS]
 
-    def rows(part: str, timing: CodeTiming, executions: int) -> Iterable[list[Any]]:
+    def rows(part: str, timing: CodeTiming, energy: PartEnergy, executions: int) -> Iterable[list[Any]]:
         for index, layer in sorted(timing.layers.items(), key=lambda item: (item[1].start_cycle, item[0])):
-            busy = layer.busy_cycles["mac"]
+            busy, work = layer.busy_cycles["mac"], energy.layers[index]
             yield [
                 part,
                 result.program.layers[index],
@@ -185,10 +188,13 @@ def layers_csv(result: TimingResult) -> bytes:
                 *(layer.busy_cycles[unit] for unit in UNITS),
                 *(getattr(layer.traffic, name) for name in counts),
                 layer.traffic.mac_operations / (peak * busy) if busy else NOT_MODELLED,
+                *(round(work[name].nominal) for name in WORK),
+                *(round(value) for value in asdict(total(work.values())).values()),
             ]
 
-    timing = result.timing
-    return csv_bytes(header, [*rows("prologue", timing.prologue, 1), *rows("step", timing.step, timing.steps)])
+    timing, energy = result.timing, result.energy
+    parts = (("prologue", timing.prologue, energy.prologue, 1), ("step", timing.step, energy.step, timing.steps))
+    return csv_bytes(header, [row for part in parts for row in rows(*part)])
 
 
 def steps_csv(result: TimingResult) -> bytes:
@@ -203,7 +209,9 @@ def steps_csv(result: TimingResult) -> bytes:
     columns |= {f"eps_equal_inputs_{name}_sqnr_db": values for name, values in equal.items()}
     compared = result.bit_exact.steps_compared if isinstance(result, RunResult) else None
     traffic = {name: count for name, count in _traffic(step.traffic).items() if name.startswith("dram")}
-    header = ["step", "timestep", "time_range", "cycles", "seconds", *traffic, *columns, "compared_bit_for_bit"]
+    header = ["step", "timestep", "time_range", "cycles", "seconds", *traffic, *ENERGY_COLUMNS]
+    header += [*columns, "compared_bit_for_bit"]
+    energy_pj = [round(value) for value in asdict(result.energy.step.total_pj).values()]
     clock_hz = result.config.machine.clock_hz
     rows = [
         [
@@ -213,6 +221,7 @@ def steps_csv(result: TimingResult) -> bytes:
             step.total_cycles,
             step.total_cycles / clock_hz,
             *traffic.values(),
+            *energy_pj,
             *(number(values[index]) for values in columns.values()),
             NOT_MODELLED if compared is None else "yes" if index in compared else "no",
         ]

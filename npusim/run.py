@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from models.stdit import STDiT
 from models.vae import Autoencoder
 from models.workloads import Workload, get_workload
 from npusim.config import Machine, load_machine
+from npusim.cost import Energy, energy
 from npusim.errors import UserError
 from npusim.fidelity import Clip, Fidelity, measure
 from npusim.folder import check_folder
@@ -108,6 +110,11 @@ class RunResult(TimingResult):
     fidelity: Fidelity
     bit_exact: BitExact
     tallies: Mapping[str, Tallies]
+
+    @cached_property
+    def energy(self) -> Energy:
+        """Of the denoiser, from the counted actions and the tables in hwconfigs/energy."""
+        return energy(self.program, self.timing)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from npusim.cost import Range
 from npusim.evaluate import METRICS, Evaluation
 from npusim.fidelity import PAIRS
 from npusim.memory import Tally
@@ -72,6 +73,11 @@ def saturation_line(tallies: Mapping[tuple[str, str, str], Tally]) -> str:
     return "; ".join(parts)
 
 
+def energy_text(value: Range) -> str:
+    """In mJ: nominal, and between what bounds sources leave it."""
+    return f"{value.nominal / 1e9:,.3g} ({value.low / 1e9:,.3g}..{value.high / 1e9:,.3g})"
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for index, column in enumerate(columns):
@@ -107,8 +113,11 @@ def _cost(result: TimingResult) -> Table:
     traffic = (t.prologue.traffic, t.step.traffic, t.traffic)
     macs = [x.mac_operations / (machine.peak_macs_per_cycle * cycles) for x, cycles in zip(traffic, parts, strict=True)]
     table.add_row("MAC utilisation", *(f"{value:.1%}" for value in macs))
-    table.add_row("DRAM MB read", *(f"{x.dram_read_bytes / 1e6:,.2f}" for x in traffic))
-    table.add_row("DRAM MB written", *(f"{x.dram_write_bytes / 1e6:,.2f}" for x in traffic))
+    moved = (f"{x.dram_read_bytes / 1e6:,.2f} + {x.dram_write_bytes / 1e6:,.2f}" for x in traffic)
+    table.add_row("DRAM MB read + write", *moved)
+    energy = result.energy
+    parts_mj = (f"{x.total_pj.nominal / 1e9:,.3g}" for x in (energy.prologue, energy.step))
+    table.add_row("energy mJ", *parts_mj, energy_text(energy.total_pj))
     return table
 
 

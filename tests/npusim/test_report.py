@@ -56,7 +56,11 @@ def test_run_folder(tiny_result, tmp_path):
     assert data["schema_version"] == 1
     assert data["config"]["machine"] == tiny_result.config.machine.model_dump(mode="json")
     assert data["fidelity"]["frames_psnr_db"] == data["fidelity"]["frames_ssim"] == "n/a"
-    assert data["cost"]["energy_joules"] == data["cost"]["bytes"]["storage_read_bytes"] == "n/a"
+    assert data["cost"]["bytes"]["storage_read_bytes"] == "n/a"
+    in_all, parts = data["cost"]["energy_joules"], data["cost"]["energy_pj"]
+    assert 0 < in_all["low"] < in_all["nominal"] < in_all["high"]
+    assert in_all["nominal"] * 1e12 == pytest.approx(parts["prologue"]["nominal"] + 4 * parts["step"]["nominal"])
+    assert in_all["high"] * 1e12 == pytest.approx(sum(value["high"] for value in parts["by_component"].values()))
     assert data["cost"]["cycles"] == data["cost"]["prologue_cycles"] + 4 * data["cost"]["step_cycles"]
     assert data["cost"]["seconds"] == data["cost"]["cycles"] / 200e6
     for causes in data["ledger_cycles"].values():
@@ -157,7 +161,7 @@ def test_units_stand_in_column_names(tiny_result):
     plain = {"part", "layer", "executions", "step", "timestep", "time_range", "compared_bit_for_bit", "mac_operations"}
     for data in (report.steps_csv(tiny_result), report.layers_csv(tiny_result)):
         for name in set(rows(data)[0]) - plain:
-            assert name.endswith(("cycles", "cycle", "bytes", "_db", "seconds", "utilisation")), name
+            assert name.endswith(("cycles", "cycle", "bytes", "_db", "seconds", "utilisation", "_pj")), name
 
 
 def test_figures_as_files_hold_them():

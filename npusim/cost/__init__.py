@@ -1,0 +1,7 @@
+"""Energy and area of a run: counted actions times the tables in `hwconfigs/energy`, with low, nominal and high."""
+
+from npusim.cost.area import Area, area
+from npusim.cost.energy import Energy, energy
+from npusim.cost.tables import Range
+
+__all__ = ["Area", "Energy", "Range", "area", "energy"]

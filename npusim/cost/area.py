@@ -1,0 +1,70 @@
+"""Area of a machine by part, and rates per area and power, from the tables of `hwconfigs/energy`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from npusim.config import Machine
+from npusim.cost.tables import BITCELL, Range, base_table, sram_table
+
+WORD_BITS = 128
+
+
+@dataclass(frozen=True)
+class Area:
+    """mm2 by part at ``node_nm``, without overhead; ``total_mm2`` is with it."""
+
+    array_mm2: Range
+    requantizers_mm2: Range
+    vector_mm2: Range
+    accumulators_mm2: Range
+    sram_mm2: Range
+    param_memory_mm2: Range
+    overhead: Range
+    node_nm: int
+
+    @property
+    def logic_mm2(self) -> Range:
+        return self.array_mm2 + self.requantizers_mm2 + self.vector_mm2
+
+    @property
+    def total_mm2(self) -> Range:
+        return (self.logic_mm2 + self.accumulators_mm2 + self.sram_mm2 + self.param_memory_mm2) * self.overhead
+
+
+def area(machine: Machine, node_nm: int | None = None) -> Area:
+    """Area of ``machine`` at ``node_nm``, by default the table's for it."""
+    base, table = base_table(), sram_table()
+    node = base.node_of(machine.name) if node_nm is None else node_nm
+    figures, array = base.area, machine.mac_array
+    cell = figures.cell_8x8_um2.range * (base.area_factor(figures.cell_8x8_um2.node_nm, node) / 1e6)
+    requantizer = getattr(figures, f"requantizer_{array.requant_multiplier_bits}_cells").range
+    second = figures.requantizer_16_cells.range if array.factored_requant else Range()
+
+    def memory(size_bytes: float, word_bits: int) -> Range:
+        bank = table.bank(size_bytes, word_bits)
+        share = size_bytes / (bank.kib * 1024)  # the table's largest bank is smaller than some memories
+        return Range(*bank.area_mm2) * (share * base.area_factor(table.node_nm, node, BITCELL))
+
+    banks = max(1, machine.sram.bytes_per_cycle * 8 // WORD_BITS)
+    return Area(
+        array_mm2=cell * (array.rows * array.cols),
+        requantizers_mm2=cell * (requantizer + second) * array.cols,
+        vector_mm2=cell * figures.vector_lane_cells.range * machine.vector_unit.lanes,
+        accumulators_mm2=memory(array.acc_rows * array.acc_bits / 8, 64) * _accumulator_columns(machine),
+        sram_mm2=memory(machine.sram.capacity_bytes / banks, WORD_BITS) * banks,
+        param_memory_mm2=memory(machine.param_memory.capacity_bytes, WORD_BITS),
+        overhead=figures.overhead.range,
+        node_nm=node,
+    )
+
+
+def _accumulator_columns(machine: Machine) -> int:
+    """Columns with an accumulator memory; output-stationary cells hold theirs."""
+    return 0 if machine.mac_array.dataflow == "output_stationary" else machine.mac_array.cols
+
+
+def peak_tops_per_mm2(machine: Machine) -> Range:
+    """8-bit peak over the whole area; low is at the largest area."""
+    size = area(machine).total_mm2
+    return Range(machine.peak_tops / size.high, machine.peak_tops / size.nominal, machine.peak_tops / size.low)

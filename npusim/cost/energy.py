@@ -1,0 +1,214 @@
+"""Energy of a program on its machine: counted actions times the table, by layer, by part and by component.
+
+The denoiser only, as timing counts it: the text encoder and the autoencoder run elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from npusim.config import Machine
+from npusim.cost.actions import ArrayActions, array_actions
+from npusim.cost.area import area
+from npusim.cost.tables import Base, Range, base_table, sram_table
+from npusim.program import Program
+from npusim.timing import CodeTiming, ProgramTiming, Traffic
+
+WORK = ("multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram")
+"""Components that a layer's own actions cause."""
+TIME = ("idle", "leakage")
+"""Components that time causes; they belong to a part, not to a layer."""
+COMPONENTS = (*WORK, *TIME)
+WORD_BITS = 128
+"""Word of one SRAM bank: the SRAM is taken to be as many banks of that width as its port moves in a cycle."""
+ACCUMULATOR_WORD_BITS = 64
+
+Energies = Mapping[str, Range]
+"""pJ by component."""
+
+
+@dataclass(frozen=True)
+class PartEnergy:
+    """One execution of the prologue or of a step: ``layers`` by number, with `WORK`; ``time``: `TIME`."""
+
+    layers: Mapping[int, Energies]
+    time: Energies
+
+    @property
+    def by_component(self) -> Energies:
+        work = {name: total(layer[name] for layer in self.layers.values()) for name in WORK}
+        return work | dict(self.time)
+
+    @property
+    def total_pj(self) -> Range:
+        return total(self.by_component.values())
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Of a whole video: the prologue once, the step ``steps`` times; ``node_nm``: what all figures were scaled to."""
+
+    prologue: PartEnergy
+    step: PartEnergy
+    steps: int
+    node_nm: int
+
+    @property
+    def by_component(self) -> Energies:
+        once, each = self.prologue.by_component, self.step.by_component
+        return {name: once[name] + each[name] * self.steps for name in COMPONENTS}
+
+    @property
+    def total_pj(self) -> Range:
+        return total(self.by_component.values())
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Energies in pJ of one action on one machine, at its node."""
+
+    multiply_8x8: Range
+    add_32: Range
+    register_bit: Range
+    requantize: Mapping[int, Range]
+    vector_lane: Range
+    accumulator_update: Range
+    sram_read_byte: Range
+    sram_write_byte: Range
+    param_read_byte: Range
+    param_write_byte: Range
+    dram_byte: Range
+    idle_cell_cycle: Range
+    idle_lane_cycle: Range
+    leakage_mw: Range
+
+
+def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) -> Energy:
+    """Energy of ``program``, of which ``timing`` is the timing; ``node_nm``: instead of the table's for the machine."""
+    machine, base = program.machine, base_table()
+    node = base.node_of(machine.name) if node_nm is None else node_nm
+    units = unit_energies(machine, node)
+    parts = {
+        name: _part(machine, units, array_actions(code, machine), part)
+        for (name, code), part in zip(program.code(), (timing.prologue, timing.step), strict=True)
+    }
+    return Energy(parts["prologue"], parts["step"], timing.steps, node)
+
+
+def unit_energies(machine: Machine, node_nm: int) -> Unit:
+    """What each action costs on ``machine`` at ``node_nm``."""
+    base, figures = base_table(), base_table().figures
+
+    def pj(name: str) -> Range:
+        figure = getattr(figures, name)
+        scaled: Range = figure.range * base.energy_factor(figure.node_nm, node_nm)
+        return scaled
+
+    array, sram = machine.mac_array, _bank_bytes(machine)
+    multiply, add, register = pj("multiply_8x8_pj"), pj("add_32_pj"), pj("register_bit_pj")
+    column_bytes = array.acc_rows * array.acc_bits / 8
+    fill = access(base, column_bytes, ACCUMULATOR_WORD_BITS, node_nm)
+    update = sum(fill, Range()) * (array.acc_bits / ACCUMULATOR_WORD_BITS)
+    reads, writes = (each * (8 / WORD_BITS) for each in access(base, sram, WORD_BITS, node_nm))
+    param = tuple(
+        each * (8 / WORD_BITS) for each in access(base, machine.param_memory.capacity_bytes, WORD_BITS, node_nm)
+    )
+    lane = pj("vector_lane_pj")
+    idle = figures.idle_share.range
+    return Unit(
+        multiply_8x8=multiply,
+        add_32=add,
+        register_bit=register,
+        requantize={16: pj("requantize_16_pj"), 32: pj("requantize_32_pj")},
+        vector_lane=lane,
+        accumulator_update=update + add * (array.acc_bits / 32),
+        sram_read_byte=reads,
+        sram_write_byte=writes,
+        param_read_byte=param[0],
+        param_write_byte=param[1],
+        dram_byte=base.dram(machine.dram.device.kind) * 8,
+        idle_cell_cycle=product_pj(multiply, add, register, (8, 8), array.acc_bits) * idle,
+        idle_lane_cycle=lane * idle,
+        leakage_mw=leakage_mw(machine, node_nm),
+    )
+
+
+def product_pj(multiply: Range, add: Range, register: Range, bits: tuple[int, int], acc_bits: int) -> Range:
+    """One product in a cell: multiplier by the product of the widths, adder by its width, and the registers behind."""
+    return multiply * (bits[0] * bits[1] / 64) + add * (acc_bits / 32) + register * (bits[0] + acc_bits)
+
+
+def access(base: Base, size_bytes: float, word_bits: int, node_nm: int) -> tuple[Range, Range]:
+    """Energies in pJ to read and to write one word of an SRAM bank."""
+    table = sram_table()
+    bank, factor = table.bank(size_bytes, word_bits), base.energy_factor(table.node_nm, node_nm)
+    return Range(*bank.read_pj) * factor, Range(*bank.write_pj) * factor
+
+
+def leakage_mw(machine: Machine, node_nm: int) -> Range:
+    """Of SRAM, parameter memory and logic."""
+    base, table = base_table(), sram_table()
+    banks = machine.sram.capacity_bytes / _bank_bytes(machine)
+    memory = Range(*table.bank(_bank_bytes(machine), WORD_BITS).leakage_mw) * banks
+    memory += Range(*table.bank(machine.param_memory.capacity_bytes, WORD_BITS).leakage_mw)
+    logic = area(machine, node_nm).logic_mm2 * base.figures.logic_leakage_mw_per_mm2.range
+    return memory * base.energy_factor(table.node_nm, node_nm) + logic
+
+
+def _bank_bytes(machine: Machine) -> float:
+    banks = max(1, machine.sram.bytes_per_cycle * 8 // WORD_BITS)
+    return machine.sram.capacity_bytes / banks
+
+
+def _part(machine: Machine, units: Unit, array: Mapping[int, ArrayActions], timing: CodeTiming) -> PartEnergy:
+    layers = {
+        number: _layer(machine, units, array.get(number, ArrayActions()), layer.traffic, layer.busy_cycles["vector"])
+        for number, layer in timing.layers.items()
+    }
+    cells, lanes = machine.mac_array.rows * machine.mac_array.cols, machine.vector_unit.lanes
+    waiting = {unit: timing.total_cycles - timing.ledger[unit]["busy"] for unit in ("mac", "vector")}
+    idle = units.idle_cell_cycle * (cells * waiting["mac"]) + units.idle_lane_cycle * (lanes * waiting["vector"])
+    # mW times seconds is 1e9 pJ.
+    leakage = units.leakage_mw * (timing.total_cycles / machine.clock_hz * 1e9)
+    return PartEnergy(layers, {"idle": idle, "leakage": leakage})
+
+
+def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic, vector_cycles: int) -> Energies:
+    acc_bits = machine.mac_array.acc_bits
+    products = total(
+        product_pj(units.multiply_8x8, units.add_32, units.register_bit, bits, acc_bits) * count
+        for bits, count in array.products.items()
+    )
+    sram_reads = traffic.sram_read_bytes + array.refetched_bytes
+    return {
+        "multiply_accumulate": products + units.add_32 * array.row_sums,
+        "accumulators": units.accumulator_update * array.accumulations,
+        "requantization": total(units.requantize[bits] * count for bits, count in array.requantizations.items()),
+        "vector": units.vector_lane * (vector_cycles * machine.vector_unit.lanes),
+        "sram": units.sram_read_byte * sram_reads + units.sram_write_byte * traffic.sram_write_bytes,
+        "param_memory": units.param_read_byte * traffic.param_read_bytes
+        + units.param_write_byte * traffic.param_load_bytes,
+        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes),
+    }
+
+
+def total(ranges: Iterable[Range]) -> Range:
+    """Sum of ``ranges``; low with low, high with high, as if all sources erred the same way."""
+    return sum(ranges, Range())
+
+
+def as_pj(value: Range) -> dict[str, int]:
+    """A range of pJ as run.json holds it, whole pJ."""
+    return {"low": round(value.low), "nominal": round(value.nominal), "high": round(value.high)}
+
+
+def energy_block(found: Energy) -> dict[str, object]:
+    """``cost.energy_pj`` of run.json: in all, by component, of prologue and step."""
+    return {
+        "total": as_pj(found.total_pj),
+        "prologue": as_pj(found.prologue.total_pj),
+        "step": as_pj(found.step.total_pj),
+        "by_component": {name: as_pj(value) for name, value in found.by_component.items()},
+        "node_nm": found.node_nm,
+    }

@@ -1,0 +1,145 @@
+"""Energy and area: counts and sums computed another way, scaling, and refused tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import Builder, compile_graph
+from npusim.config import Machine
+from npusim.cost import area, energy, tables
+from npusim.cost.actions import array_actions
+from npusim.cost.energy import TIME, WORK, Range, unit_energies
+from npusim.cost.tables import base_table, sram_table
+from npusim.errors import UserError
+from npusim.isa import decode
+from npusim.program import Program
+from npusim.timing import time_program
+
+M, K, N = 70, 20, 30
+
+
+@pytest.fixture(scope="module")
+def program(tiny_machine: Machine) -> Program:
+    rng = np.random.default_rng(6)
+    net = Builder(2)
+    x = net.input("x", (M, K), "i8")
+    weight = rng.integers(-8, 8, (N, K), np.int8)
+    y = net.linear("gemm", x, weight, "i16", multiplier=20000, shift=20, weight_bits=4)
+    net.output(net.sum("double", y, y, "i16", a_mul=1, b_mul=1, shift=1))
+    return compile_graph(net.graph(), tiny_machine)
+
+
+def test_counts_of_a_product(program: Program, tiny_machine: Machine) -> None:
+    """Products, results and folds of the whole product; SRAM reads by walking over the instructions' tiles."""
+    (actions,) = array_actions(program.step, tiny_machine).values()
+    assert dict(actions.products) == {(8, 4): M * K * N}
+    assert dict(actions.requantizations) == {16: M * N}
+    folds = math.ceil(K / 8)
+    assert actions.accumulations == M * N * (folds - 1)
+    again = 0
+    for ins in decode(program.step):
+        if ins.op == "matmul":
+            for first in range(0, ins.m, 64):
+                rows = min(64, ins.m - first)
+                for column in range(0, ins.n, 8):
+                    again += rows * ins.k if column else 0
+                    again += min(8, ins.n - column) * math.ceil(ins.k / 2) if first else 0
+    assert actions.refetched_bytes == again > 0
+    assert actions.row_sums == M * K * math.ceil(N / 8)
+
+
+def test_a_layers_energy_by_hand(program: Program, tiny_machine: Machine) -> None:
+    timing = time_program(program)
+    found = energy(program, timing, node_nm=45)
+    index = program.layers.index("gemm")
+    work, traffic = found.step.layers[index], timing.step.layers[index].traffic
+    mac = 0.2 * 8 * 4 / 64 + 0.1 * 40 / 32 + 0.003 * (8 + 40) * base_table().energy_factor(40, 45).nominal
+    assert work["multiply_accumulate"].nominal == pytest.approx(mac * M * K * N + 0.1 * M * K * 4)
+    assert work["requantization"].nominal == pytest.approx(2.0 * M * N)
+    moved = traffic.dram_read_bytes + traffic.dram_write_bytes
+    assert work["dram"] == Range(4 * 8 * moved, 12 * 8 * moved, 40 * 8 * moved)
+    assert work["vector"] == Range()
+    double = found.step.layers[program.layers.index("double")]
+    assert double["vector"].nominal == pytest.approx(
+        1.8 * 8 * timing.step.layers[program.layers.index("double")].busy_cycles["vector"]
+    )
+    assert double["multiply_accumulate"] == Range()
+
+
+def test_layers_parts_and_components_sum_to_the_total(program: Program) -> None:
+    found = energy(program, time_program(program))
+    parts = [(found.prologue, 1), (found.step, 2)]
+    for which in ("low", "nominal", "high"):
+        layers = sum(
+            times * getattr(layer[n], which) for p, times in parts for layer in p.layers.values() for n in WORK
+        )
+        time = sum(times * getattr(p.time[name], which) for p, times in parts for name in TIME)
+        assert getattr(found.total_pj, which) == pytest.approx(layers + time)
+    assert found.total_pj.low < found.total_pj.nominal < found.total_pj.high
+
+
+def test_leakage_and_idle_follow_time(program: Program, tiny_machine: Machine) -> None:
+    timing = time_program(program)
+    found, units = energy(program, timing), unit_energies(tiny_machine, 22)
+    seconds = timing.step.total_cycles / 200e6
+    assert found.step.time["leakage"].nominal == pytest.approx(units.leakage_mw.nominal * 1e-3 * seconds * 1e12)
+    waiting = sum(cycles for cause, cycles in timing.step.ledger["mac"].items() if cause != "busy")
+    lanes = sum(cycles for cause, cycles in timing.step.ledger["vector"].items() if cause != "busy")
+    expected = units.idle_cell_cycle.high * 64 * waiting + units.idle_lane_cycle.high * 8 * lanes
+    assert found.step.time["idle"].high == pytest.approx(expected)
+
+
+def test_scaling() -> None:
+    base = base_table()
+    assert base.energy_factor(22, 22) == base.energy_factor(0, 22) == Range(1, 1, 1)
+    assert base.energy_factor(45, 7).nominal == pytest.approx(0.33)
+    assert base.energy_factor(45, 7).low == pytest.approx(0.30 * 0.7)
+    assert base.energy_factor(7, 45).nominal == pytest.approx(1 / 0.33)
+    between = base.energy_factor(45, 22).nominal * base.energy_factor(22, 7).nominal
+    assert between == pytest.approx(0.33)
+    assert base.energy_factor(7, 4).nominal == pytest.approx(math.sqrt(4 / 7))
+    assert base.area_factor(45, 22) == pytest.approx(3.3 / 16)
+    with pytest.raises(UserError, match="no node 13 nm; there: "):
+        base.area_factor(45, 13)
+
+
+def test_sram_table_is_ordered_and_as_published_elsewhere() -> None:
+    """CACTI's figures for 128-bit words of itrs-lop were also computed apart: 1.29 and 29.9 pJ for 8 KiB and 2 MiB."""
+    table = sram_table()
+    for bank in table.banks:
+        for values in (bank.read_pj, bank.write_pj, bank.leakage_mw, bank.area_mm2):
+            assert 0 < values[0] <= values[1] <= values[2], bank
+    assert table.bank(8 << 10, 128).read_pj[0] == pytest.approx(1.29, rel=0.01)
+    assert table.bank(2 << 20, 128).read_pj[0] == pytest.approx(29.9, rel=0.01)
+    assert table.bank(5 << 10, 128).kib == 8
+    assert table.bank(1 << 30, 128).kib == 4096
+
+
+def test_area_follows_the_machine(edge_machine: Machine) -> None:
+    size = area(edge_machine)
+    assert size.array_mm2.nominal == pytest.approx(8192 * 1010e-6 * 4.3 / 140)
+    assert size.requantizers_mm2.nominal == pytest.approx(128 * 2 * 5.1 * 1010e-6 * 4.3 / 140)
+    assert size.sram_mm2.nominal == pytest.approx(16 * 0.13718 * 0.021 / 0.1, rel=1e-3)
+    assert size.total_mm2.high > size.total_mm2.nominal > size.total_mm2.low
+    assert area(edge_machine, 22).array_mm2.nominal > 4 * size.array_mm2.nominal
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{low: 0.07, nominal: 0.2", "{low: 0.3, nominal: 0.2", "multiply_8x8_pj: low 0.3, nominal 0.2"),
+        ("{low: 0.07, nominal", "{low: -1, nominal", "base.yaml:6: figures.multiply_8x8_pj.low"),
+        ("  add_32_pj:", "  add_33_pj:", "figures.add_33_pj"),
+    ],
+)
+def test_a_faulty_table_is_refused_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (tables.TABLES / "base.yaml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (tmp_path / "base.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError, match=r"base\.yaml") as error:
+        base_table(tmp_path / "base.yaml")
+    assert message in str(error.value)
