@@ -97,6 +97,11 @@ class TimingResult:
     passes: Mapping[str, str]
     wall_clock: Mapping[str, float | str]
 
+    @cached_property
+    def energy(self) -> Energy:
+        """Of the denoiser, from the counted actions and the tables in hwconfigs/energy."""
+        return energy(self.program, self.timing)
+
 
 @dataclass(frozen=True, eq=False)
 class RunResult(TimingResult):
@@ -110,11 +115,6 @@ class RunResult(TimingResult):
     fidelity: Fidelity
     bit_exact: BitExact
     tallies: Mapping[str, Tallies]
-
-    @cached_property
-    def energy(self) -> Energy:
-        """Of the denoiser, from the counted actions and the tables in hwconfigs/energy."""
-        return energy(self.program, self.timing)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def area(machine: Machine, node_nm: int | None = None) -> Area:
         share = size_bytes / (bank.kib * 1024)  # the table's largest bank is smaller than some memories
         return Range(*bank.area_mm2) * (share * base.area_factor(table.node_nm, node, BITCELL))
 
-    banks = max(1, machine.sram.bytes_per_cycle * 8 // WORD_BITS)
+    banks = machine.sram.banks
     return Area(
         array_mm2=cell * (array.rows * array.cols),
         requantizers_mm2=cell * (requantizer + second) * array.cols,

@@ -149,7 +149,7 @@ def access(base: Base, size_bytes: float, word_bits: int, node_nm: int) -> tuple
 def leakage_mw(machine: Machine, node_nm: int) -> Range:
     """Of SRAM, parameter memory and logic."""
     base, table = base_table(), sram_table()
-    banks = machine.sram.capacity_bytes / _bank_bytes(machine)
+    banks = machine.sram.banks
     memory = Range(*table.bank(_bank_bytes(machine), WORD_BITS).leakage_mw) * banks
     memory += Range(*table.bank(machine.param_memory.capacity_bytes, WORD_BITS).leakage_mw)
     logic = area(machine, node_nm).logic_mm2 * base.figures.logic_leakage_mw_per_mm2.range
@@ -157,8 +157,7 @@ def leakage_mw(machine: Machine, node_nm: int) -> Range:
 
 
 def _bank_bytes(machine: Machine) -> float:
-    banks = max(1, machine.sram.bytes_per_cycle * 8 // WORD_BITS)
-    return machine.sram.capacity_bytes / banks
+    return machine.sram.bank_bytes
 
 
 def _part(machine: Machine, units: Unit, array: Mapping[int, ArrayActions], timing: CodeTiming) -> PartEnergy:
