@@ -17,13 +17,13 @@ from npusim.strict_yaml import read_yaml
 
 
 def test_derived_figures_of_the_edge_machine(edge_machine: Machine) -> None:
-    """By hand: 64 x 128 MACs at 1 GHz; 4 channels of 12.8 GB/s; a port of 256 bytes."""
+    """By hand: 64 x 128 MACs at 1 GHz; 4 channels of 12.8 GB/s; 16 ports of 64 bytes."""
     figures = hw.derive(edge_machine)
     assert figures.peak_tops == pytest.approx(16.384)
     assert figures.dram_gb_per_second == pytest.approx(51.2)
     assert figures.ridge_macs_per_dram_byte == pytest.approx(160)
-    assert figures.sram_gb_per_second == pytest.approx(256)
-    assert figures.ridge_macs_per_sram_byte == pytest.approx(32)
+    assert figures.sram_gb_per_second == pytest.approx(1024)
+    assert figures.ridge_macs_per_sram_byte == pytest.approx(8)
     assert figures.storage_gb_per_second == pytest.approx(4.2)
     assert figures.vector_gops == 128
 
