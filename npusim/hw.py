@@ -37,10 +37,10 @@ class Derived:
         dram_gb_per_second: peak of all channels, 1e9 bytes.
         dram_bytes_per_cycle: the same per NPU cycle.
         dram_latency_cycles: NPU cycles from a request to its first byte, closed row, idle controller.
-        sram_gb_per_second: what the SRAM's port moves, 1e9 bytes.
+        sram_gb_per_second: what all ports of the SRAM move, 1e9 bytes.
         storage_gb_per_second: sequential reads, 1e9 bytes.
         ridge_macs_per_dram_byte: products per byte of DRAM from which the array, not the DRAM, is the limit.
-        ridge_macs_per_sram_byte: the same for the SRAM's port.
+        ridge_macs_per_sram_byte: the same for the SRAM's ports.
         vector_gops: elements per second of the vector unit, in 1e9.
     """
 

@@ -122,7 +122,7 @@ def _cost(result: TimingResult) -> Table:
 
 
 def _ledger(result: TimingResult) -> Table:
-    table = _table("% of cycles", *(cause.removeprefix("wait_").replace("_", " ") for cause in CAUSES))
+    table = _table("% of cycles", *(cause.split("_")[-1] for cause in CAUSES))
     for unit, causes in result.timing.ledger.items():
         if unit == "storage" and not causes["busy"]:
             continue  # a program that swaps nothing

@@ -222,7 +222,11 @@ def test_a_fetch_runs_beside_everything_and_a_load_waits_for_it(tiny_machine: Ma
     timing = timed(tiny_machine, fetch, LOAD + "128", LOAD + "128 dram_addr=4096 wait_raw=16", BARRIER)
     assert spans(timing)[:2] == [(0, 40817), (0, 44)]
     assert timing.start_cycle[2] == 40817
-    assert causes(timing, "storage") == {"busy": 40817, "wait_barrier": timing.total_cycles - 40817}
+    assert causes(timing, "storage") == {
+        "busy": 40817, "drain": timing.total_cycles - 60 - 40817, "wait_barrier": 60,
+    }  # fmt: skip
+    assert causes(timing, "load")["wait_param_swap"] == 40817 - 44
+    assert causes(timing, "mac") == {"drain": timing.total_cycles - 60, "wait_barrier": 60}
     assert (timing.traffic.storage_read_bytes, timing.traffic.fetch_bytes) == (1001, 1001)
     assert timing.traffic.dram_write_bytes == 0
 
