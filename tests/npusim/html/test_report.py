@@ -105,7 +105,8 @@ def test_timeline_pieces_have_every_busy_cycle(report, tiny_result: RunResult):
     step = tiny_result.timing.step
     for unit in UNITS:
         own = [row for row in rows(report, "timeline") if row["unit"] == unit]
-        assert sum(int(row["busy_cycles"]) for row in own) == step.ledger[unit]["busy"] + step.ledger[unit]["wait_dram"]
+        executing = sum(step.ledger[unit][cause] for cause in ("busy", "wait_dram", "wait_bank"))
+        assert sum(int(row["busy_cycles"]) for row in own) == executing
         assert all(int(a["end_cycle"]) <= int(b["start_cycle"]) for a, b in pairwise(own))
 
 
