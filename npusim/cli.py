@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
+from npusim.commands.compare import compare
 from npusim.commands.report import report
 from npusim.commands.sweep import sweep
 from npusim.commands.trace import trace
@@ -439,6 +440,7 @@ def explain(
         typer.echo(text(loaded, index, part, step), nl=False)
 
 
+app.command(epilog="Example: npusim compare runs/demo runs/all")(compare)
 app.command(epilog="Example: npusim report runs/demo")(report)
 app.command(epilog="Example: npusim sweep hwconfigs/sweeps/tiny.yaml --jobs 2 --out runs/sweep")(sweep)
 app.command(epilog="Example: npusim trace runs/demo --window 0:20000 --out runs/demo.pftrace")(trace)

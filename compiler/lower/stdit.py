@@ -7,7 +7,7 @@ projection and the keys and values of cross-attention depend on the prompt only 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log2
+from math import e, log2
 from typing import Any
 
 import numpy as np
@@ -176,9 +176,9 @@ def _attention(low: Lowering, name: str, over: str) -> str:
     """softmax(q k^T / sqrt(d)) v with an unnormalised exponential; output on the grid of the following projection."""
     values = low.build.values
     q, k, v = (f"{name}.{part}.part" for part in "qkv")
-    bits = max(0, min(16, fraction_bits(low.absmax(f"{name}.tap_logits:out") * log2(np.e), headroom=LOGIT_HEADROOM)))
+    bits = max(0, min(16, fraction_bits(low.absmax(f"{name}.tap_logits:out") * log2(e), headroom=LOGIT_HEADROOM)))
     width = low.hidden // low.heads
-    logit = values[q].scale * values[k].scale * width**-0.5 * log2(np.e) * 2.0**bits
+    logit = values[q].scale * values[k].scale * width**-0.5 * log2(e) * 2.0**bits
     rows, layer = values[q].shape[0], f"{name}.proj"
     grid = low.linear_input(layer)
     kind = grid if folds(low, name) else _whole(low, name)

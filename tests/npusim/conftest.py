@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from models.workloads import Workload, get_workload
 from npusim.config import Machine
 from npusim.host import Host
 from npusim.program import Program
+from npusim.report import write_run
 from npusim.run import RunResult, quantize_workload, run
 
 CAPTION, SEED = "rainbow", 5
@@ -43,3 +45,10 @@ def tiny(tiny_machine: Machine) -> Tiny:
 @pytest.fixture(scope="session")
 def tiny_result(tiny_machine: Machine) -> RunResult:
     return run("tiny", tiny_machine, prompt=CAPTION, seed=SEED, verify="all", dump_passes=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_result: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "tiny"
+    write_run(tiny_result, folder)
+    return folder
