@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 MOST_ROWS = 12
+FILE_COLUMNS = 160
+"""Width of tables that do not go to a terminal."""
 
 
 def compare(
@@ -27,10 +29,18 @@ def compare(
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=1))
         return
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_COLUMNS)
+
+    def new_table(title: str, *columns: str) -> Table:
+        table = Table(title=title, title_justify="left", box=None)
+        for index, column in enumerate(columns):
+            table.add_column(column, no_wrap=index == 0, justify="left" if index == 0 else "right")
+        return table
 
     def show(title: str, changes: tuple[Change, ...]) -> None:
-        table = Table("", "before", "after", "change", "%", title=title, title_justify="left")
+        table = new_table(title, "", "before", "after", "change", "%")
         for change in changes[:MOST_ROWS]:
             table.add_row(change.name, *map(_text, (change.before, change.after)), *_difference(change))
         console.print(table)
@@ -40,7 +50,7 @@ def compare(
     show("settings that differ", found.settings)
     show("whole run", found.totals)
     show("ledger, cycles by unit and cause, largest change first", found.causes)
-    table = Table("layer", *LAYER_COUNTS, title="layers, change of all executions", title_justify="left")
+    table = new_table("layers, change of all executions", "layer", *LAYER_COUNTS)
     for layer in found.layers[:MOST_ROWS]:
         table.add_row(f"{layer.part}: {layer.layer}", *(f"{layer.difference(name):+,}" for name in LAYER_COUNTS))
     console.print(table)
