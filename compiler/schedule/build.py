@@ -164,20 +164,24 @@ def _groups(
     if all(home.memory == "sram" or name in pinned for name, home in emitter.homes.items()):
         return [(None, (op,)) for op in ops]
     by_itself = emitter.homes
+
+    def alone() -> list[tuple[Plan | None, tuple[Op, ...]]]:
+        emitter.homes, emitter.local = by_itself, {}
+        emitter.divide(Zones.of(emitter.machine))
+        return [(None, (op,)) for op in ops]
+
     try:
         before = cost_by_itself(emitter, ops)
         emitter.homes = {name: Home("dram", 0) for name in by_itself} | pinned
         choices = plan_phase(emitter, ops, 0)
         if before <= sum(cost.key[0] for cost, _, _ in choices):
-            raise UserError("blocks of rows are not faster")
+            return alone()
         inner = frozenset(name for _, plan, _ in choices if plan for name in plan.group.inner)
         spill.live = []
         numbers = [number for number, (_, _, group) in enumerate(choices) for _ in group]
         emitter.homes = place(graph, phase, pinned, Zones(0, 0, 0), spill, inner, numbers)
     except UserError:  # too little DRAM, or too little SRAM for an operation by itself: its tiler says so
-        emitter.homes, emitter.local = by_itself, {}
-        emitter.divide(Zones.of(emitter.machine))
-        return [(None, (op,)) for op in ops]
+        return alone()
     emitter.divide(alone_zones(emitter, 0))
     return [(plan, group) for _, plan, group in choices]
 

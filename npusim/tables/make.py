@@ -84,6 +84,8 @@ def evaluate_tables(
     if not 2 <= clips <= CLIPS:
         raise UserError(f"clips = {clips}: allowed 2..{CLIPS}")
     check_folder(folder, LAYOUT)
+    for path in (machine, dynamic_machine):
+        load_machine(path)  # a fault in it is told before the work, whichever tables are asked for
     work = get_workload(workload) if isinstance(workload, str) else workload
     cells = cells_of(chosen, work.num_steps)
     if cell is not None and cell not in cells:

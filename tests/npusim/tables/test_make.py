@@ -123,6 +123,12 @@ def test_folders_of_another_kind_are_refused(work: Workload, copy: Path, tmp_pat
         evaluate_tables(copy, "IV", workload=work, clips=2, jobs=1)
 
 
+def test_a_missing_machine_is_told_before_the_work(work: Workload, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        evaluate_tables(tmp_path / "new", "IV", workload=work, machine=tmp_path / "none.yaml", clips=2, jobs=1)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_damaged_cell_is_named(work: Workload, copy: Path) -> None:
     path = copy / "cells" / "emoji-asq-w8a8-r1.json"
     for text in ("{", "[]", json.dumps({"schema_version": 1})):
