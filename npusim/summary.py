@@ -75,7 +75,12 @@ def saturation_line(tallies: Mapping[tuple[str, str, str], Tally]) -> str:
 
 def energy_text(value: Range) -> str:
     """In mJ: nominal, and between what bounds sources leave it."""
-    return f"{value.nominal / 1e9:,.3g} ({value.low / 1e9:,.3g}..{value.high / 1e9:,.3g})"
+    return f"{_short(value.nominal / 1e9)} ({_short(value.low / 1e9)}..{_short(value.high / 1e9)})"
+
+
+def _short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _table(*columns: str) -> Table:
@@ -113,10 +118,11 @@ def _cost(result: TimingResult) -> Table:
     traffic = (t.prologue.traffic, t.step.traffic, t.traffic)
     macs = [x.mac_operations / (machine.peak_macs_per_cycle * cycles) for x, cycles in zip(traffic, parts, strict=True)]
     table.add_row("MAC utilisation", *(f"{value:.1%}" for value in macs))
-    moved = (f"{x.dram_read_bytes / 1e6:,.2f} + {x.dram_write_bytes / 1e6:,.2f}" for x in traffic)
+    digits = 2 if t.traffic.dram_read_bytes < 1e9 else 0
+    moved = (f"{x.dram_read_bytes / 1e6:,.{digits}f} + {x.dram_write_bytes / 1e6:,.{digits}f}" for x in traffic)
     table.add_row("DRAM MB read + write", *moved)
     energy = result.energy
-    parts_mj = (f"{x.total_pj.nominal / 1e9:,.3g}" for x in (energy.prologue, energy.step))
+    parts_mj = (_short(x.total_pj.nominal / 1e9) for x in (energy.prologue, energy.step))
     table.add_row("energy mJ", *parts_mj, energy_text(energy.total_pj))
     return table
 
