@@ -160,11 +160,9 @@ class ParamMemory(Section):
 class Storage(Section):
     """Where all parameter sets lie before they are needed: UFS, eMMC or NVMe."""
 
-    kind: Annotated[str, text("what it is, for reports; not used yet")]
-    bandwidth_bytes_per_second: Annotated[
-        int, whole(1_000_000, 1_000_000_000_000, "sequential read rate; not used yet")
-    ]
-    latency_us: Annotated[int, whole(1, 1_000_000, "from request to first byte; not used yet")]
+    kind: Annotated[str, text("what it is, for reports")]
+    bandwidth_bytes_per_second: Annotated[int, whole(1_000_000, 1_000_000_000_000, "sequential read rate")]
+    latency_us: Annotated[int, whole(1, 1_000_000, "from request to first byte")]
 
 
 class Dma(Section):
