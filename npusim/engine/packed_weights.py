@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from npusim.engine import gemm
 from npusim.engine.gemm import Columns, Elements
 
-LIMIT_BYTES = 1 << 28
+LIMIT_BYTES = 1 << 26
 """Of weights and packed weights that are kept: more than a block of STDiT-XL/2 has, 27 MB and as much packed."""
 LEAST_BYTES = 1 << 12
 SAMPLE_BYTES = 64
