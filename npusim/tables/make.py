@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import process_executor
 
 from models.store import write_atomically
 from models.workloads import Workload, get_workload
@@ -170,6 +171,8 @@ def _run(inputs: Inputs, job: _Job) -> None:
 
 def _in_parallel(inputs: Inputs, todo: Sequence[_Job], jobs: int, stage: str, notify: Notify | None) -> None:
     """Run jobs in worker processes, each on one thread."""
+    # With psutil there, loky replaces a worker that has grown by 300 MB, as ours do, and may lose its task for ever.
+    process_executor._USE_PSUTIL = False
     if notify:
         notify(stage, 0, len(todo))
     for done, _ in enumerate(_results(inputs, todo, jobs), 1):
