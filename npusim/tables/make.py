@@ -151,6 +151,8 @@ _inputs: Inputs | None = None
 
 
 def _work(setup: Setup, job: _Job) -> None:
+    # With psutil there, loky replaces a worker that has grown by 300 MB, as ours do, and may lose its task for ever.
+    process_executor._USE_PSUTIL = False
     global _inputs
     if _inputs is None or _inputs.setup != setup:
         _inputs = Inputs(setup)
@@ -171,8 +173,6 @@ def _run(inputs: Inputs, job: _Job) -> None:
 
 def _in_parallel(inputs: Inputs, todo: Sequence[_Job], jobs: int, stage: str, notify: Notify | None) -> None:
     """Run jobs in worker processes, each on one thread."""
-    # With psutil there, loky replaces a worker that has grown by 300 MB, as ours do, and may lose its task for ever.
-    process_executor._USE_PSUTIL = False
     if notify:
         notify(stage, 0, len(todo))
     for done, _ in enumerate(_results(inputs, todo, jobs), 1):
