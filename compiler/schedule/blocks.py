@@ -15,8 +15,13 @@ from compiler.schedule.fuse import LINEARS, Group, Stage, matrices
 from compiler.schedule.place import Home, Zones, row_bytes
 from compiler.schedule.tile_attention import attention
 from compiler.schedule.tile_linear import linear_fields, parameter_tables, weight_piece
-from compiler.schedule.tile_rows import MNEMONICS, elementwise_constants, rows_per_tile
-from npusim.isa.layernorm import STATISTICS
+from compiler.schedule.tile_rows import (
+    MNEMONICS,
+    elementwise_constants,
+    layernorm_modulate,
+    moved,
+    rows_per_tile,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def _emit_stage(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int)
     elif head.kind == "attention":
         attention(emitter, head, (row, rows))
     elif head.kind == "layernorm_modulate":
-        _layernorm(emitter, head, row, rows)
+        layernorm_modulate(emitter, head, (row, rows))
     else:
         _rowwise(emitter, head, row, rows)
 
@@ -193,9 +198,9 @@ def _rowwise(emitter: Emitter, op: Op, row: int, rows: int) -> None:
     """An element-wise operation or a table by itself; a table of rows is walked within frames."""
     graph, pattern = emitter.graph, op.attrs.get("b_rows", "")
     cols, roles = graph.values[op.output].shape[1], vector_roles(op)
-    of = dict(zip(roles, emitter.vectors([(op.inputs[role], 0, 0) for role in roles]), strict=True))
+    of = dict(zip(roles, emitter.parameters([op.inputs[role] for role in roles]), strict=True))
     names = [*matrices(op), *([op.inputs["b"]] if pattern == "position" else []), op.output]
-    sizes = [emitter.row_bytes(name) for name in names if not emitter.in_sram(name)]
+    sizes = moved(emitter, *names)
     if pattern == "frame":
         table = emitter.whole(op.inputs["b"])
     end, at = row + rows, row
@@ -214,21 +219,3 @@ def _rowwise(emitter: Emitter, op: Op, row: int, rows: int) -> None:
         emit_vector_operation(emitter, op, places, out, of, count, cols)
         emitter.commit(op.output, at, count, out)
         at += count
-
-
-def _layernorm(emitter: Emitter, op: Op, row: int, rows: int) -> None:
-    """LNSTAT and LNAPPLY of a block's rows, as many at a time as the tile ring allows."""
-    cols = emitter.graph.values[op.output].shape[1]
-    g, b = emitter.parameters([op.inputs["g"], op.inputs["b"]])
-    fields = {key: op.attrs[key] for key in ("fraction_bits", "shift", "out_zp")}
-    fields["out_dtype"] = emitter.dtype(op.output)
-    moved = [emitter.row_bytes(name) for name in (op.inputs["x"], op.output) if not emitter.in_sram(name)]
-    step = rows_per_tile(emitter, [*moved, STATISTICS.itemsize], rows)
-    for at in range(row, row + rows, step):
-        count = min(step, row + rows - at)
-        x, out = emitter.source(op.inputs["x"], at, count), emitter.target(op.output, at, count)
-        shared = {"a_addr": x.address, "a_row": x.row, "rows": count, "cols": cols}
-        shared["stat_addr"] = emitter.tiles.take(count * STATISTICS.itemsize, emitter.layer)
-        emitter.emit("lnstat", **shared, epsilon=op.attrs["epsilon"])
-        emitter.emit("lnapply", **shared, **fields, out_addr=out.address, out_row=out.row, g_addr=g, b_addr=b)
-        emitter.commit(op.output, at, count, out)

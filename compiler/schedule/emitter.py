@@ -98,23 +98,7 @@ class Emitter:
 
     def parameters(self, names: list[str]) -> list[int]:
         """Load constant vectors that are needed at the same time into parameter memory; return their addresses."""
-        sizes = [value_bytes(self.graph.values[name]) for name in names]
-        addresses = self.params.take_together(sizes, self.layer)
-        for name, size, address in zip(names, sizes, addresses, strict=True):
-            self.load_parameters(self.homes[name], 0, address, size)
-        return addresses
-
-    def records(self, name: str, first: int, count: int, tables: list[str]) -> list[int]:
-        """Load the requantization records of some channels, and ``tables`` beside them, into parameter memory.
-
-        Returns the addresses.
-        """
-        size = row_bytes(self.graph.values[name], 1)
-        loads = [(name, first * size, count * size), *((t, 0, value_bytes(self.graph.values[t])) for t in tables)]
-        addresses = self.params.take_together([length for _, _, length in loads], self.layer)
-        for (source, offset, length), address in zip(loads, addresses, strict=True):
-            self.load_parameters(self.homes[source], offset, address, length)
-        return addresses
+        return self.vectors([(name, 0, 0) for name in names])
 
     def vectors(self, parts: list[tuple[str, int, int]]) -> list[int]:
         """Load parts of constant vectors, (name, first, count) each, into parameter memory; return their addresses.

@@ -151,7 +151,7 @@ def linear_fields(emitter: Emitter, op: Op) -> dict[str, int]:
 
 def _records(emitter: Emitter, op: Op, column: int, width: int, tables: list[str]) -> dict[str, int]:
     """Bring what a block of channels needs into parameter memory; the fields that say where."""
-    records, *places = emitter.records(op.inputs["records"], column, width, tables)
+    records, *places = emitter.vectors([(op.inputs["records"], column, width), *((name, 0, 0) for name in tables)])
     known = dict(zip(tables, places, strict=True))
     fields = {"rq_addr": records, "shift_addr": known.get(op.inputs.get("shifts", ""), 0)}
     if "scalars" in op.inputs:

@@ -144,15 +144,16 @@ def table(emitter: Emitter, op: Op) -> None:
         emitter.commit(op.output, row, count, out)
 
 
-def layernorm_modulate(emitter: Emitter, op: Op) -> None:
-    """LNSTAT and LNAPPLY over row tiles."""
-    rows, cols = emitter.graph.values[op.output].shape
+def layernorm_modulate(emitter: Emitter, op: Op, part: tuple[int, int] | None = None) -> None:
+    """LNSTAT and LNAPPLY over row tiles, of all rows or of ``part`` (first, count)."""
+    total, cols = emitter.graph.values[op.output].shape
+    first, rows = part or (0, total)
     g, b = emitter.parameters([op.inputs["g"], op.inputs["b"]])
     fields = {key: op.attrs[key] for key in ("fraction_bits", "shift", "out_zp")}
     fields["out_dtype"] = emitter.dtype(op.output)
     step = rows_per_tile(emitter, [*moved(emitter, op.inputs["x"], op.output), STATISTICS.itemsize], rows)
-    for row in range(0, rows, step):
-        count = min(step, rows - row)
+    for row in range(first, first + rows, step):
+        count = min(step, first + rows - row)
         x = emitter.source(op.inputs["x"], row, count)
         out = emitter.target(op.output, row, count)
         shared = {"a_addr": x.address, "a_row": x.row, "rows": count, "cols": cols}

@@ -53,7 +53,7 @@ def layers_picture(run: RunData) -> Picture:
     names = sorted(classes, key=lambda name: (-int(classes[name][:, busy].max()), name))
     shown = names[:MOST_CLASSES]
     if rest := names[MOST_CLASSES:]:
-        classes["(others)"] = sum(classes[name] for name in rest)  # type: ignore[assignment]
+        classes["(others)"] = np.sum([classes[name] for name in rest], axis=0)
         shown.append("(others)")
     labels = [f"{label}  ×{count[name]}" if count[name] > 1 else label for name, label in
               zip(shown, shorter(shown), strict=True)]  # fmt: skip
