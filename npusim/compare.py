@@ -5,8 +5,6 @@ Reads ``run.json`` and ``layers.csv`` of two run folders, of any two versions th
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from npusim.errors import UserError
+from npusim.record import read_record, read_rows
 
-SCHEMA_VERSION = 1
 UNKNOWN = ("n/a", None, "")
 TOTALS = (
     "cycles", "prologue_cycles", "step_cycles", "mac_operations", "mac_utilisation", "bytes.dram_read_bytes",
@@ -68,7 +66,7 @@ class Comparison:
 
 def compare(before: Path, after: Path) -> Comparison:
     """Compare two run folders. Raises UserError naming a file that is missing, damaged or of another schema."""
-    old, new = _record(before), _record(after)
+    old, new = read_record(before / "run.json"), read_record(after / "run.json")
     settings = [
         change
         for block in ("config", "versions")
@@ -78,18 +76,6 @@ def compare(before: Path, after: Path) -> Comparison:
     causes = _changes(_flat(old.get("ledger_cycles", {})), _flat(new.get("ledger_cycles", {})))
     causes.sort(key=lambda change: (-abs(change.difference or 0), change.name))
     return Comparison(tuple(settings), tuple(totals), tuple(causes), tuple(_layers(before, after)))
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable run record ({error}); allowed: a folder of `npusim run`") from None
-    version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION or not isinstance(record.get("cost"), dict):
-        raise UserError(f"{path}: schema_version is {version!r}; allowed: {SCHEMA_VERSION}, with a block `cost`")
-    return dict(record)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -124,13 +110,12 @@ def _layers(before: Path, after: Path) -> Iterator[LayerChange]:
 
 def _layer_counts(path: Path) -> Iterator[tuple[str, str, str, int]]:
     """(part, layer, count, value of all executions) of each row of a layers.csv."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; allowed: a run folder, as `npusim run` writes it")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                executions = int(row["executions"])
-                for name in LAYER_COUNTS:
-                    yield row["part"], row["layer"], name, int(row[name]) * executions
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"{path}: not a readable table of layers ({error!r}); allowed: as `npusim run` writes it"
-        ) from None
+        for row in read_rows(path):
+            executions = int(row["executions"])
+            for name in LAYER_COUNTS:
+                yield row["part"], row["layer"], name, int(row[name]) * executions
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a table of layers ({error!r}); allowed: as `npusim run` writes it") from None

@@ -28,10 +28,10 @@ from npusim.folder import Layout, write_folder
 from npusim.isa.encoding import UNITS
 from npusim.memory import Tally
 from npusim.program import save_program
+from npusim.record import SCHEMA_VERSION
 from npusim.run import RunResult, TimingResult
 from npusim.timing import CodeTiming, Traffic
 
-SCHEMA_VERSION = 1
 NOT_MODELLED = "n/a"
 PACKAGES = ("numba", "numpy", "pillow", "safetensors", "scikit-image", "torch")
 CLIP_LABELS = {"float": "float", "fakequant": "fake-quant", "integer": "integer"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,13 +11,11 @@ from typing import Any
 
 from npusim.errors import UserError
 from npusim.program import Program, load_program
+from npusim.record import Rows, read_record, read_rows, section
 from npusim.timing import ProgramTiming, time_program
 from npusim.trace.part import Part, parts_of
 
-SCHEMA_VERSION = 1
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
-
-Rows = list[dict[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +45,10 @@ def load_run(folder: Path) -> RunData:
 
     Raises UserError if it is none, if a file is damaged, or if its program takes other cycles now than run.json says.
     """
-    record = _record(folder / "run.json")
+    record = read_record(folder / "run.json")
     program = load_program(folder / "program.npu")
     timing = time_program(program)
-    then = _section(record, "cost").get("cycles")
+    then = section(record, "cost").get("cycles")
     if then != timing.cycles:
         raise UserError(
             f"{folder}: run.json says {then} cycles, program.npu takes {timing.cycles} now: it was timed by another "
@@ -60,41 +56,9 @@ def load_run(folder: Path) -> RunData:
         )
     clips = folder / "clips.gif"
     return RunData(
-        folder, record, program, timing, parts_of(program, timing), _rows(folder / "steps.csv"),
-        _rows(folder / "swap.csv"), clips.read_bytes() if clips.is_file() else None,
+        folder, record, program, timing, parts_of(program, timing), read_rows(folder / "steps.csv"),
+        read_rows(folder / "swap.csv"), clips.read_bytes() if clips.is_file() else None,
     )  # fmt: skip
-
-
-def _record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; allowed: a run folder, as `npusim run` writes it")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({' '.join(str(error).split())})") from None
-    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-        found = record.get("schema_version") if isinstance(record, dict) else None
-        raise UserError(f"{path}: schema_version = {found!r}: allowed {SCHEMA_VERSION}")
-    for name in ("config", "cost"):
-        _section(record, name, path)
-    return record
-
-
-def _section(record: Mapping[str, Any], name: str, path: Path | str = "run.json") -> Mapping[str, Any]:
-    value = record.get(name)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {name} is not there, or not an object; allowed: a file that `npusim run` wrote")
-    return value
-
-
-def _rows(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable CSV file ({error})") from None
 
 
 def layer_class(name: str) -> str:

@@ -1,0 +1,51 @@
+"""Reading a run folder's files back, with messages that name what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from npusim.errors import UserError
+
+SCHEMA_VERSION = 1
+"""Of run.json."""
+
+Rows = list[dict[str, str]]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run.json. Raises UserError if it is missing, damaged, of another schema, or without settings or costs."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; allowed: a run folder, as `npusim run` writes it")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({' '.join(str(error).split())})") from None
+    if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+        found = record.get("schema_version") if isinstance(record, dict) else None
+        raise UserError(f"{path}: schema_version = {found!r}: allowed {SCHEMA_VERSION}")
+    for name in ("config", "cost"):
+        section(record, name, path)
+    return record
+
+
+def section(record: Mapping[str, Any], name: str, path: Path | str = "run.json") -> Mapping[str, Any]:
+    """A block of a record. Raises UserError if it is not there."""
+    value = record.get(name)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {name} is not there, or not an object; allowed: a file that `npusim run` wrote")
+    return value
+
+
+def read_rows(path: Path) -> Rows:
+    """Rows of a CSV file; none without the file. Raises UserError if it cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable CSV file ({error})") from None
