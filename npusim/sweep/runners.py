@@ -19,14 +19,13 @@ def local(points: Sequence[Point], jobs: int) -> Generator[Record, None, None]:
     if jobs == 1 or len(points) == 1:
         yield from map(evaluate, points)
         return
-    from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky import get_reusable_executor
+
+    from npusim.workers import in_processes
 
     finished = False
     try:
-        with parallel_config(backend="loky", inner_max_num_threads=threads(jobs)):
-            parallel = Parallel(n_jobs=min(jobs, len(points)), return_as="generator_unordered", batch_size=1)
-            yield from parallel(delayed(evaluate)(point) for point in points)
+        yield from in_processes(evaluate, ((point,) for point in points), min(jobs, len(points)), threads(jobs))
         finished = True
     finally:
         if not finished:  # interrupted: what runs is worth nothing, and shall not be waited for

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky import process_executor
-
 from models.store import write_atomically
 from models.workloads import Workload, get_workload
 from npusim.config import load_machine
@@ -27,6 +24,7 @@ from npusim.tables.cells import CLIPS, Cell, cells_of, parse_tables
 from npusim.tables.files import cell_path, read_cell, write_cell
 from npusim.tables.inputs import PREPARED, Inputs, Setup, prepare, prepared_for
 from npusim.tables.measure import measure_cell, measure_integer
+from npusim.workers import in_processes
 
 Notify = Callable[[str, int, int], None]
 
@@ -151,8 +149,6 @@ _inputs: Inputs | None = None
 
 
 def _work(setup: Setup, job: _Job) -> None:
-    # With psutil there, loky replaces a worker that has grown by 300 MB, as ours do, and may lose its task for ever.
-    process_executor._USE_PSUTIL = False
     global _inputs
     if _inputs is None or _inputs.setup != setup:
         _inputs = Inputs(setup)
@@ -187,9 +183,7 @@ def _results(inputs: Inputs, todo: Sequence[_Job], jobs: int) -> Iterable[None]:
             yield
         return
     try:
-        with parallel_config(backend="loky", inner_max_num_threads=1):
-            workers = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-            yield from workers(delayed(_work)(inputs.setup, job) for job in todo)
+        yield from in_processes(_work, ((inputs.setup, job) for job in todo), jobs, threads=1)
     except BrokenProcessPool:
         folder = inputs.setup.folder
         kept = sum(job.cell is not None and cell_path(folder, job.cell).exists() for job in todo)
