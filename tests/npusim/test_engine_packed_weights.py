@@ -52,7 +52,7 @@ def test_any_other_byte_is_noticed(place: int, change: int) -> None:
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_forms_are_kept_apart(shifts: Any, as_bytes: bool) -> None:
     memory = np.random.default_rng(2).integers(-16, 16, N * K).astype(np.int8).view(np.uint8)
-    for form in (as_bytes, not as_bytes):
+    for form in (not as_bytes, as_bytes):
         packed(weights(memory), 1, N, K, NO_SHIFTS, form)
     expected = gemm.pack(weights(memory), 1, N, K, shifts, as_bytes)
     assert same(packed(weights(memory), 1, N, K, shifts, as_bytes), expected)
