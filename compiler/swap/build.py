@@ -146,7 +146,7 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
     code_of_step = tuple(numbers.setdefault(fetches[step], len(numbers)) for step in range(program.steps))
     old_end = program.range_address + program.range_sets.size
     new_end = range_kind.address + range_plan.places * range_kind.set_bytes
-    moved = (old_end - new_end) // _turn(machine) * _turn(machine)
+    moved = (old_end - new_end) // machine.dram.turn_bytes * machine.dram.turn_bytes
     codes = [coder.code(prologue=False, fetches=key) for key in numbers]
     prologue, *steps = (_moved(words, old_end, moved) for words in (coder.code(True, fetches[PROLOGUE]), *codes))
     buffers = {
@@ -168,12 +168,6 @@ def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
     old_end = program.range_address + program.range_sets.size
     moved = program.dram_bytes - made.dram_bytes
     return _moved(program.prologue, old_end, moved), _moved(program.step, old_end, moved)
-
-
-def _turn(machine: Machine) -> int:
-    """Bytes after which the address mapping returns to the same channel and bank."""
-    device = machine.dram.device
-    return device.row_bytes * device.banks * machine.dram.channels
 
 
 def _moved(words: Words, old_end: int, moved: int) -> Words:
