@@ -231,8 +231,9 @@ def _cut(graph: Graph, machine: Machine, layout: Layout, choices: list[Choice]) 
 
 def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np.uint32]:
     """Instruction words (count, 32) of one phase in segments; it ends with a barrier and halt."""
-    for number, segment in enumerate(parts):
-        if number:
+    words = []
+    for segment in parts:
+        if words:
             emitter.join(phase)
         first = len(emitter.instructions)
         names = held(emitter, segment) if len(parts) > 1 else {}
@@ -242,15 +243,16 @@ def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np
         except UserError:
             if not names:
                 raise
-            del emitter.instructions[
-                first:
-            ]  # too little parameter memory is left: the vectors come where they are read
+            del emitter.instructions[first:]  # too little parameter memory is left: the vectors come where they are read
             emitter.release()
             _groups(emitter, segment)
+        words.append(encode_all(emitter.instructions, emitter.layers))
+        emitter.instructions.clear()
     emitter.layer = phase
     emitter.emit("barrier")
     emitter.emit("halt")
-    return with_tokens(encode_all(emitter.instructions, emitter.layers))
+    words.append(encode_all(emitter.instructions, emitter.layers))
+    return with_tokens(np.concatenate(words))
 
 
 def _groups(emitter: Emitter, groups: list[Group]) -> None:
