@@ -231,7 +231,7 @@ def _cut(graph: Graph, machine: Machine, layout: Layout, choices: list[Choice]) 
 
 def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np.uint32]:
     """Instruction words (count, 32) of one phase in segments; it ends with a barrier and halt."""
-    words = []
+    words = list[NDArray[np.uint32]]()
     for segment in parts:
         if words:
             emitter.join(phase)
@@ -243,7 +243,9 @@ def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np
         except UserError:
             if not names:
                 raise
-            del emitter.instructions[first:]  # too little parameter memory is left: the vectors come where they are read
+            del emitter.instructions[
+                first:
+            ]  # too little parameter memory is left: the vectors come where they are read
             emitter.release()
             _groups(emitter, segment)
         words.append(encode_all(emitter.instructions, emitter.layers))

@@ -1,4 +1,4 @@
-"""Steps cut into segments by barriers: the same bits, alike where the network repeats, and ordered and checked in full."""
+"""Steps cut into segments by barriers: the same bits, alike where the network repeats, ordered and checked in full."""
 
 from __future__ import annotations
 

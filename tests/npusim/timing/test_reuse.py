@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from npusim.config import Machine
 from npusim.congruence import Int64, copies, digest, places
+from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.timing import reuse, simulate
+from npusim.timing.cost import Costs
 from tests.npusim.timing.programs import Words, equipped, random_code, random_machine
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(1, 6)), min_size=1, max_size=14)
@@ -55,7 +57,8 @@ def test_equal_places_mean_equal_overlaps(intervals: list[tuple[int, int, int]],
 
 def moved(code: Words, machine: Machine, rng: np.random.Generator, kind: int) -> Words:
     """The code elsewhere in DRAM: all by whole turns (0), one copy by some bytes (1), or by turns each (2)."""
-    code, found = code.copy(), copies(code)
+    code = code.copy()
+    found = copies(code)
     assert found is not None
     turn = machine.dram.turn_bytes
     shift = np.full(len(found.at), turn * int(rng.integers(0, 50)))
@@ -77,7 +80,12 @@ def assert_equal_timings(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("block", range(3))
 def test_random_code_takes_the_same_time(block: int, tiny_machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     run, ran = reuse._run, list[bool]()
-    monkeypatch.setattr(reuse, "_run", lambda *given: (ran.append(True), run(*given))[1])
+
+    def noted(cost: Costs, part: slice, known: reuse._Machine) -> reuse.Run:
+        ran.append(True)
+        return run(cost, part, known)
+
+    monkeypatch.setattr(reuse, "_run", noted)
     for seed in range(block * 40, block * 40 + 40):
         rng = np.random.default_rng([11, seed])
         machine = random_machine(rng, tiny_machine)
@@ -114,7 +122,7 @@ def test_a_deadlock_and_left_over_tokens_are_told_as_without_reuse(tiny_machine:
         bad[2, word] |= np.uint32(bit)
         messages = []
         for again in (True, False):
-            with pytest.raises(Exception, match="deadlock|left over") as caught:
+            with pytest.raises(UserError, match=r"deadlock|left over") as caught:
                 simulate(np.concatenate([good, bad]), equipped(tiny_machine), reuse=again)
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
@@ -141,7 +149,9 @@ def test_digest_knows_all_but_layers_and_moves_of_everything() -> None:
     code = random_code(rng, 30, 0.2, True, ops={"load", "store", "matmul"})
     other = code.copy()
     other[:, 0] ^= np.uint32(5 << 16)
-    other[copies(code).at, LOW] += np.uint32(64)  # type: ignore[union-attr]
+    found = copies(code)
+    assert found is not None
+    other[found.at, LOW] += np.uint32(64)
     assert digest(other) == digest(code)
     at = int(np.flatnonzero((code[:, 0] & 0xFF) == BY_MNEMONIC["load"].opcode)[0])
     for word in (1, 5):
