@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.console import Console
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
 from npusim.commands.asm import asm
+from npusim.commands.calibrate import calibrate
 from npusim.commands.compare import compare
 from npusim.commands.compile import compile_
 from npusim.commands.disasm import disasm
@@ -28,6 +29,7 @@ from npusim.commands.rtl import rtl
 from npusim.commands.shared import (
     ActBits,
     Alpha,
+    AsJson,
     AttentionBits,
     Calibration,
     Checkpoint,
@@ -39,6 +41,7 @@ from npusim.commands.shared import (
     WeightBits,
     Workload,
     given,
+    print_json,
     progress,
     quantization,
 )
@@ -47,6 +50,9 @@ from npusim.commands.sweep import sweep
 from npusim.commands.trace import trace
 from npusim.commands.verify import verify
 from npusim.errors import UserError
+
+if TYPE_CHECKING:
+    from npusim.run import TimingResult
 
 app = typer.Typer(
     add_completion=False,
@@ -83,15 +89,14 @@ def run(
     timing_only: Annotated[
         bool, typer.Option("--timing-only", help="Cycles alone: needs no weights, calibration or tensor data.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run).
 
     With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing).
     """
     from npusim import run as job
-    from npusim.summary import summary
 
-    console = Console(highlight=False)
     if timing_only:
         if misplaced := sorted(given(context) & {"prompt", "seed", "verify", "checkpoint", "calibration"}):
             raise UserError(f"--{misplaced[0]}: cycles depend on no data; allowed without --timing-only only")
@@ -100,8 +105,7 @@ def run(
                 workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
                 **quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, notify=notify,
             )  # fmt: skip
-        console.print(summary(timed))
-        console.print(f"written to {out}", soft_wrap=True, markup=False)
+        _show(timed, out, as_json)
         return
     with progress() as notify:
         result = job.run(
@@ -109,10 +113,22 @@ def run(
             act_bits=act_bits, attention_bits=attention_bits, **quantization(ranges, alpha, overrides),
             factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
         )  # fmt: skip
-    console.print(summary(result))
-    console.print(f"written to {out}", soft_wrap=True, markup=False)
+    _show(result, out, as_json)
     if result.bit_exact.equal is False:
         raise typer.Exit(1)
+
+
+def _show(result: TimingResult, out: Path, as_json: bool) -> None:
+    if as_json:
+        from npusim.report import as_dict
+
+        print_json(as_dict(result))
+        return
+    from npusim.summary import summary
+
+    console = Console(highlight=False)
+    console.print(summary(result))
+    console.print(f"written to {out}", soft_wrap=True, markup=False)
 
 
 def _add(command: Callable[..., None], example: str, name: str | None = None, **settings: bool) -> None:
@@ -124,6 +140,7 @@ _add(
     "evaluate --workload emoji --hw hwconfigs/edge_8k.yaml --out runs/evaluation, or npusim evaluate "
     "--tables all --out runs/tables",
 )
+_add(calibrate, "calibrate --workload emoji --out emoji_stats.safetensors")
 _add(quantize, "quantize --workload emoji --method tsq --ranges 4 --out quantized.safetensors")
 _add(compile_, "compile quantized.safetensors --hw hwconfigs/edge_8k.yaml -o emoji.npu", "compile")
 _add(disasm, "disasm runs/demo/program.npu --part step > step.s")

@@ -11,6 +11,7 @@ from rich.console import Console
 from npusim.commands.shared import (
     ActBits,
     Alpha,
+    AsJson,
     AttentionBits,
     Factored,
     Method,
@@ -18,6 +19,7 @@ from npusim.commands.shared import (
     Ranges,
     WeightBits,
     given,
+    print_json,
     progress,
     quantization,
 )
@@ -42,6 +44,7 @@ def evaluate(
     clips: Annotated[int, typer.Option(help="With --tables: clips per cell, 2 to 32.")] = 32,
     cell: Annotated[str | None, typer.Option(help="With --tables: measure this cell only, a name in cells/.")] = None,
     force: Annotated[bool, typer.Option("--force", help="With --tables: measure again what is measured.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make many clips and compare them with the float model's, on average (npusim.evaluate.evaluate).
 
@@ -49,11 +52,11 @@ def evaluate(
     has measured in the same folder (npusim.tables.make.evaluate_tables).
     """
     named = given(context)
-    both, of_tables = {"out", "workload", "hw"}, {"tables", "clips", "cell", "force"}
+    both, of_tables = {"out", "workload", "hw", "as_json"}, {"tables", "clips", "cell", "force"}
     if misplaced := sorted(named - both - of_tables if tables else named & of_tables):
         raise UserError(f"--{misplaced[0].replace('_', '-')}: allowed {'without' if tables else 'with'} --tables only")
     if tables is not None:
-        _evaluate_tables(out, tables, workload, hw, clips, cell, force)
+        _evaluate_tables(out, tables, workload, hw, clips, cell, force, as_json)
         return
     if workload is None or hw is None:
         raise UserError(f"--{'workload' if workload is None else 'hw'} is missing; without --tables it is needed")
@@ -65,13 +68,23 @@ def evaluate(
             workload, hw, method, out, captions=captions, weight_bits=weight_bits, act_bits=act_bits,
             attention_bits=attention_bits, **quantization(ranges, alpha, overrides), factored=factored, notify=notify,
         )  # fmt: skip
+    if as_json:
+        print_json({"settings": result.settings, "means": result.means, "clips": result.rows})
+        return
     console = Console(highlight=False)
     console.print(evaluation_table(result))
     console.print(f"written to {out}", soft_wrap=True, markup=False)
 
 
 def _evaluate_tables(
-    out: Path, tables: str, workload: str | None, hw: Path | None, clips: int, cell: str | None, force: bool
+    out: Path,
+    tables: str,
+    workload: str | None,
+    hw: Path | None,
+    clips: int,
+    cell: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     from npusim.tables.make import MACHINE, evaluate_tables
 
@@ -80,4 +93,7 @@ def _evaluate_tables(
             out, tables, workload=workload or "emoji", machine=hw or MACHINE, clips=clips, cell=cell, force=force,
             notify=notify,
         )  # fmt: skip
+    if as_json:
+        print_json(measured.figures)
+        return
     typer.echo(f"{out}: {len(measured.figures)} of {len(measured.cells)} cells are measured; see {out / 'results.md'}")

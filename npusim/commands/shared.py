@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -53,22 +53,19 @@ def quantization(ranges: str | None, alpha: float | None, overrides: Path | None
 
 
 def print_json(value: object) -> None:
-    """The one form that ``--json`` has: one document on stdout, indented, without NaN or infinity."""
-    typer.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+    """The one form that ``--json`` has: one document on stdout; NaN is "n/a", infinity "inf", as in files."""
+    typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
-    """Plain data: dataclasses as objects, paths as text, what is no number as "n/a" and "inf", as in run.json."""
+def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return _finite(asdict(value))
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): _finite(inner) for name, inner in value.items()}
+        return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return _finite(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return "n/a" if np.isnan(value) else ("inf" if value > 0 else "-inf")
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not isfinite(value):
+        return "n/a" if isnan(value) else ("inf" if value > 0 else "-inf")
     return str(value) if isinstance(value, Path) else value
 
 

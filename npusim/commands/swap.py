@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from npusim.commands.shared import ActBits, Factored, Hardware, WeightBits, Workload, progress
+from npusim.commands.shared import ActBits, AsJson, Factored, Hardware, WeightBits, Workload, print_json, progress
 from npusim.errors import UserError
 
 
@@ -22,6 +22,7 @@ def swap(
     act_bits: ActBits = 8,
     factored: Factored = False,
     fidelity: Annotated[Path | None, typer.Option(help="Folder of `npusim evaluate --tables`, for the front.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare policies of parameter swap by time, bytes and DRAM (npusim.swap.swap)."""
     from compiler.swap import POLICIES
@@ -37,6 +38,9 @@ def swap(
             workload, hw, methods.split(","), [int(count) for count in counts], chosen, out, weight_bits=weight_bits,
             act_bits=act_bits, factored=factored, fidelity=fidelity, notify=notify,
         )  # fmt: skip
+    if as_json:
+        print_json(study.costs)
+        return
     for line in refusals(study):
         typer.echo(f"refused: {line}")
     typer.echo(f"{out}: {len(study.costs)} rows; see {out / 'swap.md'}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from npusim.commands.shared import naming, progress
+from npusim.commands.shared import AsJson, naming, print_json, progress
 from npusim.errors import UserError
 from npusim.program import load_program
 
@@ -27,6 +27,7 @@ def verify(
     factored: Annotated[
         bool, typer.Option("--factored", help="For --tosa with a quantized model: compile it in two factors.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check that a program is legal, and that engine and reference agree on random inputs (npusim.crosscheck).
 
@@ -38,7 +39,7 @@ def verify(
     if tosa:
         if (steps, orders, seed) != (None, None, None):
             raise UserError(f"{source}: --steps, --orders and --seed are allowed without --tosa only")
-        _verify_tosa(source, hw, block, step or 0, attention_bits, factored)
+        _verify_tosa(source, hw, block, step or 0, attention_bits, factored, as_json)
         return
     if (hw, block, step, attention_bits, factored) != (None, None, None, None, False):
         raise UserError(
@@ -51,20 +52,33 @@ def verify(
         if steps != 0 or orders:
             with progress() as notify:
                 result = crosscheck(loaded, 1 if steps is None else steps, orders or 0, seed or 0, notify=notify)
-    typer.echo(f"{source}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
-    if result is not None:
-        typer.echo(str(result))
-        if not result.equal:
-            raise typer.Exit(1)
+    if as_json:
+        counts = {part: len(code) for part, code in loaded.code()}
+        print_json({"program": source, "legal": True, "instructions": counts, "crosscheck": result})
+    else:
+        typer.echo(f"{source}: legal, {len(loaded.prologue)} + {len(loaded.step)} instructions")
+        if result is not None:
+            typer.echo(str(result))
+    if result is not None and not result.equal:
+        raise typer.Exit(1)
 
 
 def _verify_tosa(
-    source: Path, hw: Path | None, block: int | None, step: int, attention_bits: int | None, factored: bool
+    source: Path,
+    hw: Path | None,
+    block: int | None,
+    step: int,
+    attention_bits: int | None,
+    factored: bool,
+    as_json: bool,
 ) -> None:
     from npusim.translation import report_text, verify_tosa
 
     with progress() as notify:
         report = verify_tosa(source, hw, block, attention_bits, notify, step, factored)
-    typer.echo(report_text(report))
+    if as_json:
+        print_json({"equal": report.equal, "rows": report.rows, "operations": report.ops, "products": report.macs})
+    else:
+        typer.echo(report_text(report))
     if not report.equal:
         raise typer.Exit(1)
