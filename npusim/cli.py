@@ -17,6 +17,7 @@ from rich.console import Console
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
 from npusim.commands.asm import asm
+from npusim.commands.bench import bench
 from npusim.commands.calibrate import calibrate
 from npusim.commands.compare import compare
 from npusim.commands.compile import compile_
@@ -153,6 +154,7 @@ _add(explain, "explain runs/demo/program.npu 120 --part step", ignore_unknown_op
 _add(compare, "compare runs/demo runs/all")
 _add(report, "report runs/demo")
 _add(sweep, "sweep hwconfigs/sweeps/tiny.yaml --jobs 2 --out runs/sweep")
+_add(bench, "bench --json")
 _add(trace, "trace runs/demo --window 0:20000 --out runs/demo.pftrace")
 
 
