@@ -192,7 +192,7 @@ class Simulation:
         """Let an executor run; ``progress`` gives the number of an instruction before that can fail."""
         index = 0
         try:
-            for index in progress:
+            for index in progress:  # noqa: B007, for it is read where the next instruction fails
                 pass
         except (ValueError, TypeError, OverflowError, MemoryError) as error:
             ins = code[index]

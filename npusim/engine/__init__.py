@@ -14,6 +14,8 @@ from npusim.isa import ALL, check_halt, decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 
+__all__ = ["EXECUTORS", "HANDLERS", "KERNELS", "Code", "execute", "progress", "run"]
+
 KERNELS: dict[str, Callable[[Any, Decoded], None]] = {
     "matmul": matmul.execute,
     "ewlin": elementwise.execute_linear,

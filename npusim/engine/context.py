@@ -11,14 +11,13 @@ from enum import IntEnum, auto
 from typing import Any
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined
-from npusim.engine.native import pointer
+from npusim.engine.native import carray, pointer
 from npusim.isa import ALL, BY_MNEMONIC, BY_OPCODE
 from npusim.isa.addressing import BASES
-from npusim.isa.encoding import DTYPE_NAMES, HEADER, WORDS, Decoded
+from npusim.isa.encoding import DTYPE_NAMES, WORDS, Decoded
 
 Words = Any
 """int64 (count,), a context or an instruction, in a kernel."""
@@ -34,7 +33,7 @@ TALLY = 3
 def columns(mnemonic: str) -> Any:
     """Columns of an instruction's fields in the table, by name."""
     names = [f.name for f in BY_MNEMONIC[mnemonic].fields]
-    return namedtuple(f"Columns_{mnemonic}", names)(*range(FIRST, FIRST + len(names)))  # type: ignore[misc]
+    return namedtuple(f"Columns_{mnemonic}", names)(*range(FIRST, FIRST + len(names)))
 
 
 def table_of_words(code: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -78,8 +77,8 @@ class Place(IntEnum):
     SRAM_BYTES = auto()
     PARAM_BYTES = auto()
     PARAM_NEXT_BYTES = auto()
-    BASE = auto()
-    ACC_BITS = BASE + BASES
+    BASE = 8
+    ACC_BITS = 8 + BASES
     MULTIPLIER_BITS = auto()
     ROW_SUMS = auto()
     ROUNDS_TWICE = auto()

@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import carray as numba_carray  # type: ignore[attr-defined]
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from npusim.engine.dot import I8, I32, I64, VARIANT, dot_bytes, get_or_insert_function, vector
 
 LANES = VARIANT.lanes
+carray: Any = numba_carray
+intrinsic: Any = extending.intrinsic
+raw_memmove: Any = cgutils.raw_memmove
 
 
 @intrinsic
@@ -44,7 +47,7 @@ def move(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, source = (builder.inttoptr(value, I8.as_pointer()) for value in arguments[:2])
-        cgutils.raw_memmove(builder, target, source, arguments[2], 1, align=1)
+        raw_memmove(builder, target, source, arguments[2], 1, align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate

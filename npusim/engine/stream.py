@@ -1,9 +1,9 @@
 """Runs of instructions without Python between them.
 
-`advance` hands instructions to `_run`, a compiled loop that calls a handler for each: the address of a function compiled
-for one kind of instruction, which reads its fields from a table (`npusim.engine.context`) and its operands straight
-from the memories. A handler takes the common cases only. Where it declines, which it does before it writes anything,
-the loop ends and the instruction goes to the executors of `npusim.engine`, which take every case and say what is wrong.
+A compiled loop calls a handler for each: a function compiled for one kind of instruction, which reads its fields from a
+table (`npusim.engine.context`) and its operands straight from the memories. A handler takes the common cases only.
+Where it declines, which it does before it writes anything, the loop ends and the instruction goes to the executors of
+`npusim.engine`, which take every case and say what is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from npusim.engine import stream_matmul, stream_move, stream_norm, stream_vector
 from npusim.engine.cache import callback, kernel
 from npusim.engine.context import (
-    ARENA_BYTES, COLUMNS, KIND_OF, KINDS, LAYER, OPCODE, TALLY, Place, table_of, table_of_words, words,
+    ARENA_BYTES,
+    COLUMNS,
+    KIND_OF,
+    KINDS,
+    LAYER,
+    OPCODE,
+    TALLY,
+    Place,
+    table_of,
+    table_of_words,
+    words,
 )  # fmt: skip
 from npusim.engine.dot import VARIANT
 from npusim.engine.native import call
@@ -36,6 +46,7 @@ Handler = Callable[[int, int], int]
 HANDLERS: dict[str, Handler] = {
     "load": stream_move.load,
     "store": stream_move.store,
+    "matmul": stream_matmul.matmul,
     "ewlin": stream_vector.ewlin,
     "ewmul": stream_vector.ewmul,
     "table": stream_vector.table,
@@ -46,7 +57,9 @@ HANDLERS: dict[str, Handler] = {
     "token": stream_move.nothing,
     "barrier": stream_move.nothing,
     "halt": stream_move.nothing,
-} | ({"matmul": stream_matmul.matmul} if VARIANT.takes_bytes else {})
+}
+if not VARIANT.takes_bytes:  # the handler knows no other units of 8-bit operands
+    del HANDLERS["matmul"]
 
 
 @kernel

@@ -9,18 +9,37 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from npusim.engine.cache import inlined
 from npusim.engine.context import (
-    ARENA, ARENA_BYTES, COLUMNS, ELEMENT_BYTES, HIGH, I8, I16, KIND_OF, LOW, MOST, PARAM, SIZE, SRAM, U8, U16, Place,
-    Words, apart, columns, share, tally, words,
+    ARENA,
+    ARENA_BYTES,
+    COLUMNS,
+    ELEMENT_BYTES,
+    HIGH,
+    I8,
+    I16,
+    KIND_OF,
+    LOW,
+    MOST,
+    PARAM,
+    SIZE,
+    SRAM,
+    U8,
+    U16,
+    Place,
+    Words,
+    apart,
+    columns,
+    share,
+    tally,
+    words,
 )  # fmt: skip
 from npusim.engine.dot import TILE_ROWS, VARIANT, tile
-from npusim.engine.native import move, pointer, sum_bytes, turn
+from npusim.engine.native import carray, move, pointer, sum_bytes, turn
 from npusim.engine.order import begin, region
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp, rescale
-from npusim.engine.stream_rows import read_values, scratch32, scratch64, write_values
+from npusim.engine.stream_rows import scratch32, scratch64, write_values
 from npusim.isa.encoding import MAX_SHIFT
 from npusim.isa.matmul import RQ_MODES
 
@@ -46,13 +65,13 @@ MOST_N = 1 << 14
 
 
 @inlined
-def _extent(w: Words, size: int, rows: int, row: int, b0: int, b1: int) -> int:
+def _extent(w: Words, size: int, rows: int, row: int, b0: int, b1: int) -> Any:
     """Bytes from first to last of an operand: rows of ``size`` bytes in both batches."""
     return size + (rows - 1) * row + (w[MATMUL.batch0] - 1) * b0 + (w[MATMUL.batch1] - 1) * b1
 
 
 @inlined
-def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> bool:
+def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> Any:
     """Note all operands; False where one is not aligned or meets the result."""
     m, k, n = w[MATMUL.m], w[MATMUL.k], w[MATMUL.n]
     if (w[MATMUL.a_addr] | w[MATMUL.a_row] | w[MATMUL.a_b0] | w[MATMUL.a_b1]) & (a_size - 1):
@@ -79,7 +98,7 @@ def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> boo
 
 
 @inlined
-def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, bias: Any) -> tuple[int, int]:
+def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, bias: Any) -> tuple[Any, Any]:
     """Read the records of mode tensor or channel; greatest magnitudes of bias and zero point, the former -1 if bad."""
     n, limit = w[MATMUL.n], np.int64(1) << (c[MULTIPLIER_BITS] - 1)
     count = n if w[MATMUL.rq_mode] == CHANNEL else 1
@@ -172,7 +191,7 @@ def _column_sums(n: int, padded: int, right: int, sums: Any) -> None:
 @inlined
 def _pack_row(source: int, k: int, kind: int, digits: int, low: int, high: int, units: int) -> None:
     """Pack one row of a: bytes, words, or the low and high bytes of words as words; zeros behind the last k."""
-    if kind == U8 or kind == I8:
+    if kind in (U8, I8):
         octets, out = carray(pointer(source), k, np.uint8), carray(pointer(low), 4 * units, np.uint8)
         flip = np.uint8(128 if kind == I8 else 0)
         for i in range(k):
@@ -202,7 +221,7 @@ def _pack_row(source: int, k: int, kind: int, digits: int, low: int, high: int, 
 
 
 @inlined
-def _row_sum(source: int, k: int, kind: int) -> int:
+def _row_sum(source: int, k: int, kind: int) -> Any:
     """The sum of a row of a."""
     total, done = np.int64(0), 0
     if kind == U8:

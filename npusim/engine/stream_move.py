@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from npusim.engine.context import BASE, COLUMNS, DRAM, MOST, SIZE, SRAM, Words, columns, share, words
+from typing import Any
+
 from npusim.engine.cache import inlined
+from npusim.engine.context import BASE, COLUMNS, DRAM, MOST, SIZE, SRAM, columns, share, words
 from npusim.engine.native import move
 from npusim.engine.order import begin, region
 from npusim.isa.addressing import BASES
@@ -14,10 +16,10 @@ SPLIT_BYTES = 1 << 14
 
 
 @inlined
-def _copy(context: int, row: int, store: int) -> int:
+def _copy(context: int, row: int, store: int) -> Any:
     c, w = words(context, SIZE), words(row, COLUMNS)
     size, rows, planes = w[LOAD.row_bytes], w[LOAD.rows], w[LOAD.planes]
-    if not (0 < size and 0 < rows < MOST and 0 < planes < MOST and w[LOAD.base] < BASES and w[LOAD.dram_plane] >= 0):
+    if not (size > 0 and 0 < rows < MOST and 0 < planes < MOST and w[LOAD.base] < BASES and w[LOAD.dram_plane] >= 0):
         return 0
     # The planes' stride has 64 bits.
     if planes > 1 and w[LOAD.dram_plane] > 1 << 36:
@@ -54,12 +56,12 @@ def _copy(context: int, row: int, store: int) -> int:
 
 def load(context: int, row: int) -> int:
     """Execute a LOAD; 0 where it is left to NumPy, which says what is wrong with it."""
-    return _copy(context, row, 0)
+    return int(_copy(context, row, 0))
 
 
 def store(context: int, row: int) -> int:
     """Execute a STORE; likewise."""
-    return _copy(context, row, 1)
+    return int(_copy(context, row, 1))
 
 
 def nothing(context: int, row: int) -> int:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 
 from npusim.engine.context import (
-    COLUMNS, ELEMENT_BYTES, HIGH, I16, I32, KIND_OF, LOW, PARAM, SIZE, SRAM, apart, columns, reach, share, tally, words,
+    COLUMNS,
+    ELEMENT_BYTES,
+    HIGH,
+    I16,
+    KIND_OF,
+    LOW,
+    PARAM,
+    SIZE,
+    SRAM,
+    apart,
+    columns,
+    reach,
+    share,
+    tally,
+    words,
 )  # fmt: skip
-from npusim.engine.native import pointer
+from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
 from npusim.engine.scalar import clamp, exp2_negative, normalised_multiplier, reciprocal, rescale, rsqrt
-from npusim.engine.stream_rows import read_values, scratch32, write_values
+from npusim.engine.stream_rows import scratch32, write_values
 from npusim.engine.stream_vector import rows_of, same_rows
 from npusim.isa.encoding import MAX_SHIFT, NO_ADDRESS
 

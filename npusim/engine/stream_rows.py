@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import types
 
 from npusim.engine.cache import inlined
 from npusim.engine.context import ARENA, ELEMENT_BYTES, I8, I16, I32, U8, U16, Words
-from npusim.engine.native import pointer
+from npusim.engine.native import carray, pointer
 
 SIGNATURE = types.int64(types.int64, types.int64)
 
@@ -44,7 +44,7 @@ def read_values(address: int, kind: int, out: Any, count: int) -> None:
 def write_values(address: int, kind: int, values: Any, count: int) -> None:
     """Write int32 ``values``, which fit, as ``count`` consecutive elements of type number ``kind``."""
     at = pointer(address)
-    if kind == I16 or kind == U16:
+    if kind in (I16, U16):
         i16 = carray(at, count, np.int16)
         for j in range(count):
             i16[j] = values[j]

@@ -5,17 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from npusim.engine.cache import inlined
 from npusim.engine.context import (
-    DRAM, ELEMENT_BYTES, HIGH, I16, I32, KIND_OF, LOW, MOST_COLS, PARAM, SRAM, Words, apart, columns, reach, share,
-    tally, words, COLUMNS, SIZE,
+    COLUMNS,
+    ELEMENT_BYTES,
+    HIGH,
+    I16,
+    I32,
+    KIND_OF,
+    LOW,
+    MOST_COLS,
+    PARAM,
+    SIZE,
+    SRAM,
+    Words,
+    apart,
+    columns,
+    reach,
+    share,
+    tally,
+    words,
 )  # fmt: skip
-from npusim.engine.native import pointer
+from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp, rescale
-from npusim.engine.stream_rows import aligned, read_values, scratch32, scratch64, write_values
+from npusim.engine.stream_rows import aligned, read_values, scratch32, write_values
 from npusim.isa.elementwise import MAX_MULTIPLIER
 from npusim.isa.encoding import NO_ADDRESS
 from npusim.isa.table import ENTRIES
@@ -25,7 +40,7 @@ EWLIN_KIND, EWMUL_KIND, TABLE_KIND = (KIND_OF[name] for name in ("ewlin", "ewmul
 
 
 @inlined
-def _window(c: Words, w: Words, kind: int, start: int, row: int, batch: int, written: int) -> bool:
+def _window(c: Words, w: Words, kind: int, start: int, row: int, batch: int, written: int) -> Any:
     """Note one operand of an element-wise instruction; False where the handlers do not take it."""
     size = ELEMENT_BYTES[kind]
     return (
@@ -36,7 +51,7 @@ def _window(c: Words, w: Words, kind: int, start: int, row: int, batch: int, wri
 
 
 @inlined
-def _in_step(w: Words, kind: int, start: int, row: int, batch: int) -> bool:
+def _in_step(w: Words, kind: int, start: int, row: int, batch: int) -> Any:
     """Whether the result may be written row by row while this operand is read."""
     size, out = ELEMENT_BYTES[kind] * w[EWLIN.cols], ELEMENT_BYTES[w[EWLIN.out_dtype]] * w[EWLIN.cols]
     extent = reach(size, w[EWLIN.batch], batch, w[EWLIN.rows], row)
@@ -70,7 +85,7 @@ def _multipliers(c: Words, w: Words, address: int, immediate: int, kind: int, ou
 
 
 @inlined
-def _parameters(c: Words, w: Words, address: int, wide: int, shared: int) -> bool:
+def _parameters(c: Words, w: Words, address: int, wide: int, shared: int) -> Any:
     """Note a vector in parameter memory, if it is there."""
     size = 4 if wide else 2
     if address == NO_ADDRESS:
@@ -170,7 +185,7 @@ def ewmul(context: int, row: int) -> int:
 
 
 @inlined
-def rows_of(c: Words, kind: int, start: int, row: int, rows: int, cols: int, written: int) -> bool:
+def rows_of(c: Words, kind: int, start: int, row: int, rows: int, cols: int, written: int) -> Any:
     """Note the rows of an operand; False where the handlers do not take it."""
     size = ELEMENT_BYTES[kind]
     return (
