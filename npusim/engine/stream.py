@@ -8,7 +8,9 @@ Where it declines, which it does before it writes anything, the loop ends and th
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -28,6 +30,7 @@ from npusim.engine.context import (
     OPCODE,
     TALLY,
     Place,
+    columns,
     table_of,
     table_of_words,
     words,
@@ -37,7 +40,8 @@ from npusim.engine.native import call
 from npusim.engine.order import NOTES_WORDS
 from npusim.engine.stream_matmul import HELD_MOST
 from npusim.engine.stream_rows import SIGNATURE
-from npusim.isa import BY_OPCODE
+from npusim.engine.threads import SETTINGS, pool
+from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import Decoded, decode_row
 from npusim.memory import MachineState, Sums
@@ -89,6 +93,7 @@ class Code:
         self.table = table_of_words(source) if isinstance(source, np.ndarray) else table_of(source)
         self.opcodes = tuple(np.unique(self.table[:, OPCODE]).tolist())
         self.layers = int(self.table[:, LAYER].max(initial=0)) + 1
+        self.parts = parts_of(self)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -125,8 +130,33 @@ class Arena:
 
 
 @cache
-def _arena(process: int, thread: int) -> Arena:
+def _arena(process: int, thread: int, part: int) -> Arena:
     return Arena()
+
+
+BARRIER_BYTES = 64
+"""More than a pthread_barrier_t has."""
+
+
+@cache
+def _meeting(process: int, thread: int, parts: int) -> tuple[int, Any]:
+    """Address of pthread_barrier_wait, and a barrier of ``parts`` threads. Whoever waits at it sleeps."""
+    library, barrier = ctypes.CDLL(None), ctypes.create_string_buffer(BARRIER_BYTES)
+    library.pthread_barrier_init(barrier, None, parts)
+    return ctypes.cast(library.pthread_barrier_wait, ctypes.c_void_p).value or 0, barrier
+
+
+def parts_of(code: Code) -> int:
+    """How many threads share each instruction: those that there are, if the instructions are long enough."""
+    at = columns("matmul")
+    rows = code.table[code.table[:, OPCODE] == BY_MNEMONIC["matmul"].opcode]
+    macs = np.prod([rows[:, place] for place in (at.m, at.k, at.n, at.batch0, at.batch1)], axis=0, dtype=np.float64)
+    worth = sys.platform == "linux" and macs.size > 0 and macs.mean() >= SHARED_MACS
+    return int(SETTINGS.NUMBA_NUM_THREADS) if worth else 1
+
+
+SHARED_MACS = 8e6
+"""Mean multiply-accumulates of a MATMUL from which on threads share instructions: some 50 us, against 5 to meet."""
 
 
 class Session:
@@ -141,12 +171,19 @@ class Session:
         self.handlers = handler_addresses(
             code.opcodes, tuple(HANDLERS.get(name) if name in taken else None for name in names)
         )
-        self.arena = _arena(os.getpid(), threading.get_ident())
-        self.counts = np.zeros((code.layers, KINDS, TALLY), np.int64)
-        self.context = self._context()
+        self.parts = code.parts
+        whose = os.getpid(), threading.get_ident()
+        arenas = [_arena(*whose, part) for part in range(self.parts)]
+        self.arena = arenas[0]
+        self.counts = np.zeros((self.parts, code.layers, KINDS, TALLY), np.int64)
+        self.contexts = [self._context(part, arena) for part, arena in enumerate(arenas)]
+        if self.parts > 1:
+            wait, barrier = _meeting(*whose, self.parts)
+            for c in self.contexts:
+                c[Place.WAIT], c[Place.BARRIER] = wait, ctypes.addressof(barrier)
 
-    def _context(self) -> NDArray[np.int64]:
-        state, arena, array = self.state, self.arena, self.state.machine.mac_array
+    def _context(self, part: int, arena: Arena) -> NDArray[np.int64]:
+        state, array = self.state, self.state.machine.mac_array
         c = np.zeros(Place.SIZE, np.int64)
         for place, name in enumerate(("dram", "sram", "param", "param_next")):
             memory = getattr(state, name)
@@ -154,10 +191,10 @@ class Session:
         c[Place.BASE : Place.BASE + BASES] = state.bases
         c[Place.ACC_BITS], c[Place.MULTIPLIER_BITS] = array.acc_bits, array.requant_multiplier_bits
         c[Place.ROW_SUMS], c[Place.ROUNDS_TWICE] = array.row_sum_column, array.requant_rounding == "double"
-        c[Place.PARTS] = 1
+        c[Place.PART], c[Place.PARTS] = part, self.parts
         for where, memory in (
-            (Place.ARENA, arena.scratch), (Place.NOTES, arena.notes), (Place.HELD, arena.held),
-            (Place.HELD_ROWS, arena.held_rows), (Place.TALLIES, self.counts),
+            (Place.ARENA, arena.scratch), (Place.NOTES, arena.notes), (Place.HELD, self.arena.held),
+            (Place.HELD_ROWS, self.arena.held_rows), (Place.TALLIES, self.counts[part]),
         ):  # fmt: skip
             c[where] = memory.ctypes.data
         return c
@@ -165,33 +202,41 @@ class Session:
     def run(self, first: int, last: int) -> int:
         """Execute instructions ``first`` to ``last`` - 1; return the number of the first that no handler takes."""
         self._take()
-        reached = int(_run(self.context, self.code.table, self.handlers, first, last))
+        rest: tuple[Any, ...] = self.code.table, self.handlers, first, last
+        if first < last and self.parts > 1:
+            _run(self.contexts[0], *rest[:2], 0, 0)  # compiled before threads wait for one another
+        others = [pool(os.getpid()).submit(_run, context, *rest) for context in self.contexts[1:]]
+        reached = int(_run(self.contexts[0], *rest))
+        for other in others:
+            other.result()
         self._give()
         return reached
 
     def _take(self) -> None:
         """Held sums that fit go to the arena; others stay, and a MATMUL that goes on from them is not taken."""
-        c, held = self.context, self.state.held
-        c[Place.HELD_M] = 0
+        held = self.state.held
+        for c in self.contexts:
+            c[Place.HELD_M] = 0
         if held is None or held.products.size > HELD_MOST:
             return
         bound, row_bound = (int(np.abs(values).max(initial=0)) for values in (held.products, held.rows))
         if bound < 1 << 31:
             self.arena.held[: held.products.size] = held.products.reshape(-1)
             self.arena.held_rows[: held.rows.size] = held.rows.reshape(-1)
-            c[Place.HELD_M], c[Place.HELD_N] = held.products.shape
-            c[Place.HELD_BOUND], c[Place.HELD_LARGEST_ROW] = bound, row_bound
+            for c in self.contexts:
+                c[Place.HELD_M], c[Place.HELD_N] = held.products.shape
+                c[Place.HELD_BOUND], c[Place.HELD_LARGEST_ROW] = bound, row_bound
 
     def _give(self) -> None:
         """Held sums and tallies go back to the state."""
-        c, state = self.context, self.state
+        c, state, counts = self.contexts[0], self.state, self.counts.sum(axis=0)
         number = {kind: name for name, kind in KIND_OF.items()}
         matmul = KIND_OF["matmul"]
-        if self.counts[:, matmul, 2].any():
+        if counts[:, matmul, 2].any():
             m, n = int(c[Place.HELD_M]), int(c[Place.HELD_N])
             products, rows = self.arena.held[: m * n].reshape(m, n), self.arena.held_rows[:m].reshape(m, 1)
             state.held = Sums(products.astype(np.int64), rows.copy()) if m else None
-        for layer, kind in np.argwhere(self.counts[:, :, 2]).tolist():
-            saturated, outputs, _ = self.counts[layer, kind].tolist()
+        for layer, kind in np.argwhere(counts[:, :, 2]).tolist():
+            saturated, outputs, _ = counts[layer, kind].tolist()
             state.count_of(layer, number[kind], saturated, outputs)
         self.counts[:] = 0
