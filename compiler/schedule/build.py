@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,9 +19,9 @@ from compiler.schedule.place import (
     NOISE_BASE,
     FirstFit,
     Home,
+    Turns,
     Zones,
     aligned,
-    in_turns,
     lifetimes,
     place,
     value_bytes,
@@ -58,17 +60,21 @@ def build_program(graph: Graph, machine: Machine) -> Program:
     prove_accumulators(graph, machine)
     layout = Layout(graph)
     chosen = {phase: _chosen(graph, phase, machine, layout) for phase in ("prologue", "step")}
-    parts = {phase: [[(plan, ops) for _, plan, ops in choices]] for phase, (_, choices) in chosen.items()}
-    layout, parts["step"] = _cut(graph, machine, layout, *chosen["step"])
+    parts: dict[str, list[list[Group]]] = {
+        phase: [[(plan, ops) for _, plan, ops in choices]] for phase, (_, choices) in chosen.items()
+    }
+    if chosen["step"][0]:
+        layout, parts["step"] = _cut(graph, machine, layout, chosen["step"][1])
     pinned, buffers, spill = _buffers(graph, machine, layout)
     layers: list[str] = []
     code = {}
-    for phase, segments in parts.items():
-        fused, choices = chosen[phase]
-        homes = _homes(graph, phase, machine, pinned, spill, choices if fused else None)
+    for phase, (fused, _) in chosen.items():
+        # Uncut, tensors live no longer than their groups.
+        units = parts[phase] if len(parts[phase]) > 1 else [[group] for group in parts[phase][0]]
+        homes = _homes(graph, phase, machine, pinned, spill, units if fused else ())
         emitter = Emitter(graph, machine, layout, homes, layers)
         emitter.divide(alone_zones(emitter, 0) if fused else Zones.of(machine))
-        code[phase] = _phase(phase, emitter, segments)
+        code[phase] = _phase(phase, emitter, parts[phase])
     return Program(
         machine=machine,
         prologue=code["prologue"],
@@ -143,7 +149,7 @@ def _check_types(graph: Graph, machine: Machine) -> None:
 
 def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, Home], dict[str, Buffer], FirstFit]:
     """Pin inputs, outputs and what the prologue hands to the steps in DRAM, above constants and parameter sets."""
-    address = in_turns(layout.end, layout.turn)
+    address = layout.end
     pinned, buffers = dict(layout.homes), {}
     handed = lifetimes(graph, graph.prologue).keys() & lifetimes(graph, graph.step).keys()
     inputs = [v.name for v in graph.values.values() if v.kind == "input" and v.base is None]
@@ -154,27 +160,33 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
             continue
         per_step = name == "noise"
         shape = (graph.steps, *value.shape) if per_step else value.shape
+        size = aligned(value_bytes(value) * (graph.steps if per_step else 1))
+        address = layout.turns.start(address, size)
         pinned[name] = Home("dram", 0 if per_step else address, NOISE_BASE if per_step else 0)
         if name in inputs or name in graph.outputs:
             buffers[name] = Buffer(address, value.dtype, shape)
-        address += in_turns(aligned(value_bytes(value) * (graph.steps if per_step else 1)), layout.turn)
+        address += layout.turns.whole(size)
     budget = machine.dram.npu_budget_bytes
     if address > budget:
         raise UserError(
             f"constants, parameter sets and buffers need {address} bytes of DRAM; the NPU's budget is {budget}"
         )
-    return pinned, buffers, FirstFit(address, budget - address, layout.turn)
+    return pinned, buffers, FirstFit(address, budget - address, layout.turns)
 
 
 def _homes(
-    graph: Graph, phase: str, machine: Machine, pinned: dict[str, Home], spill: FirstFit, choices: list[Choice] | None
-) -> dict[str, Home]:
-    """Homes of tensors for groups that share blocks of rows, or (None) for each operation by itself."""
+    graph: Graph, phase: str, machine: Machine, pinned: dict[str, Home], spill: FirstFit,
+    parts: Sequence[Sequence[Group]] = (),
+) -> dict[str, Home]:  # fmt: skip
+    """Homes of tensors for groups that share blocks of rows, or for each operation by itself if there are none.
+
+    What groups of one part touch lives during all of that part.
+    """
     spill.live = []
-    if choices is None:
+    if not parts:
         return place(graph, phase, pinned, Zones.of(machine), spill)
-    inner = frozenset(name for _, plan, _ in choices if plan for name in plan.group.inner)
-    numbers = [number for number, (_, _, group) in enumerate(choices) for _ in group]
+    inner = frozenset(name for part in parts for plan, _ in part if plan for name in plan.group.inner)
+    numbers = [number for number, part in enumerate(parts) for _, ops in part for _ in ops]
     return place(graph, phase, pinned, Zones(0, 0, 0), spill, inner, numbers)
 
 
@@ -184,7 +196,7 @@ def _chosen(graph: Graph, phase: str, machine: Machine, layout: Layout) -> tuple
     They do not where every tensor finds a place in SRAM, or where that is estimated to be faster.
     """
     pinned, _, spill = _buffers(graph, machine, layout)
-    by_itself = _homes(graph, phase, machine, pinned, spill, None)
+    by_itself = _homes(graph, phase, machine, pinned, spill)
     emitter = Emitter(graph, machine, layout, by_itself, [])
     ops: tuple[Op, ...] = getattr(graph, phase)
     alone: list[Choice] = [(Cost(), None, (op,)) for op in ops]
@@ -196,24 +208,22 @@ def _chosen(graph: Graph, phase: str, machine: Machine, layout: Layout) -> tuple
         choices = plan_phase(emitter, ops, 0)
         if before <= sum(cost.key[0] for cost, _, _ in choices):
             return False, alone
-        _homes(graph, phase, machine, pinned, spill, choices)
+        _homes(graph, phase, machine, pinned, spill, [[(plan, group)] for _, plan, group in choices])
     except UserError:  # too little DRAM, or too little SRAM for an operation by itself: its tiler says so
         return False, alone
     return True, choices
 
 
-def _cut(
-    graph: Graph, machine: Machine, layout: Layout, fused: bool, choices: list[Choice]
-) -> tuple[Layout, list[list[Group]]]:
+def _cut(graph: Graph, machine: Machine, layout: Layout, choices: list[Choice]) -> tuple[Layout, list[list[Group]]]:
     """The segments of the step, and where constants lie for them; as before if there is one, or too little DRAM."""
     whole: list[Group] = [(plan, ops) for _, plan, ops in choices]
-    cut = segments(machine, choices) if fused else [whole]
+    cut = segments(machine, choices)
     if len(cut) == 1:
-        return layout, cut
+        return layout, [whole]
     try:
-        roomy = Layout(graph, [[op for _, ops in segment for op in ops] for segment in cut], machine.dram.turn_bytes)
+        roomy = Layout(graph, [[op for _, ops in segment for op in ops] for segment in cut], Turns.of(machine))
         pinned, _, spill = _buffers(graph, machine, roomy)
-        _homes(graph, "step", machine, pinned, spill, choices)
+        _homes(graph, "step", machine, pinned, spill, cut)
     except UserError:
         return layout, [whole]
     return roomy, cut

@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import BITS, Graph, Op, Value
-from compiler.schedule.place import PADDING, Home, aligned, value_bytes
+from compiler.schedule.place import Home, Turns, aligned, value_bytes
 from npusim.isa.matmul import RECORD
 from npusim.memory import packed
 
 BASES = {"const": 0, "step_const": 1, "range_const": 3}
 """Base registers: see `npusim.isa.addressing.BASES`."""
+
+PADDING = 1 / 16
+"""The most that gaps may add to constants or to a set, as a part of them."""
 
 Part = list[tuple[str, int]]
 """Constants that one segment reads first, as (name, bytes); an attention's requantization record has its output's."""
@@ -40,18 +43,18 @@ class Layout:
     constants hold, so a graph without contents has the same addresses.
 
     With ``segments`` of the step's operations, the constants of each lie together, and those of segments that read as
-    many bytes in the same order begin at the same place in a ``turn`` of the DRAM's address mapping; without the gaps
-    where those would take more than `PADDING`.
+    many bytes in the same order begin at the same place in ``turns`` of the DRAM's address mapping; without the
+    gaps where those would take more than `PADDING`.
     """
 
-    def __init__(self, graph: Graph, segments: Sequence[Sequence[Op]] = (), turn: int = 0) -> None:
-        self.graph, self.turn = graph, turn
+    def __init__(self, graph: Graph, segments: Sequence[Sequence[Op]] = (), turns: Turns | None = None) -> None:
+        self.graph, self.turns = graph, turns or Turns()
         self.homes: dict[str, Home] = {}
         self.logits: dict[str, Home] = {}
         sizes = []
         for kind, base in BASES.items():
             parts = _parts_of_segments(graph, kind, segments) if segments else [_all_of(graph, kind)]
-            packed_, placed = _placed(parts, 1), _placed(parts, turn or 1)
+            packed_, placed = _placed(parts, 1), _placed(parts, self.turns.size or 1)
             addresses, size = placed if placed[1] <= packed_[1] * (1 + PADDING) else packed_
             for name, address in addresses.items():
                 homes = self.homes if graph.values[name].kind == kind else self.logits

@@ -16,8 +16,6 @@ from npusim.config import Machine
 from npusim.errors import UserError
 
 ALIGN = 64
-PADDING = 1 / 16
-"""The most that DRAM may grow so that repeated parts of a network lie alike, as a part of what they need."""
 NOISE_BASE = 2
 """Base register of the step's noise: see `npusim.isa.addressing.BASES`."""
 
@@ -26,9 +24,32 @@ def aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def in_turns(size: int, turn: int) -> int:
-    """A size in whole turns of the DRAM's address mapping where that adds little; ``turn`` 0: as it is."""
-    return -(-size // turn) * turn if turn and size * PADDING >= turn else size
+@dataclass(frozen=True)
+class Turns:
+    """Turns of the DRAM's address mapping, of ``size`` bytes: 0 where no tensor must know of them.
+
+    Else large tensors share no turn, and all begin at the same place in one, ``offset``: half of what neighbours have
+    in one channel, so that copies of that many bytes out of each row are spread over two channels.
+    """
+
+    size: int = 0
+    offset: int = 0
+
+    @classmethod
+    def of(cls, machine: Machine) -> Turns:
+        return cls(machine.dram.turn_bytes, machine.dram.interleave_bytes // 2 // ALIGN * ALIGN)
+
+    def _matter(self, size: int) -> bool:
+        """To tensors that they let grow by little more than a quarter."""
+        return bool(self.size) and size >= 4 * self.size
+
+    def start(self, address: int, size: int) -> int:
+        """The first address from ``address`` on where a tensor of ``size`` bytes may begin."""
+        return address + (self.offset - address) % self.size if self._matter(size) else address
+
+    def whole(self, size: int) -> int:
+        """The bytes that a tensor of ``size`` bytes takes."""
+        return -(-(size + self.offset) // self.size) * self.size if self._matter(size) else size
 
 
 def row_bytes(value: Value, count: int) -> int:
@@ -52,23 +73,23 @@ class Home:
 
 @dataclass
 class FirstFit:
-    """Lowest-address allocator of lifetimes; ``peak`` is the size needed so far, ``turn`` as for `in_turns`."""
+    """Lowest-address allocator of lifetimes; ``peak`` is the size needed so far."""
 
     start: int
     capacity: int
-    turn: int = 0
+    turns: Turns = field(default_factory=Turns)
     live: list[tuple[int, int, int]] = field(default_factory=list)  # (address, end, last use)
     peak: int = 0
 
     def take(self, size: int, first: int, last: int) -> int | None:
         """Address of ``size`` bytes alive from operation ``first`` to ``last``, or None."""
-        size = in_turns(size, self.turn)
         self.live = sorted(entry for entry in self.live if entry[2] >= first)
-        address = self.start
+        address, taken = self.turns.start(self.start, size), self.turns.whole(size)
         for begin, end, _ in self.live:
-            if begin - address >= size:
+            if begin - address >= taken:
                 break
-            address = max(address, end)
+            address = max(address, self.turns.start(end, size))
+        size = taken
         if address + size > self.start + self.capacity:
             return None
         self.live.append((address, address + size, last))

@@ -1,11 +1,13 @@
-"""Pieces of code that take equal time are timed once. This is exact, not an estimate; the rules, in full:
+"""Pieces of code that take equal time are timed once. This is exact, not an estimate.
+
+The rules, in full:
 
 * A barrier leaves nothing behind: queues are empty, no token is left, the DRAM is in one state and its clock starts
   anew (`npusim.timing.core`). So what happens up to the next barrier follows from the instructions between them.
 * Of an instruction the core reads its unit, its cycles, its tokens, its demands on the SRAM and, for a copy, its shape
   and address. Layers and opcodes play no part.
 * Of an address the DRAM takes everything below the row (channel, bank group, bank, place in the row) as it is; these
-  repeat with every *turn* of the mapping, which is one row of every bank. Of rows it asks only whether two are the same.
+  repeat with every *turn* of the mapping, one row of every bank. Of rows it asks only whether two are the same.
 * So a copy's address is known well enough by its place in a turn, and by which copies share turns with it. The turns
   that copies reach, from first to last, form clusters (`npusim.congruence.places`): moving a cluster by whole turns
   to where it meets no other changes no answer. Two pieces whose instructions agree in all the above, addresses taken
@@ -19,7 +21,7 @@ What was timed is kept for later pieces of the same process, of any code for a m
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -51,9 +53,9 @@ class Run:
     end: Int64
     held: Int64
     dram: Int64
-    stuck: tuple[int, ...] = ()
-    tokens: Int64 | None = None
-    barriers_passed: int = 0
+    stuck: tuple[int, ...]
+    tokens: Int64
+    barriers_passed: int
 
 
 class _Machine(NamedTuple):
@@ -93,7 +95,7 @@ def run_pieces(cost: Costs, machine: Machine) -> Run:
         _kept[key] = run
         runs.append(run)
     _forget()
-    return _joined(runs)
+    return _joined(runs) if runs else _run(cost, slice(None), known)
 
 
 def _forget() -> None:
@@ -104,7 +106,7 @@ def _forget() -> None:
 
 
 def _key(cost: Costs, part: slice, turn: int, fixed: int, salt: bytes) -> bytes:
-    """A digest of all that the time of a piece depends on; ``fixed``: the first byte that background traffic reaches."""
+    """A digest of all that the time of a piece depends on; ``fixed``: the first byte of background traffic."""
     geometry, copies = cost.geometry[part].copy(), np.flatnonzero(cost.transfer[part])
     start, run, rows, row_stride, planes, plane_stride = geometry[copies].T
     last = start + (rows - 1) * row_stride + (planes - 1) * plane_stride + run - 1
@@ -131,7 +133,8 @@ def _run(cost: Costs, part: slice, machine: _Machine) -> Run:
     given = map(np.ascontiguousarray, (queue, stops, barriers, *(array[part] for array in arrays)))
     run = core.run(*given, machine.ports, machine.clocks, memory)
     outcome, total, ledger, start, end, held, head, tokens, passed = run
-    stuck = [int(queue[at]) if at < stop else -1 for at, stop in zip(head, stops[min(passed + 1, len(stops) - 1)])]
+    stop = stops[min(passed + 1, len(stops) - 1)]
+    stuck = [int(queue[at]) if at < limit else -1 for at, limit in zip(head, stop, strict=True)]
     counts = memory[dram.ROW_HITS : dram.ISSUED]
     return Run(outcome, int(total), ledger, start, end, held, counts, tuple(stuck), tokens, int(passed))
 
@@ -147,17 +150,13 @@ def _queues(unit: Int64, barrier: NDArray[np.bool_]) -> tuple[Int64, Int64, Int6
 
 
 def _joined(runs: list[Run]) -> Run:
-    """One run behind the other."""
-    if not runs:
-        none = np.zeros(0, np.int64)
-        ledger = np.zeros((len(UNITS), len(core.CAUSES)), np.int64)
-        return Run(core.DONE, 0, ledger, none, none, none, np.zeros(dram.ISSUED - dram.ROW_HITS, np.int64))
+    """One run behind the other; there is one at least."""
     origins = np.cumsum([0, *(run.total for run in runs)]).tolist()
     start, end = (
         np.concatenate([getattr(run, name) + origin for run, origin in zip(runs, origins, strict=False)])
         for name in ("start", "end")
     )
-    return Run(
-        core.DONE, origins[-1], np.sum([run.ledger for run in runs], axis=0), start, end,
-        np.concatenate([run.held for run in runs]), np.sum([run.dram for run in runs], axis=0),
+    return replace(
+        runs[-1], total=origins[-1], ledger=np.sum([run.ledger for run in runs], axis=0), start=start, end=end,
+        held=np.concatenate([run.held for run in runs]), dram=np.sum([run.dram for run in runs], axis=0),
     )  # fmt: skip
