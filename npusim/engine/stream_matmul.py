@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from npusim.engine import amx
 from npusim.engine.cache import inlined
 from npusim.engine.context import (
     ARENA,
@@ -46,7 +47,7 @@ from npusim.isa.matmul import RQ_MODES
 MATMUL, KIND = columns("matmul"), KIND_OF["matmul"]
 TENSOR, CHANNEL, ROW = (RQ_MODES.index(name) for name in ("tensor", "channel", "row"))
 LANES, PANEL = VARIANT.lanes, VARIANT.vectors
-BLOCK_ROWS = 8 * TILE_ROWS
+BLOCK_ROWS = amx.ROWS * TILE_ROWS
 PANEL_BYTES = 4 * LANES * PANEL
 BLOCK_BYTES = BLOCK_ROWS * PANEL_BYTES
 ACC_BITS, MULTIPLIER_BITS, ROW_SUMS, ROUNDS_TWICE, HELD, HELD_ROWS, HELD_M, HELD_N, HELD_BOUND, HELD_ROW_BOUND = (
@@ -56,6 +57,7 @@ ACC_BITS, MULTIPLIER_BITS, ROW_SUMS, ROUNDS_TWICE, HELD, HELD_ROWS, HELD_M, HELD
         Place.HELD_M, Place.HELD_N, Place.HELD_BOUND, Place.HELD_LARGEST_ROW,
     )
 )  # fmt: skip
+TILES = int(Place.TILES)
 HELD_MOST = 1 << 20
 """Held sums that there is room for."""
 LARGEST = tuple(max(HIGH[kind], -LOW[kind]) for kind in range(len(HIGH)))
@@ -246,6 +248,18 @@ def _row_sum(source: int, k: int, kind: int) -> Any:
 
 
 @inlined
+def _multiply(
+    wide: int, rows: int, a: int, a_row: int, b: int, b_vector: int, units: int, start: int, block: int
+) -> None:
+    """Multiply some rows by one vector of columns or two, on tiles; all of the last tile's rows are written."""
+    for r in range(0, rows, 2 * amx.ROWS):
+        amx.multiply_tiles(
+            1 if rows - r <= amx.ROWS else 2, min(wide, 2), a + r * a_row, a_row, b, b_vector, units // LANES, start,
+            block + r * PANEL_BYTES, PANEL_BYTES,
+        )  # fmt: skip
+
+
+@inlined
 def _widen(block: int, rows: int, count: int, digit: int, fresh: bool, bias: Any) -> None:
     """Add a block's int32 sums of a digit to its int64 ones, which lie behind; ``fresh``: these are the bias as yet."""
     for r in range(rows):
@@ -364,12 +378,17 @@ def matmul(context: int, row: int) -> int:
     left, right, block = c[ARENA] + LEFT_AT, c[ARENA] + RIGHT_AT, c[ARENA] + BLOCK_AT
     direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16
     b_vector = padded * 4 * LANES
-    changed, packed_batch, groups = 0, -1, (m + TILE_ROWS - 1) // TILE_ROWS
+    tiles = as_bytes and c[TILES] != 0 and units <= segment
+    step = amx.ROWS if tiles else TILE_ROWS
+    if tiles:
+        direct = a_kind == U8 and k % (4 * LANES) == 0
+        amx.configure(c[TILES])
+    changed, packed_batch, groups = 0, -1, (m + step - 1) // step
     group, last = share(c, batches * groups)
     while group < last:
-        batch, inner = group // groups, group % groups * TILE_ROWS
-        rows = min(min(BLOCK_ROWS, (last - group) * TILE_ROWS), m - inner)
-        group += (rows + TILE_ROWS - 1) // TILE_ROWS
+        batch, inner = group // groups, group % groups * step
+        rows = min(min(BLOCK_ROWS, (last - group) * step), m - inner)
+        group += (rows + step - 1) // step
         i0, i1 = batch // w[MATMUL.batch1], batch % w[MATMUL.batch1]
         if batch != packed_batch:
             packed_batch = batch
@@ -389,7 +408,7 @@ def matmul(context: int, row: int) -> int:
                     start[j] = bias[j]
         a_row = w[MATMUL.a_row]
         a = c[SRAM] + w[MATMUL.a_addr] + i0 * w[MATMUL.a_b0] + i1 * w[MATMUL.a_b1] + inner * a_row
-        whole = rows // TILE_ROWS * TILE_ROWS if direct else 0
+        whole = rows // step * step if direct else 0
         for r in range(whole, rows):
             at = left + (r - whole) * left_row
             _pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
@@ -404,7 +423,17 @@ def matmul(context: int, row: int) -> int:
             panel, column = min(PANEL, vectors - vector), vector * LANES
             count = min(n - column, panel * LANES)
             b_at, begins = right + vector * b_vector, c[ARENA] + (2 << 16) + 4 * column
-            for digit in range(digits):
+            if tiles:
+                for v in range(0, panel, 2):
+                    place, where = b_at + v * b_vector, block + v * 4 * LANES
+                    _multiply(panel - v, whole, a, a_row, place, b_vector, padded, begins + v * 4 * LANES, where)
+                    where += whole * PANEL_BYTES
+                    _multiply(
+                        panel - v, rows - whole, left, left_row, place, b_vector, padded, begins + v * 4 * LANES, where
+                    )
+                if not narrow:
+                    _widen(block, rows, count, 0, True, bias[column:])
+            for digit in range(0 if tiles else digits):
                 for unit in range(0, units, segment):
                     some = min(segment, units - unit)
                     for r in range(0, whole, TILE_ROWS):
@@ -453,5 +482,7 @@ def matmul(context: int, row: int) -> int:
         c[HELD_M], c[HELD_N], c[HELD_BOUND], c[HELD_ROW_BOUND] = m, n, bound, row_bound
     else:
         c[HELD_M] = 0
+    if tiles:
+        amx.release()
     tally(c, w, KIND, changed, 0 if hold else batches * m * n)
     return 1
