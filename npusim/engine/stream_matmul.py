@@ -37,10 +37,11 @@ from npusim.engine.context import (
     words,
 )  # fmt: skip
 from npusim.engine.dot import TILE_ROWS, VARIANT, tile
+from npusim.engine.finish import NARROW_SUMS, TWO_DIGITS, WIDE_SUMS, finish
 from npusim.engine.native import carray, move, pointer, sum_bytes, turn
 from npusim.engine.order import begin, region
-from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp, rescale
-from npusim.engine.stream_rows import scratch32, scratch64, write_values
+from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp
+from npusim.engine.stream_rows import place32, place64, scratch32, scratch64
 from npusim.isa.encoding import MAX_SHIFT
 from npusim.isa.matmul import RQ_MODES
 
@@ -63,7 +64,7 @@ HELD_MOST = 1 << 20
 LARGEST = tuple(max(HIGH[kind], -LOW[kind]) for kind in range(len(HIGH)))
 BLOCK_AT, LEFT_AT, RIGHT_AT = 3 << 20, 4 << 20, 7 << 20
 """Where in the arena lie a block of results, packed rows of a, and packed b."""
-MOST_N = 1 << 14
+MOST_N = (1 << 14) - 64
 
 
 @inlined
@@ -264,48 +265,13 @@ def _widen(block: int, rows: int, count: int, digit: int, fresh: bool, bias: Any
     """Add a block's int32 sums of a digit to its int64 ones, which lie behind; ``fresh``: these are the bias as yet."""
     for r in range(rows):
         sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
-        wide = carray(pointer(block + BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
+        wide = carray(pointer(block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
         if fresh:
             for j in range(count):
                 wide[j] = bias[j] + np.int64(sums[j])
         else:
             for j in range(count):
                 wide[j] += np.int64(sums[j]) << (8 * digit)
-
-
-@inlined
-def _finish(
-    sums: Any, count: int, weight_zero: Any, row_sum: int, multiplier: Any, shift: Any, zero_point: int, low: int,
-    high: int, results: Any,
-) -> int:  # fmt: skip
-    """Requantize a row of int32 sums; return how many results the clamp changed."""
-    if row_sum:
-        some = np.int32(row_sum)
-        for j in range(count):
-            sums[j] = np.int32(sums[j] - np.int32(weight_zero[j] * some))
-    changed = 0
-    for j in range(count):
-        exact = rescale(np.int64(sums[j]), np.int64(multiplier[j]), shift[j]) + zero_point
-        result = clamp(exact, low, high)
-        results[j] = result
-        changed += result != exact
-    return changed
-
-
-@inlined
-def _finish_wide(
-    sums: Any, count: int, weight_zero: Any, row_sum: int, multiplier: Any, shift: Any, zero_point: int, low: int,
-    high: int, results: Any,
-) -> int:  # fmt: skip
-    """The same of int64 sums."""
-    changed = 0
-    for j in range(count):
-        value = sums[j] - np.int64(weight_zero[j]) * row_sum
-        exact = rescale(value, np.int64(multiplier[j]), shift[j]) + zero_point
-        result = clamp(exact, low, high)
-        results[j] = result
-        changed += result != exact
-    return changed
 
 
 def matmul(context: int, row: int) -> int:
@@ -372,8 +338,15 @@ def matmul(context: int, row: int) -> int:
     low = clamp(INT32_LOW + zero_point, LOW[out_kind], HIGH[out_kind])
     high = clamp(INT32_HIGH + zero_point, LOW[out_kind], HIGH[out_kind])
     held, held_rows = carray(pointer(c[HELD]), (m, n), np.int32), carray(pointer(c[HELD_ROWS]), m, np.int64)
-    results, row_sums = scratch32(c, 3, PANEL * LANES), scratch64(c, 4, BLOCK_ROWS)
+    row_sums = scratch64(c, 4, BLOCK_ROWS)
     scale_of_row, shift_of_row = scratch32(c, 4, PANEL * LANES), scratch64(c, 5, PANEL * LANES)
+    half_of_row, half = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
+    for j in range(0 if hold or mode == ROW else n):
+        half[j] = np.int64(1) << (shift[j] - 1)
+    multiplier_at, weight_zero_at, scale_of_row_at = place32(c, 0), place32(c, 1), place32(c, 4)
+    shift_at, bias_at, shift_of_row_at = place64(c, 0), place64(c, 3), place64(c, 5)
+    half_of_row_at, half_at = place64(c, 6), place64(c, 7)
+    form = NARROW_SUMS if narrow else (TWO_DIGITS if digits == 2 and units <= segment else WIDE_SUMS)
     column_sums, bias = scratch64(c, 2, n), scratch64(c, 3, n)
     left, right, block = c[ARENA] + LEFT_AT, c[ARENA] + RIGHT_AT, c[ARENA] + BLOCK_AT
     direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16
@@ -436,18 +409,19 @@ def matmul(context: int, row: int) -> int:
             for digit in range(0 if tiles else digits):
                 for unit in range(0, units, segment):
                     some = min(segment, units - unit)
+                    target = block + digit * BLOCK_BYTES if form == TWO_DIGITS else block
                     for r in range(0, whole, TILE_ROWS):
                         tile(
                             as_bytes, panel, a + r * a_row + 4 * unit, a_row, b_at + unit * 4 * LANES, b_vector, some,
-                            begins, block + r * PANEL_BYTES, PANEL_BYTES,
+                            begins, target + r * PANEL_BYTES, PANEL_BYTES,
                         )  # fmt: skip
                     packed = left + digit * BLOCK_ROWS * left_row + 4 * unit
                     for r in range(whole, rows, TILE_ROWS):
                         tile(
                             as_bytes, panel, packed + (r - whole) * left_row, left_row, b_at + unit * 4 * LANES,
-                            b_vector, some, begins, block + r * PANEL_BYTES, PANEL_BYTES,
+                            b_vector, some, begins, target + r * PANEL_BYTES, PANEL_BYTES,
                         )  # fmt: skip
-                    if not narrow:
+                    if form == WIDE_SUMS:
                         _widen(block, rows, count, digit, digit == 0 and unit == 0, bias[column:])
             for r in range(rows):
                 sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
@@ -458,26 +432,19 @@ def matmul(context: int, row: int) -> int:
                     for j in range(count):
                         held[inner + r, column + j] = sums[j]
                     continue
-                row_sum = row_sums[r] if largest_zero else 0
-                scale = multiplier[column:]
-                right_shift = shift[column:]
+                scale, right_shift, halves = multiplier_at + 4 * column, shift_at + 8 * column, half_at + 8 * column
                 if mode == ROW:
                     record = batch * m + inner + r
-                    fill = np.int32(records[record, 0])
-                    fill_shift = np.int64(records[record, 1])
-                    scale, right_shift = scale_of_row, shift_of_row
-                    for j in range(count):
-                        scale[j], right_shift[j] = fill, fill_shift
-                if narrow:
-                    changed += _finish(
-                        sums, count, weight_zero[column:], row_sum, scale, right_shift, zero_point, low, high, results
-                    )
-                else:
-                    wide = carray(pointer(block + BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
-                    changed += _finish_wide(
-                        wide, count, weight_zero[column:], row_sum, scale, right_shift, zero_point, low, high, results
-                    )
-                write_values(out + r * w[MATMUL.out_row] + column * out_size, out_kind, results, count)
+                    factor, down = records[record, 0], np.int64(records[record, 1])
+                    for j in range(PANEL * LANES):
+                        scale_of_row[j], shift_of_row[j], half_of_row[j] = factor, down, np.int64(1) << (down - 1)
+                    scale, right_shift, halves = scale_of_row_at, shift_of_row_at, half_of_row_at
+                at = block + r * PANEL_BYTES if form != WIDE_SUMS else block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES
+                changed += finish(
+                    form, np.int64(largest_zero > 0), out_size, count, out + r * w[MATMUL.out_row] + column * out_size,
+                    at, BLOCK_BYTES, bias_at + 8 * column, weight_zero_at + 4 * column, row_sums[r], scale, halves,
+                    right_shift, zero_point, low, high,
+                )  # fmt: skip
     if hold:
         c[HELD_M], c[HELD_N], c[HELD_BOUND], c[HELD_ROW_BOUND] = m, n, bound, row_bound
     else:
