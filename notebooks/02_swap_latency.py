@@ -38,7 +38,7 @@ from models.quantize.outline import outline
 from models.workloads import get_workload
 from npusim.config import load_machine
 from npusim.html.style import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, SETTINGS, SKY, VERMILION
-from npusim.hw import find_machine
+from npusim.hw import changed, find_machine
 from npusim.swap import compare, roomy, with_rate
 
 plt.rcParams.update(SETTINGS)
@@ -272,14 +272,9 @@ plt.show()
 
 def scaled(factor):
     """The machine with an array, a vector unit and an SRAM port ``factor`` times as wide."""
-    array, vector = machine.mac_array, machine.vector_unit
-    return machine.model_copy(
-        update={
-            "mac_array": array.model_copy(update={"cols": int(array.cols * factor)}),
-            "vector_unit": vector.model_copy(update={"lanes": int(vector.lanes * factor)}),
-            "sram": machine.sram.model_copy(update={"bytes_per_cycle": int(machine.sram.bytes_per_cycle * factor)}),
-        }
-    )
+    fields = ("mac_array.cols", "vector_unit.lanes", "sram.bytes_per_cycle")
+    now = (machine.mac_array.cols, machine.vector_unit.lanes, machine.sram.bytes_per_cycle)
+    return changed(machine, {field: int(value * factor) for field, value in zip(fields, now, strict=True)})
 
 
 FACTORS = (1, 2) if FAST else (0.25, 0.5, 1, 2)
