@@ -28,11 +28,10 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
+sys.path.insert(0, str(REPOSITORY))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from bench_engine import PROBE_LOOPS, PROBE_SUMS, PROBE_UNROLL, make_probe  # noqa: E402
 
 from compiler import compile_model  # noqa: E402
 from models.calibrate import collect  # noqa: E402
@@ -40,6 +39,7 @@ from models.prepare import quantize_for  # noqa: E402
 from models.stdit import STDiT  # noqa: E402
 from models.workloads import Workload, get_workload  # noqa: E402
 from npusim import engine  # noqa: E402
+from npusim.bench.engine import PROBE_LOOPS, PROBE_SUMS, PROBE_UNROLL, make_probe  # noqa: E402
 from npusim.config import load_machine  # noqa: E402
 from npusim.engine import stream  # noqa: E402
 from npusim.engine.cache import kernel  # noqa: E402
