@@ -393,6 +393,11 @@ def _validate(program: Program) -> None:
         raise UserError(
             f"needs {program.dram_bytes} bytes of DRAM; the machine's budget is {program.machine.dram.npu_budget_bytes}"
         )
+    if program.storage_bytes > program.machine.storage.device.capacity_bytes:
+        raise UserError(
+            f"needs {program.storage_bytes} bytes of storage; the machine has "
+            f"{program.machine.storage.device.capacity_bytes}"
+        )
     if not 0 < program.steps <= MAX_STEPS:
         raise UserError(f"{program.steps} denoising steps; allowed 1..{MAX_STEPS}")
     ranges = len(program.range_sets)

@@ -22,13 +22,15 @@ from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
 from npusim.config import Machine, load_machine
+from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
-from npusim.isa import BY_MNEMONIC
+from npusim.isa import decode
 from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import Notify, one_thread, stats_of, with_files
 from npusim.timing import simulate
+from npusim.timing.cost import DMA, cost_of
 
 METHODS, RANGES = ("tsw", "tsq", "tsq_pot"), (1, 2, 4, 10, 20)
 STEP_CONSTANTS, ALL_SETS = "step constants", "all sets"
@@ -41,6 +43,8 @@ MIN_RATE, MAX_RATE = 1_000_000, 1_000_000_000_000
 """Storage rates that a machine file allows, bytes per second."""
 HIDING = ("shadow", "streamed", "adaptive")
 """Policies that fetch beside computation, so that a fast enough storage hides them."""
+
+NOTHING = Range()
 
 Words = NDArray[np.uint32]
 
@@ -71,9 +75,10 @@ class SwapCost:
 
     ``swapped``: `STEP_CONSTANTS` or `ALL_SETS`. ``cycles``: of the whole video; ``plain_cycles``: with all sets in DRAM
     from the start. ``startup_cycles``: the part of the difference that brings the first sets (for ``resident`` all).
-    ``dram_bytes``: what the program occupies; ``storage_bytes``: of all its sets. ``break_even``: bytes per second of
-    storage from which on no boundary costs a cycle; None where there is no such rate. ``refused``:
-    why the policy does not fit; the figures are then 0.
+    ``dram_bytes``: what the program occupies; ``storage_bytes``: of all its sets; ``dram_fetch_bytes``: on the DRAM's
+    bus, of fetches; ``energy``: of fetched bytes, in pJ (`npusim.cost.swap_energy`). ``break_even``: bytes per second
+    of storage from which on no unit waits for it; None where there is no such rate. ``refused``: why the policy
+    does not fit; the figures are then 0.
     """
 
     method: str
@@ -86,6 +91,8 @@ class SwapCost:
     storage_bytes: int = 0
     storage_read_bytes: int = 0
     dram_write_bytes: int = 0
+    dram_fetch_bytes: int = 0
+    energy: Range = NOTHING
     storage_cycles: int = 0
     startup_cycles: int = 0
     cycles: int = 0
@@ -123,8 +130,8 @@ class Timer:
 
 def with_rate(machine: Machine, bytes_per_second: int) -> Machine:
     """The machine with another storage rate."""
-    storage = machine.storage.model_copy(update={"bandwidth_bytes_per_second": bytes_per_second})
-    return machine.model_copy(update={"storage": storage})
+    device = machine.storage.device.model_copy(update={"bandwidth_bytes_per_second": bytes_per_second})
+    return machine.model_copy(update={"storage": machine.storage.model_copy(update={"device": device})})
 
 
 def roomy(machine: Machine) -> Machine:
@@ -172,13 +179,17 @@ def compare(
 def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> SwapCost:
     """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
     shares: dict[tuple[str, int], list[int]] = {}
+    on_bus = 0
     timer = Timer(machine, made.bases(0))
     extra_of = _extra(plain, made, timer)
     decoded = made.decoded()
     for step in range(-1, made.steps):
         part = made.part_of_step(step) if step >= 0 else "prologue"
         fetches = [ins for ins in decoded[part] if ins.op == "fetch"]
-        busy = [BY_MNEMONIC["fetch"].cycles(ins, machine) for ins in fetches]
+        registers = made.bases(step) if step >= 0 else made.prologue_bases
+        costs = [cost_of(ins, machine, registers[ins.base]) for ins in fetches]
+        busy = [setup + storage for setup, storage, _ in costs]
+        on_bus += sum(counts[DMA["fetch"]] for *_, counts in costs)
         left = extra_of[step]
         for index, (ins, cycles) in enumerate(zip(fetches, busy, strict=True)):
             share = left if index + 1 == len(fetches) else extra_of[step] * cycles // sum(busy)
@@ -195,8 +206,9 @@ def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> Sw
     cycles = timer(made.prologue) + sum(map(timer, steps))
     return replace(
         head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=moved,
-        dram_write_bytes=moved, storage_cycles=sum(row[1] for row in shares.values()), startup_cycles=startup,
-        cycles=cycles, plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
+        dram_write_bytes=moved, dram_fetch_bytes=on_bus, energy=swap_energy(machine, moved, on_bus),
+        storage_cycles=sum(row[1] for row in shares.values()), startup_cycles=startup, cycles=cycles,
+        plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
     )  # fmt: skip
 
 
@@ -218,16 +230,20 @@ def _serves(program: Program, storage_base: int, address: int, step: int) -> tup
 
 
 def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | None:
-    """The least storage rate, within 1 %, at which no boundary of ``made`` costs a cycle; None if there is none.
+    """The least storage rate, within 1 %, at which no unit waits for storage in a step of ``made``; None if none is.
 
-    Found by bisection with the timing model; the schedule stays as it is.
+    Fetches then still cost what they take from others at the DRAM. Found by bisection with the timing model; the
+    schedule stays as it is.
     """
     without = Timer(machine, made.bases(0))(without_fetches(plain, made)[1])
     codes = [made.step_codes[number] for number in sorted({made.code_number(step) for step in range(made.steps)})]
+    fetched = [sum(ins.bytes for ins in decode(code) if ins.op == "fetch") for code in codes]
 
     def hides(rate: int) -> bool:
-        timer = Timer(with_rate(machine, rate), made.bases(0))
-        return all(timer(code) <= without for code in codes)
+        if max(fetched) * machine.clock_hz > 2 * rate * without:  # need not be timed, which takes long at low rates
+            return False
+        found = (simulate(code, with_rate(machine, rate), made.bases(0)).ledger for code in codes)
+        return not any(causes["wait_param_swap"] for ledger in found for causes in ledger.values())
 
     if not hides(MAX_RATE):
         return None

@@ -58,7 +58,7 @@ def swap_program(
     not fit the DRAM budget, with the numbers.
     """
     machine = machine or program.machine
-    _check(program, range_policy, step_policy)
+    _check(program, machine, range_policy, step_policy)
     coder = coder or Coder(program.prologue, program.step, len(program.layers))
     pairs = [(range_policy, step_policy)]
     if pairs == [("adaptive", "adaptive")]:
@@ -116,12 +116,20 @@ def _row(program: Program) -> int:
     return int(program.range_sets.shape[1])
 
 
-def _check(program: Program, *policies: str) -> None:
+def _check(program: Program, machine: Machine, *policies: str) -> None:
     for policy in policies:
         if policy not in (*POLICIES, IN_DRAM):
             raise UserError(f"policy = {policy!r}: allowed {', '.join(POLICIES)}, {IN_DRAM}")
     if program.swap is not None:
         raise UserError("the program swaps its sets already; allowed: one whose sets lie in DRAM")
+    swaps, capacity = any(policy != IN_DRAM for policy in policies), machine.storage.device.capacity_bytes
+    if swaps and program.sets.size + program.range_sets.size > capacity:
+        sizes = (f"{len(sets)} of {sets.shape[1]} bytes" for sets in (program.sets, program.range_sets))
+        raise UserError(
+            f"step constants ({next(sizes)}) and range sets ({next(sizes)}) need "
+            f"{program.sets.size + program.range_sets.size} bytes of storage; allowed: "
+            f"storage.device.capacity_bytes = {capacity}"
+        )
     if program.range_address != program.set_address + program.sets.size:
         raise UserError(
             f"range_address = {program.range_address}: allowed the end of the steps' constants, "

@@ -15,7 +15,9 @@ from npusim.cost.tables import Base, Range, base_table, sram_table
 from npusim.program import Program
 from npusim.timing import CodeTiming, ProgramTiming, Traffic
 
-WORK = ("multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram")
+WORK = (
+    "multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram", "parameter_swap",
+)  # fmt: skip
 """Components that a layer's own actions cause."""
 TIME = ("idle", "leakage")
 """Components that time causes; they belong to a part, not to a layer."""
@@ -47,17 +49,25 @@ class PartEnergy:
 
 @dataclass(frozen=True)
 class Energy:
-    """Of a whole video: the prologue once, the step ``steps`` times; ``node_nm``: what all figures were scaled to."""
+    """Of a whole video: the prologue once, and each of the steps' ``codes`` as often as ``code_of_step`` says.
+
+    ``step`` is the first of the codes; ``node_nm``: what all figures were scaled to.
+    """
 
     prologue: PartEnergy
-    step: PartEnergy
-    steps: int
+    codes: tuple[PartEnergy, ...]
+    code_of_step: tuple[int, ...]
     node_nm: int
 
     @property
+    def step(self) -> PartEnergy:
+        return self.codes[0]
+
+    @property
     def by_component(self) -> Energies:
-        once, each = self.prologue.by_component, self.step.by_component
-        return {name: once[name] + each[name] * self.steps for name in COMPONENTS}
+        once, each = self.prologue.by_component, [part.by_component for part in self.codes]
+        counts = [self.code_of_step.count(number) for number in range(len(self.codes))]
+        return {name: once[name] + total(e[name] * n for e, n in zip(each, counts, strict=True)) for name in COMPONENTS}
 
     @property
     def total_pj(self) -> Range:
@@ -79,6 +89,7 @@ class Unit:
     param_read_byte: Range
     param_write_byte: Range
     dram_byte: Range
+    storage_byte: Range
     idle_cell_cycle: Range
     idle_lane_cycle: Range
     leakage_mw: Range
@@ -89,11 +100,24 @@ def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) 
     machine, base = program.machine, base_table()
     node = base.node_of(machine.name) if node_nm is None else node_nm
     units = unit_energies(machine, node)
-    parts = {
-        name: _part(machine, units, array_actions(code, machine), part)
-        for (name, code), part in zip(program.code(), (timing.prologue, timing.step), strict=True)
-    }
-    return Energy(parts["prologue"], parts["step"], timing.steps, node)
+    prologue, *codes = (
+        _part(machine, units, array_actions(code, machine), part)
+        for (_, code), part in zip(program.code(), (timing.prologue, *timing.codes), strict=True)
+    )
+    return Energy(prologue, tuple(codes), timing.code_of_step, node)
+
+
+def swap_energy(machine: Machine, storage_read_bytes: int, dram_fetch_bytes: int) -> Range:
+    """Energy in pJ of fetched bytes: read from storage, moved on the DRAM's bus."""
+    return _storage_byte(machine) * storage_read_bytes + _dram_byte(machine) * dram_fetch_bytes
+
+
+def _storage_byte(machine: Machine) -> Range:
+    return base_table().storage(machine.storage.device.kind) * 8
+
+
+def _dram_byte(machine: Machine) -> Range:
+    return base_table().dram(machine.dram.device.kind) * 8
 
 
 def unit_energies(machine: Machine, node_nm: int) -> Unit:
@@ -127,7 +151,8 @@ def unit_energies(machine: Machine, node_nm: int) -> Unit:
         sram_write_byte=writes,
         param_read_byte=param[0],
         param_write_byte=param[1],
-        dram_byte=base.dram(machine.dram.device.kind) * 8,
+        dram_byte=_dram_byte(machine),
+        storage_byte=_storage_byte(machine),
         idle_cell_cycle=product_pj(multiply, add, register, (8, 8), array.acc_bits) * idle,
         idle_lane_cycle=lane * idle,
         leakage_mw=leakage_mw(machine, node_nm),
@@ -189,6 +214,7 @@ def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic,
         "param_memory": units.param_read_byte * traffic.param_read_bytes
         + units.param_write_byte * traffic.param_load_bytes,
         "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes),
+        "parameter_swap": units.storage_byte * traffic.storage_read_bytes + units.dram_byte * traffic.dram_fetch_bytes,
     }
 
 

@@ -37,11 +37,8 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
 
 
 def cycles(ins: Decoded, machine: Any) -> int:
-    """``dma.setup_cycles``, the storage's latency, and its bytes at the storage's rate, rounded up.
-
-    One request is in flight at a time, and DRAM takes the bytes as they come: that they pass its bus is not modelled.
-    """
-    return int(machine.dma.setup_cycles + machine.storage_latency_cycles + machine.storage_stream_cycles(ins.bytes))
+    """``dma.setup_cycles`` for the descriptor; the storage and memory models time the requests themselves."""
+    return int(machine.dma.setup_cycles)
 
 
 RULES = (

@@ -35,7 +35,8 @@ LOAD, STORAGE = UNITS.index("load"), UNITS.index("storage")
 @pytest.fixture(scope="module")
 def machine(tiny_machine: Machine) -> Machine:
     """Storage fast enough that part of a set is hidden in a step: 40 and 140 cycles of 165,000."""
-    return machine_like(tiny_machine, storage={"latency_us": 20, "bandwidth_bytes_per_second": 100_000_000})
+    device = tiny_machine.storage.device.model_dump() | {"latency_us": 20, "bandwidth_bytes_per_second": 100_000_000}
+    return machine_like(tiny_machine, storage={"device": device})
 
 
 @pytest.fixture(scope="module")
