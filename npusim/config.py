@@ -163,6 +163,9 @@ class Dma(Section):
     """The engines between DRAM and SRAM, and between storage and DRAM."""
 
     setup_cycles: Annotated[int, whole(1, 65536, "from issue of one transfer to its first request")]
+    decoder_bytes_per_cycle: Annotated[
+        int, whole(0, 4096, "bytes per cycle out of the decoder of sets that storage holds as differences; 0: none")
+    ]
 
 
 class Machine(Section):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compiler import compile_model
 from compiler.swap import IN_DRAM, POLICIES, swap_program, without_fetches
 from compiler.swap.code import Coder
+from compiler.swap.coded import Codes
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
@@ -147,11 +148,13 @@ def compare(
     method: str = "",
     swapped: str = ALL_SETS,
     break_even: bool = True,
+    codes: Codes | None = None,
 ) -> list[SwapCost]:
     """Cost of each of ``policies`` for a program whose sets lie in DRAM, on ``machine``.
 
     ``program`` may need more DRAM than ``machine`` has; only its code and the sizes of its sets are used. A policy that
-    does not fit has ``refused``. Raises UserError for an unknown policy and a program that cannot be swapped.
+    does not fit has ``refused``. ``codes``: of the ranges' sets, which storage then holds coded.
+    Raises UserError for an unknown policy and a program that cannot be swapped.
     """
     timer, found = Timer(machine, program.bases(0)), list[SwapCost]()
     coder = Coder(program.prologue, program.step, len(program.layers))
@@ -162,7 +165,7 @@ def compare(
         head = (method, len(program.range_sets), policy, swapped, *sizes)
         try:
             pair = policy if swapped == ALL_SETS else IN_DRAM, policy
-            made = swap_program(program, timer, *pair, machine, coder)
+            made = swap_program(program, timer, *pair, machine, coder, codes)
         except UserError as error:
             found.append(SwapCost(*head, refused=str(error)))
             continue
@@ -170,7 +173,7 @@ def compare(
         if break_even and policy in HIDING:
             if policy == "streamed":  # with fast storage other parts are best
                 quick = Timer(with_rate(machine, MAX_RATE), program.bases(0))
-                made = swap_program(program, quick, *pair, machine, coder)
+                made = swap_program(program, quick, *pair, machine, coder, codes)
             rate = rate_that_hides(program, made, machine)
         found.append(replace(cost, seconds=cost.cycles / machine.clock_hz, break_even=rate))
     return found
@@ -194,20 +197,18 @@ def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> Sw
         for index, (ins, cycles) in enumerate(zip(fetches, busy, strict=True)):
             share = left if index + 1 == len(fetches) else extra_of[step] * cycles // sum(busy)
             left -= share
-            row = shares.setdefault(_serves(made, ins.storage_base, ins.storage_addr, step), [0, 0, 0])
-            for place, value in enumerate((ins.bytes, cycles, share)):
+            row = shares.setdefault(_serves(made, ins.storage_base, ins.storage_addr, step), [0, 0, 0, 0])
+            for place, value in enumerate((ins.coded_bytes or ins.bytes, ins.bytes, cycles, share)):
                 row[place] += value
-    startup = sum(share for (_, number), (_, _, share) in shares.items() if number == 0)
-    moved = sum(row[0] for row in shares.values())
-    boundaries = tuple(
-        Boundary(number, row[0], *row) for (kind, number), row in sorted(shares.items()) if kind == "range"
-    )
+    startup = sum(row[-1] for (_, number), row in shares.items() if number == 0)
+    read, written, busy_cycles, _ = (sum(column) for column in zip(*shares.values(), strict=True))
+    boundaries = tuple(Boundary(number, *row) for (kind, number), row in sorted(shares.items()) if kind == "range")
     steps = [made.step_codes[made.code_number(step)] for step in range(made.steps)]
     cycles = timer(made.prologue) + sum(map(timer, steps))
     return replace(
-        head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=moved,
-        dram_write_bytes=moved, dram_fetch_bytes=on_bus, energy=swap_energy(machine, moved, on_bus),
-        storage_cycles=sum(row[1] for row in shares.values()), startup_cycles=startup, cycles=cycles,
+        head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=read,
+        dram_write_bytes=written, dram_fetch_bytes=on_bus, energy=swap_energy(machine, read, on_bus),
+        storage_cycles=busy_cycles, startup_cycles=startup, cycles=cycles,
         plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
     )  # fmt: skip
 
@@ -237,7 +238,7 @@ def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | No
     """
     without = Timer(machine, made.bases(0))(without_fetches(plain, made)[1])
     codes = [made.step_codes[number] for number in sorted({made.code_number(step) for step in range(made.steps)})]
-    fetched = [sum(ins.bytes for ins in decode(code) if ins.op == "fetch") for code in codes]
+    fetched = [sum(ins.coded_bytes or ins.bytes for ins in decode(code) if ins.op == "fetch") for code in codes]
 
     def hides(rate: int) -> bool:
         if max(fetched) * machine.clock_hz > 2 * rate * without:  # need not be timed, which takes long at low rates
@@ -261,7 +262,8 @@ class Study:
     """Costs of a workload on a machine.
 
     ``one_set``: cycles of the video with one set, by method. ``coded_shares``: bytes of the ranges' sets as differences
-    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set.
+    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set. ``delta``: storage
+    holds them so.
     """
 
     workload: str
@@ -269,6 +271,7 @@ class Study:
     costs: tuple[SwapCost, ...]
     one_set: dict[str, int]
     coded_shares: dict[tuple[str, int], float | None]
+    delta: bool = False
 
     def slow_down(self, cost: SwapCost) -> float:
         """Time of the video over that with one set, startup included."""
@@ -287,12 +290,15 @@ def swap(
     weight_bits: int = 8,
     act_bits: int = 8,
     factored: bool = False,
+    delta: bool = False,
     fidelity: str | Path | None = None,
     notify: Notify | None = None,
 ) -> Study:
     """Compare policies for each method and number of time ranges; write the folder ``out`` unless it is None.
 
-    ``ranges`` that are more than the workload's steps are left out. ``fidelity``: a folder of `npusim evaluate
+    ``ranges`` that are more than the workload's steps are left out. ``delta``: storage holds the ranges' sets but the
+    first as differences to the set before (`npusim.delta`), which FETCH decodes; ``resident`` fetches them as they are.
+    ``fidelity``: a folder of `npusim evaluate
     --tables`, whose noise SQNR goes beside latency and capacity. Other arguments as of `npusim.run.run`.
 
     Raises:
@@ -310,6 +316,10 @@ def swap(
     unknown = [policy for policy in policies if policy not in POLICIES]
     if unknown:
         raise UserError(f"policy = {unknown[0]!r}: allowed all, or some of {', '.join(POLICIES)}")
+    if delta and not machine.dma.decoder_bytes_per_cycle:
+        raise UserError(
+            f"{machine.name}: dma.decoder_bytes_per_cycle = 0: nothing decodes differences; allowed: at least 1"
+        )
     model = work.load_model()
     stats = stats_of(work, model)
     costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
@@ -324,9 +334,10 @@ def swap(
                 one_set[method] = timer(program.prologue) + program.steps * timer(program.step)
                 costs += compare(program, machine, policies, method, STEP_CONSTANTS)
             if count in counts:
-                costs += compare(program, machine, policies, method)
+                codes = Codes(program.range_sets) if delta and count > 1 else None
+                costs += compare(program, machine, policies, method, codes=codes)
                 shares[method, count] = coded_share(program.range_sets)
-    study = Study(work.name, machine, tuple(costs), one_set, shares)
+    study = Study(work.name, machine, tuple(costs), one_set, shares, delta)
     if out is not None:
         write_study(study, Path(out), None if fidelity is None else Path(fidelity))
     return study

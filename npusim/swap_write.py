@@ -73,6 +73,9 @@ def markdown(study: Study) -> str:
         f"{device.latency_us} us, {device.queue_depth} requests of {device.request_bytes} bytes. The denoiser's "
         "time only: text encoder and autoencoder are not modelled. Startup brings the first set (`resident`: all sets) "
         "beside the prologue; exposed is what the boundaries add behind it.", "",
+        *(["Storage holds the ranges' sets but the first as differences, which FETCH decodes at up to "
+           f"{machine.dma.decoder_bytes_per_cycle} bytes a cycle; `resident` fetches them as they are.", ""]
+          if study.delta else []),
     ]  # fmt: skip
     header = (
         "method", "ranges", "set, bytes", "policy", "DRAM, MB", "from storage, MB", "startup, ms", "exposed, ms",

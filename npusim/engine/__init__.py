@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.engine import elementwise, layernorm, matmul, runtime_quantization, softmax, table
+from npusim.engine import elementwise, fetch, layernorm, matmul, runtime_quantization, softmax, table
 from npusim.isa import ALL, check_halt, decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 
 KERNELS: dict[str, Callable[[Any, Decoded], None]] = {
+    "fetch": fetch.execute,
     "matmul": matmul.execute,
     "ewlin": elementwise.execute_linear,
     "ewmul": elementwise.execute_product,

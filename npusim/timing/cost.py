@@ -55,6 +55,7 @@ MAX_ADDRESS = 1 << 48
 _UNIT_BITS, _LAYER_BITS = ((f.word, f.lo, f.bits) for f in HEADER if f.name in ("unit", "layer"))
 _TOKEN_WORD = next(f.word for f in HEADER if f.name == "wait_raw")
 _DRAM_WORD = {op: BY_MNEMONIC[op].by_name["dram_addr"].word for op in DMA}
+_OLD_WORD = BY_MNEMONIC["fetch"].by_name["old_addr"].word
 _TOKEN_BITS = {f.name: (f.word, f.lo, f.bits) for f in HEADER if f.word == _TOKEN_WORD}
 
 
@@ -164,7 +165,7 @@ def _nothing(ins: Decoded) -> dict[str, int]:
 _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
     "load": _dma,
     "store": _dma,
-    "fetch": lambda ins: {"storage_read_bytes": ins.bytes, "fetch_bytes": ins.bytes},
+    "fetch": lambda ins: {"storage_read_bytes": ins.coded_bytes or ins.bytes, "fetch_bytes": ins.bytes},
     "pswitch": _nothing,
     "matmul": _matmul,
     "ewlin": _elementwise,
@@ -339,5 +340,9 @@ def _copies(
             raise UserError(f"instruction {rows[far[0]]}: {ins.op}: DRAM address {address[far[0]]}: allowed up to 2^48")
         geometries[rows] = shape
         geometries[rows, 0] = address.astype(np.int64) + bases[ins.base]
+        if ins.op == "fetch" and ins.coded_bytes:
+            low, high = (code[rows, _OLD_WORD + word].astype(np.int64) for word in range(2))
+            old = low | (high & 0xFFFF) << 32
+            geometries[rows, storage.OLD] = old + bases[ins.old_base]
         transfer[rows], traffic[rows, DMA[ins.op]] = _transfers(ins.op, geometries[rows], machine)
     return geometries, transfer

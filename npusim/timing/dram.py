@@ -70,8 +70,9 @@ CHANNEL = ANY + GROUP
 OPEN_ROW, ACTIVATE_OK, PRECHARGE_OK, COLUMN_OK, HITS, BANK = range(6)
 PART, WRITTEN, SEED = ROW, PLANE, ADDRESS
 """What the background stream keeps instead of a copy's shape."""
-REQUEST, FETCH_REQUESTS = ROW, ROWS
-"""What the storage stream keeps: the number of its present request, and how many there are."""
+REQUEST, OLD_WAS_READ, FETCH_REQUESTS, FETCH_OLD = ROW, PLANE, ROWS, PLANES
+"""What the storage stream keeps: the number of its present request; whether the next burst is the one to be written, of
+coded bytes; how many requests there are; the first old byte, or `storage.PLAIN`."""
 SLOT_LEFT, SLOT_END, SLOT = range(3)
 """A slot of an outstanding request: bursts that have not been served; when the last of the others passed the bus."""
 GEOMETRY = STREAM - ADDRESS
@@ -162,7 +163,7 @@ def begin(m: Int64, stream: int, geometry: Int64, clock: int) -> None:
     m[st + LAST_BURST] = (geometry[0] + geometry[1] - 1) >> m[BURST_SHIFT]
     m[st + READY_AT] = clock
     m[st + PENDING] = 1
-    _locate(m, stream, stream)
+    _locate(m, stream, stream, m[st + NEXT_BURST])
     m[ENTER_AT] = min(m[ENTER_AT], clock)
 
 
@@ -171,7 +172,7 @@ def begin_fetch(m: Int64, geometry: Int64, cycle: int) -> None:
     """Start the FETCH ``geometry`` (GEOMETRY,) at NPU cycle ``cycle``, counted as clocks are from the last barrier."""
     st = STREAMS_AT + STORAGE * STREAM
     m[st + ADDRESS : st + STREAM] = geometry
-    m[st + REQUEST] = m[st + OUTSTANDING] = m[st + LAST_END] = m[st + DONE] = 0
+    m[st + REQUEST] = m[st + OLD_WAS_READ] = m[st + OUTSTANDING] = m[st + LAST_END] = m[st + DONE] = 0
     m[st + PENDING] = 1
     m[FETCH_START] = cycle
     m[DELIVERY] = m[DELIVERY_CYCLES] = 0
@@ -205,10 +206,10 @@ def advance(m: Int64, limit: int) -> bool:
 
 
 @inlined
-def _locate(m: Int64, stream: int, write: int) -> None:
+def _locate(m: Int64, stream: int, write: int, burst: int) -> None:
     """Find channel, bank and row of the stream's next burst."""
     st = STREAMS_AT + stream * STREAM
-    at = m[st + NEXT_BURST] >> m[CHUNK_SHIFT]
+    at = burst >> m[CHUNK_SHIFT]
     m[st + TARGET] = m[CHANNELS_AT] + (at & ((1 << m[CHANNEL_SHIFT]) - 1)) * m[CHANNEL_SIZE]
     at >>= m[CHANNEL_SHIFT]
     group = at & ((1 << m[GROUP_SHIFT]) - 1)
@@ -235,14 +236,16 @@ def _next_request(m: Int64) -> None:
             m[st + READY_AT] = NEVER
             return
         issued = -(-m[slot + SLOT_END] * m[NPU_MHZ] // m[OWN_MHZ]) + m[INTERCONNECT]
-    first, size = storage.request_of(m[st + ADDRESS : st + STREAM], number, m[at + storage.REQUEST])
+    consts = m[at : at + storage.CONSTANTS]
+    first, size, cycles = storage.request_of(m[st + ADDRESS : st + STREAM], number, consts)
     m[DELIVERY] = max(issued + m[at + storage.LATENCY], m[DELIVERY] + m[DELIVERY_CYCLES])
-    m[DELIVERY_CYCLES] = storage.delivery_cycles(size, m[at + storage.HERTZ], m[at + storage.RATE])
+    m[DELIVERY_CYCLES] = cycles
     m[REQUEST_FIRST], m[REQUEST_SIZE] = first, size
     start = m[st + ADDRESS] + first
     m[st + NEXT_BURST] = start >> m[BURST_SHIFT]
     m[st + LAST_BURST] = (start + size - 1) >> m[BURST_SHIFT]
-    m[slot + SLOT_LEFT], m[slot + SLOT_END] = m[st + LAST_BURST] - m[st + NEXT_BURST] + 1, 0
+    bursts = m[st + LAST_BURST] - m[st + NEXT_BURST] + 1
+    m[slot + SLOT_LEFT], m[slot + SLOT_END] = bursts if m[st + FETCH_OLD] == storage.PLAIN else 2 * bursts, 0
     _prepare_fetched(m)
     m[ENTER_AT] = min(m[ENTER_AT], m[st + READY_AT])
 
@@ -255,7 +258,11 @@ def _prepare_fetched(m: Int64) -> None:
     arrived = min(end - m[st + ADDRESS] - m[REQUEST_FIRST], m[REQUEST_SIZE])
     cycle = m[DELIVERY] - (-arrived * m[DELIVERY_CYCLES] // m[REQUEST_SIZE])
     m[st + READY_AT] = -(-cycle * m[OWN_MHZ] // m[NPU_MHZ])
-    _locate(m, STORAGE, 1)
+    if m[st + FETCH_OLD] != storage.PLAIN and not m[st + OLD_WAS_READ]:
+        apart = (m[st + FETCH_OLD] >> m[BURST_SHIFT]) - (m[st + ADDRESS] >> m[BURST_SHIFT])
+        _locate(m, STORAGE, 0, m[st + NEXT_BURST] + apart)
+    else:
+        _locate(m, STORAGE, 1, m[st + NEXT_BURST])
     m[st + ENTRY] |= (m[st + REQUEST] % m[m[FETCH_AT] + storage.DEPTH]) << _SLOT_SHIFT
 
 
@@ -272,7 +279,7 @@ def _prepare_background(m: Int64) -> None:
         # The generator of drand48: 48 bits, of which the upper 31 are used.
         m[st + SEED] = (m[st + SEED] * 0x5DEECE66D + 11) & ((1 << 48) - 1)
         m[st + NEXT_BURST] = m[BACKGROUND_START] + (m[st + SEED] >> 17) % m[BACKGROUND_SPAN]
-    _locate(m, BACKGROUND, write)
+    _locate(m, BACKGROUND, write, m[st + NEXT_BURST])
 
 
 @inlined
@@ -291,6 +298,11 @@ def _step(m: Int64, stream: int) -> None:
         _prepare_background(m)
         return
     if stream == STORAGE:
+        if m[st + FETCH_OLD] != storage.PLAIN:
+            m[st + OLD_WAS_READ] = 1 - m[st + OLD_WAS_READ]
+            if m[st + OLD_WAS_READ]:
+                _prepare_fetched(m)
+                return
         if m[st + NEXT_BURST] < m[st + LAST_BURST]:
             m[st + NEXT_BURST] += 1
             _prepare_fetched(m)
@@ -314,7 +326,7 @@ def _step(m: Int64, stream: int) -> None:
         start = m[st + ADDRESS] + m[st + ROW] * m[st + ROW_STRIDE] + m[st + PLANE] * m[st + PLANE_STRIDE]
         m[st + NEXT_BURST] = start >> m[BURST_SHIFT]
         m[st + LAST_BURST] = (start + m[st + RUN] - 1) >> m[BURST_SHIFT]
-    _locate(m, stream, stream)
+    _locate(m, stream, stream, m[st + NEXT_BURST])
 
 
 @inlined

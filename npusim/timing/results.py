@@ -47,9 +47,10 @@ class Traffic(_Counts):
         instruction_fetch_bytes: 128 for each instruction executed; fetch costs no cycles and no DRAM bandwidth here.
         mac_operations: products of MATMUL that the result needs, m k n for each batch; padding of the array is not in
             it.
-        storage_read_bytes: read from storage by FETCH.
+        storage_read_bytes: read from storage by FETCH, coded or not.
         fetch_bytes: asked for by FETCH.
-        dram_fetch_bytes: moved on the DRAM bus by FETCH, in whole bursts; they are not in ``dram_write_bytes``.
+        dram_fetch_bytes: moved on the DRAM bus by FETCH, in whole bursts, written or (of coded sets, the old bytes)
+            read; they are in no other figure.
     """
 
     dram_read_bytes: int = 0

@@ -186,8 +186,8 @@ class DramStepper:
     def arrive(self) -> None:
         """Requests that can be issued are; bursts that have arrived wait for their queues."""
         assert self.fetching is not None
-        for cycle, number, request in self.fetching.issue(self.interconnect, self.cycle_of):
-            burst = Burst("storage", True, *place(self.dram, number), request=request)
+        for cycle, number, write, request in self.fetching.issue(self.interconnect, self.cycle_of):
+            burst = Burst("storage", write, *place(self.dram, number), request=request)
             self.arriving.append((ceil(cycle / self.cycle_of), burst))
         while self.arriving and self.arriving[0][0] <= self.now:
             self.waiting["storage"].append(self.arriving.popleft()[1])

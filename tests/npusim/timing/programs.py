@@ -118,7 +118,10 @@ def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
     elif op == "fetch":
         values = {"storage_addr": number(rng, 0, 1 << 30), "dram_addr": number(rng, 0, 1 << 30)}
         values |= {"bytes": number(rng, 1, 3000), "storage_base": number(rng, 0, 9)}
-        values |= {"base": number(rng, 0, 9)}
+        values |= {"base": number(rng, 0, 9), "old_base": number(rng, 0, 9)}
+        if rng.integers(2):
+            most = values["bytes"] + -(-values["bytes"] // 64)
+            values |= {"coded_bytes": number(rng, 1, most), "old_addr": number(rng, 0, 1 << 30)}
     elif op == "pswitch":
         values = {"bank_start": 3 * BANK, "bank_bytes": BANK}
     else:
@@ -170,6 +173,7 @@ def equipped(base: Machine) -> Machine:
     fields = base.model_dump(mode="json")
     fields["param_memory"] |= {"capacity_bytes": 5 * BANK, "bank_bytes": BANK}
     fields["vector_unit"]["runtime_quantization"] = True
+    fields["dma"]["decoder_bytes_per_cycle"] = 4
     return Machine.model_validate(fields)
 
 
@@ -213,7 +217,7 @@ def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
     fields["dram"] = random_dram(rng)
     fields["barrier_cycles"] = Dram.model_validate(fields["dram"]).recovery_cycles(fields["clock_mhz"])
     fields["barrier_cycles"] += number(rng, 0, 80)
-    fields["dma"]["setup_cycles"] = number(rng, 1, 30)
+    fields["dma"] = {"setup_cycles": number(rng, 1, 30), "decoder_bytes_per_cycle": pick(rng, 1, number(rng, 2, 64))}
     fields["storage"]["device"] |= {
         "latency_us": number(rng, 1, 2),
         "bandwidth_bytes_per_second": number(rng, 1 << 26, pick(rng, 1 << 30, 1 << 33)),

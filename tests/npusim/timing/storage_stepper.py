@@ -5,7 +5,7 @@ It knows of a request only when it is issued, and then writes down in which cycl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
@@ -15,11 +15,14 @@ from npusim.isa.encoding import Decoded
 
 @dataclass
 class Request:
-    """A request: bytes [start, end) of DRAM; ``left`` bursts have not been served, the last of which set ``ends``."""
+    """A request of ``stored`` bytes: bytes [start, end) of DRAM.
+
+    ``left`` bursts have not been served; the last of the others passed the bus at clock ``ends``.
+    """
 
     start: int
     end: int
-    arrivals: list[tuple[int, int]] = field(default_factory=list)
+    stored: int
     left: int = 0
     ends: int = 0
 
@@ -29,16 +32,22 @@ class Fetching:
 
     def __init__(self, ins: Decoded, machine: Machine, now: int) -> None:
         self.machine, self.device, self.begin = machine, machine.storage.device, now
-        size = self.device.request_bytes
-        ends = [*range(size, ins.bytes, size), ins.bytes]
+        size, stored = self.device.request_bytes, ins.coded_bytes or ins.bytes
+        pieces = [min(size, stored - start) for start in range(0, stored, size)]
+        ends = [sum(pieces[: k + 1]) for k in range(len(pieces))]
+        if ins.coded_bytes:
+            ends = [(k + 1) * ins.bytes // len(pieces) for k in range(len(pieces))]
         self.requests = [
-            Request(ins.dram_addr + start, ins.dram_addr + end) for start, end in zip([0, *ends], ends, strict=False)
+            Request(ins.dram_addr + start, ins.dram_addr + end, piece)
+            for start, end, piece in zip([0, *ends], ends, pieces, strict=False)
         ]
+        self.coded, burst_bytes = bool(ins.coded_bytes), machine.dram.device.burst_bytes
+        self.apart = ins.old_addr // burst_bytes - ins.dram_addr // burst_bytes
         self.issued: list[Request] = []
         self.delivered = now
 
-    def issue(self, interconnect: int, cycle_of: Fraction) -> list[tuple[int, int, Request]]:
-        """(cycle of arrival, burst, request) of requests that can be issued; ``cycle_of``: NPU cycles in a clock."""
+    def issue(self, interconnect: int, cycle_of: Fraction) -> list[tuple[int, int, bool, Request]]:
+        """(cycle of arrival, burst, write, request) of requests that can be issued; ``cycle_of``: cycles in a clock."""
         out = []
         while self.requests:
             begin = self.begin
@@ -52,10 +61,17 @@ class Fetching:
             out += self.deliver(request, begin)
         return out
 
-    def deliver(self, request: Request, issued: int) -> list[tuple[int, int, Request]]:
+    def cycles(self, request: Request) -> int:
+        """Of the delivery of a request."""
+        cycles = ceil(Fraction(request.stored * self.machine.clock_hz, self.device.bandwidth_bytes_per_second))
+        if not self.coded:
+            return cycles
+        return max(cycles, ceil(Fraction(request.end - request.start, self.machine.dma.decoder_bytes_per_cycle)))
+
+    def deliver(self, request: Request, issued: int) -> list[tuple[int, int, bool, Request]]:
         begin = max(issued + self.device.latency_us * self.machine.clock_mhz, self.delivered)
         size, burst_bytes = request.end - request.start, self.machine.dram.device.burst_bytes
-        cycles = ceil(Fraction(size * self.machine.clock_hz, self.device.bandwidth_bytes_per_second))
+        cycles = self.cycles(request)
         self.delivered = begin + cycles
         found: dict[int, int] = {}
         burst = request.start // burst_bytes
@@ -63,8 +79,12 @@ class Fetching:
             if (request.start + byte) % burst_bytes == 0 or byte == size:
                 found[burst] = begin + ceil(Fraction(byte * cycles, size))
                 burst += 1
-        request.left = len(found)
-        return [(cycle, burst, request) for burst, cycle in sorted(found.items())]
+        out = []
+        for burst, cycle in sorted(found.items()):
+            out += [(cycle, burst + self.apart, False, request)] if self.coded else []
+            out += [(cycle, burst, True, request)]
+        request.left = len(out)
+        return out
 
     def alone(self) -> int:
         """Cycles of all requests if each were complete as soon as it is delivered."""
@@ -72,8 +92,6 @@ class Fetching:
         device, end = self.device, 0
         for request in (*self.issued, *self.requests):
             issue = ends[-device.queue_depth] if len(ends) >= device.queue_depth else 0
-            size = request.end - request.start
-            cycles = ceil(Fraction(size * self.machine.clock_hz, device.bandwidth_bytes_per_second))
-            end = max(issue + device.latency_us * self.machine.clock_mhz, end) + cycles
+            end = max(issue + device.latency_us * self.machine.clock_mhz, end) + self.cycles(request)
             ends.append(end)
         return end
