@@ -253,6 +253,23 @@ def test_requests_overlap_their_latencies_up_to_the_queue_depth(tiny_machine: Ma
     assert timed(machine, fetch).total_cycles == 16 + 2000 + 800 + 17 + 2000 + 800 + 17
 
 
+def test_coded_bytes_are_paced_by_the_decoder_and_read_the_old_ones(tiny_machine: Machine) -> None:
+    """1024 bytes from 100 coded ones: 80 cycles of the storage, 256 of the decoder's 4 bytes a cycle. Each of 32 bursts
+    is read and written, from rows of one bank that take turns, so that the end is one row cycle later than a write's."""
+    machine = with_storage(tiny_machine, latency_us=1)
+    timing = timed(machine, "fetch bytes=1024 coded_bytes=100 dram_addr=4096 old_addr=65536")
+    assert causes(timing, "storage")["busy"] == 16 + 200 + 256
+    row_cycle = tiny_machine.dram.device.row_cycle_clocks
+    assert 17 <= causes(timing, "storage")["wait_dram"] <= 17 + 2 * row_cycle
+    traffic = timing.traffic
+    assert (traffic.storage_read_bytes, traffic.fetch_bytes, traffic.dram_fetch_bytes) == (100, 1024, 2 * 1024)
+    without = machine.model_copy(update={"dma": machine.dma.model_copy(update={"decoder_bytes_per_cycle": 0})})
+    with pytest.raises(UserError, match="coded_bytes = 100: allowed 0 on a machine"):
+        timed(without, "fetch bytes=1024 coded_bytes=100")
+    with pytest.raises(UserError, match="coded_bytes = 67, bytes = 64: allowed at most the run's bytes and one"):
+        timed(machine, "fetch bytes=64 coded_bytes=67")
+
+
 def test_a_fetch_and_loads_slow_each_other_down(tiny_machine: Machine) -> None:
     """The storage delivers 16 bytes a cycle, all that the DRAM moves: what a long load asks for comes on top."""
     machine = with_storage(tiny_machine, bandwidth_bytes_per_second=3_200_000_000, latency_us=1)
