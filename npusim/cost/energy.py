@@ -5,6 +5,7 @@ The denoiser only, as timing counts it: the text encoder and the autoencoder run
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,9 +16,7 @@ from npusim.cost.tables import Base, Range, base_table, sram_table
 from npusim.program import Program
 from npusim.timing import CodeTiming, ProgramTiming, Traffic
 
-WORK = (
-    "multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram", "parameter_swap",
-)  # fmt: skip
+WORK = ("multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram", "storage")
 """Components that a layer's own actions cause."""
 TIME = ("idle", "leakage")
 """Components that time causes; they belong to a part, not to a layer."""
@@ -49,7 +48,7 @@ class PartEnergy:
 
 @dataclass(frozen=True)
 class Energy:
-    """Of a whole video: the prologue once, and each of the steps' ``codes`` as often as ``code_of_step`` says.
+    """Of a whole video: the prologue once, then ``codes`` as each step of ``code_of_step`` asks for.
 
     ``step`` is the first of the codes; ``node_nm``: what all figures were scaled to.
     """
@@ -65,9 +64,11 @@ class Energy:
 
     @property
     def by_component(self) -> Energies:
-        once, each = self.prologue.by_component, [part.by_component for part in self.codes]
-        counts = [self.code_of_step.count(number) for number in range(len(self.codes))]
-        return {name: once[name] + total(e[name] * n for e, n in zip(each, counts, strict=True)) for name in COMPONENTS}
+        found = dict(self.prologue.by_component)
+        for number, count in Counter(self.code_of_step).items():
+            for name, value in self.codes[number].by_component.items():
+                found[name] += value * count
+        return found
 
     @property
     def total_pj(self) -> Range:
@@ -213,8 +214,8 @@ def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic,
         "sram": units.sram_read_byte * sram_reads + units.sram_write_byte * traffic.sram_write_bytes,
         "param_memory": units.param_read_byte * traffic.param_read_bytes
         + units.param_write_byte * traffic.param_load_bytes,
-        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes),
-        "parameter_swap": units.storage_byte * traffic.storage_read_bytes + units.dram_byte * traffic.dram_fetch_bytes,
+        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.dram_fetch_bytes),
+        "storage": units.storage_byte * traffic.storage_read_bytes,
     }
 
 

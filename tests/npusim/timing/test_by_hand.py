@@ -255,7 +255,7 @@ def test_requests_overlap_their_latencies_up_to_the_queue_depth(tiny_machine: Ma
 
 def test_coded_bytes_are_paced_by_the_decoder_and_read_the_old_ones(tiny_machine: Machine) -> None:
     """1024 bytes from 100 coded ones: 80 cycles of the storage, 256 of the decoder's 4 bytes a cycle. Each of 32 bursts
-    is read and written, from rows of one bank that take turns, so that the end is one row cycle later than a write's."""
+    is read and written, from rows of one bank that take turns, so that the end is a row cycle later than a write's."""
     machine = with_storage(tiny_machine, latency_us=1)
     timing = timed(machine, "fetch bytes=1024 coded_bytes=100 dram_addr=4096 old_addr=65536")
     assert causes(timing, "storage")["busy"] == 16 + 200 + 256
