@@ -167,8 +167,13 @@ def _placed_predictor(
     return predict
 
 
-def run_clips(model: STDiT, workload: Workload, place: Place, clips: Clips, console: Console | None = None) -> None:
+def run_clips(
+    model: STDiT, workload: Workload, place: Place, clips: Clips, console: Console | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> None:  # fmt: skip
     """Sample one clip per (caption, seed), so that hooks on the model see what calibration is to see.
+
+    ``tell`` is called with how many steps of how many are done.
 
     Raises:
         ModelError: an unknown caption, or a model with other latent channels than the sampler.
@@ -179,13 +184,16 @@ def run_clips(model: STDiT, workload: Workload, place: Place, clips: Clips, cons
     null = model.y_embedder.y_embedding.detach()
     columns = (TextColumn("calibrate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task("calibrate", total=len(clips) * steps)
+        task, done = progress.add_task("calibrate", total=len(clips) * steps), 0
         for caption, seed in clips:
             place.caption = caption
             states, mask = workload.text(caption)
             base = _placed_predictor(model, sampler, place, states, mask, null)
 
             def predict(step: int, x: Tensor, base: Predictor = base) -> tuple[Tensor, Tensor, Tensor]:
+                nonlocal done
+                tell(done, len(clips) * steps)
+                done += 1
                 progress.advance(task)
                 return base(step, x)
 
@@ -198,6 +206,7 @@ def collect(
     captions: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     console: Console | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> CalibrationStats:
     """Sample one clip per caption with the float model and return the ranges seen; the model is left as it was.
 
@@ -207,6 +216,7 @@ def collect(
         captions: at least one; by default the workload's calibration set.
         seeds: one noise seed per caption; by default the workload's.
         console: shows a progress bar where given.
+        tell: as `run_clips` takes it.
 
     Raises:
         ModelError: a NaN or infinity (named by point, step, branch and caption), an unknown caption, lists of
@@ -221,7 +231,7 @@ def collect(
     sampler, place = workload.sampler(), Place()
     recorder = Recorder(model, sampler.num_sampling_steps, len(captions), place)
     with recorder.attached():
-        run_clips(model, workload, place, list(zip(captions, seeds, strict=True)), console)
+        run_clips(model, workload, place, list(zip(captions, seeds, strict=True)), console, tell)
     return CalibrationStats(
         workload=workload.name,
         captions=captions,

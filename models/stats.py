@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.grid import Float64
+from models.iddpm import spaced_timesteps
 from models.store import check_array, load_arrays, save_arrays
 
 BRANCHES = ("conditional", "unconditional")
@@ -135,7 +136,8 @@ class CalibrationStats:
     """Ranges of every calibrated point over clips and tokens, kept apart by step and guidance branch.
 
     workload: name of the workload; captions, seeds: one sampling run each; steps, cfg_scale, cfg_channels: the sampler;
-    weights_sha256: of the float model that was run.
+    weights_sha256: of the float model that was run; recorded_steps: of the runs that were recorded, where these had
+    fewer steps and every step has the statistics of the nearest one (`spread`), else 0.
     minimum, maximum: by point, (steps, 2) float32; axis 0 in order of execution (0 is the noisiest step), axis 1:
     conditional, unconditional branch. Text-side points depend on the prompt only; their values repeat per step.
     channel_min, channel_max: by point that is measured per channel, (steps, channels) float16, over both branches.
@@ -157,6 +159,19 @@ class CalibrationStats:
     channel_max: dict[str, NDArray[np.float16]]
     channel_absmax: dict[str, NDArray[np.float16]]
     histogram: dict[str, NDArray[np.float32]]
+    recorded_steps: int = 0
+
+    def spread(self, steps: int) -> CalibrationStats:
+        """Statistics of a sampler of so many steps: each has those of the recorded step that is nearest in time.
+
+        Of two equally near ones it is the noisier. For networks whose every step costs minutes.
+        """
+        recorded, wanted = (np.array(spaced_timesteps(count)[::-1]) for count in (self.steps, steps))
+        nearest = np.abs(wanted[:, None] - recorded[None]).argmin(axis=1)
+        values: dict[str, Any] = {
+            kind: {point: found[nearest] for point, found in getattr(self, kind).items()} for kind in _KINDS
+        }
+        return replace(self, steps=steps, recorded_steps=self.recorded_steps or self.steps, **values)
 
     def values_sha256(self) -> str:
         """SHA-256 (hex) over the points' names, shapes, dtypes and values, in name order, whatever file holds them."""
@@ -176,6 +191,7 @@ class CalibrationStats:
             ModelError: the file cannot be written.
         """
         metadata = {name: getattr(self, name) for name in _SETTINGS}
+        metadata |= {"recorded_steps": self.recorded_steps} if self.recorded_steps else {}
         metadata["points"] = list(self.minimum)
         metadata["channels"] = {point: values.shape[1] for point, values in self.channel_min.items()}
         save_arrays(path, FILE_KIND, FILE_VERSION, self._arrays(), metadata)
@@ -191,6 +207,9 @@ class CalibrationStats:
         for name, kind in {**_SETTINGS, "points": list, "channels": dict}.items():
             if not isinstance(metadata.get(name), kind):
                 raise ModelError(f"{path}: metadata field '{name}' is missing or not of type {kind.__name__}")
+        recorded = metadata.get("recorded_steps", 0)
+        if type(recorded) is not int or recorded < 0:
+            raise ModelError(f"{path}: metadata field 'recorded_steps' is {recorded!r}; allowed: a number of steps")
         steps, branches = metadata["steps"], len(BRANCHES)
         points, channels = metadata["points"], metadata["channels"]
         inputs = [point for point in channels if str(point).endswith(":in")]
@@ -215,7 +234,7 @@ class CalibrationStats:
             raise ModelError(f"{path}: unknown tensor '{unknown[0]}'")
         settings = {name: metadata[name] for name in _SETTINGS}
         settings |= {"captions": tuple(settings["captions"]), "seeds": tuple(settings["seeds"])}
-        return cls(**found, **settings)
+        return cls(**found, **settings, recorded_steps=recorded)
 
     def require_weights(self, sha256: str, source: str = "calibration statistics") -> None:
         """Check that the statistics were collected with the weights of this digest.

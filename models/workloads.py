@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ class Workload:
     text_states: file of text states as `models.text.TextStates` reads it; None takes the stored ones.
     random_text: without a file, make up text states for any caption.
     weights_seed: seed of the random weights where there is no checkpoint.
+    quick_calibration: (captions, steps) of the runs that are recorded where there is no file, for networks whose every
+    step costs minutes; None for all of them.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Workload:
     search_captions: tuple[str, ...] = SEARCH_CAPTIONS
     search_seeds: tuple[int, ...] = tuple(range(4000, 4000 + len(SEARCH_CAPTIONS)))
     weights_seed: int = 0
+    quick_calibration: tuple[int, int] | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -243,10 +247,7 @@ class Workload:
             ModelError: the file is missing or damaged, or was made with other sampler settings.
         """
         if self.calibration is None:
-            # Imported here because `models.calibrate` builds on this module.
-            from models.calibrate import collect
-
-            return collect(self.load_model(), self)
+            return self.collected_stats(self.load_model())
         stats = CalibrationStats.load(self.calibration)
         for name, found, expected in (
             ("workload", stats.workload, self.name),
@@ -257,6 +258,34 @@ class Workload:
             if found != expected:
                 raise ModelError(f"{self.calibration}: {name} is {found}, workload '{self.name}' has {expected}")
         return stats
+
+    def collected_stats(
+        self, model: STDiT, tell: Callable[[int, int], None] = lambda done, total: None
+    ) -> CalibrationStats:
+        """Statistics of a model without a file of them; ``tell`` is called with how many steps of how many are done.
+
+        Those of a quick calibration are kept under build/calibration/, by weights and sizes, and taken from there.
+
+        Raises:
+            ModelError: as `models.calibrate.collect`; or the kept file is damaged or cannot be written.
+        """
+        from models.calibrate import collect  # `models.calibrate` builds on this module
+
+        if self.quick_calibration is None:
+            return collect(model, self, tell=tell)
+        prompts, steps = self.quick_calibration
+        prompts = min(prompts, len(self.calibration_captions))
+        quick = self.with_files(num_steps=min(steps, self.num_steps), prompts=prompts)
+        captions = hashlib.sha256(json.dumps([quick.calibration_seeds, self.cfg_scale, self.cfg_channels]).encode())
+        for caption in quick.calibration_captions:
+            captions.update(quick.text(caption)[0].numpy().tobytes())
+        name = (
+            f"{self.name}-{weights_sha256(model)[:12]}-{captions.hexdigest()[:8]}-{quick.num_steps}.stats.safetensors"
+        )
+        path = MOMENTS_DIR / name
+        if not path.exists():
+            collect(model, quick, tell=tell).save(path)
+        return CalibrationStats.load(path).spread(self.num_steps)
 
 
 def random_text(caption: str, length: int, width: int) -> tuple[Tensor, Tensor]:
@@ -320,6 +349,7 @@ WORKLOADS = {
                 calibration=None,
                 cfg_scale=7.0,
                 random_text=True,
+                quick_calibration=(1, 3),
             )
             for side, config in ((256, XL2_256_CONFIG), (512, XL2_512_CONFIG))
         ),

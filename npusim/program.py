@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,47 @@ class Swap:
     set_places: int
     range_places: int
     registers: tuple[tuple[int, ...], ...]
+
+
+class Code:
+    """The decoded instructions of a part of a program, for going through in order.
+
+    A decoded instruction takes 20 times as much memory as its words: of long parts, a piece at a time is held.
+    """
+
+    PIECE, LONG = 1 << 12, 1 << 17
+
+    def __init__(self, part: str, words: NDArray[np.uint32]) -> None:
+        """``words``: uint32 (count, 32). Raises UserError for what stands behind HALT, or a short part's bad words."""
+        self._part, self._words = part, words
+        with self._naming():
+            check_halt(words)
+        self._held = self._piece(0, len(words)) if len(words) <= self.LONG else None
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __iter__(self) -> Iterator[Decoded]:
+        return chain.from_iterable(piece for _, piece in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[int, list[Decoded]]]:
+        """The instructions piece by piece, each with its first one's index."""
+        if self._held is not None:
+            yield 0, self._held
+            return
+        for start in range(0, len(self), self.PIECE):
+            yield start, self._piece(start, self.PIECE)
+
+    def _piece(self, start: int, count: int) -> list[Decoded]:
+        with self._naming():
+            return decode(self._words[start : start + count], start)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self._part}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -215,14 +258,14 @@ class Program:
 
         Raises UserError, naming the part, for what cannot be decoded or stands behind HALT.
         """
-        found = {}
-        for part, code in self.code():
-            try:
-                found[part] = decode(code)
-                check_halt(code)
-            except UserError as error:
-                raise UserError(f"{part}: {error}") from None
-        return found
+        return {part: list(instructions) for part, instructions in self.instructions().items()}
+
+    def instructions(self) -> dict[str, Code]:
+        """As `decoded`, but each part is decoded anew whenever it is gone through, unless it is short.
+
+        Raises UserError as `decoded`, for what cannot be decoded maybe not before that instruction's turn.
+        """
+        return {part: Code(part, code) for part, code in self.code()}
 
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         """Name and words of each part: "prologue", "step", and "step_1" onwards where there are more step codes."""
@@ -413,9 +456,10 @@ def _validate(program: Program) -> None:
     if "noise" in program.buffers and program.buffers["noise"].bytes % program.steps:
         raise UserError(f"buffer noise does not hold one plane for each of {program.steps} steps")
     _check_overlaps(program, spans)
-    for part, instructions in program.decoded().items():
-        for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
-            raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
+    for part, instructions in program.instructions().items():
+        for start, piece in instructions.pieces():
+            for index, rule in broken_rules(piece, program.machine) or outside(program, piece):
+                raise UserError(f"{part}: {program.named(start + index, piece[index])}: {rule}")
 
 
 def _check_codes(program: Program) -> None:
