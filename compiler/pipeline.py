@@ -28,10 +28,10 @@ def integer_graph(
     return run_passes(_lowered(qm, attention_bits, factored), dump)
 
 
-def _lowered(qm: QuantizedModel, attention_bits: int, factored: bool) -> Graph:
+def _lowered(qm: QuantizedModel, attention_bits: int, factored: bool, branch: str | None = None) -> Graph:
     from compiler.lower import lower  # imports torch, which takes seconds and which other graphs do not need
 
-    return lower(qm, attention_bits, factored)
+    return lower(qm, attention_bits, factored, branch)
 
 
 def run_passes(graph: Graph, dump: Dump | None = None) -> Graph:
@@ -50,8 +50,9 @@ def _finish(stage: str, graph: Graph, dump: Dump | None) -> None:
 
 
 def compile_model(
-    qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False
-) -> Program:
+    qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False,
+    branch: str | None = None,
+) -> Program:  # fmt: skip
     """Compile a quantized model for ``machine``.
 
     Args:
@@ -61,10 +62,11 @@ def compile_model(
         dump: ``dump(stage, text)`` receives each stage as text.
         factored: with several time ranges, requantize in two factors wherever only one number of a layer changes with
             the range, and keep the values of attention free of it. That swaps least, and costs vector operations.
+        branch: "conditional" or "unconditional": that guidance branch alone, without guidance; None for both.
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    return compile_graph(_lowered(qm, attention_bits, factored), machine, dump)
+    return compile_graph(_lowered(qm, attention_bits, factored, branch), machine, dump)
 
 
 def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:

@@ -93,6 +93,7 @@ class Workload:
     """What is run under one name.
 
     config: constructor arguments of the STDiT.
+    blocks: only the first so many of its blocks; None for all.
     checkpoint, vae, calibration: the files; None where the workload has random weights, no autoencoder, or statistics
     that are collected on demand.
     num_steps, cfg_scale, cfg_channels: sampler settings, as `IDDPM` takes them.
@@ -128,12 +129,18 @@ class Workload:
     search_seeds: tuple[int, ...] = tuple(range(4000, 4000 + len(SEARCH_CAPTIONS)))
     weights_seed: int = 0
     quick_calibration: tuple[int, int] | None = None
+    blocks: int | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Latent clip (channels, T, H, W)."""
         frames, height, width = self.config["input_size"]
         return self.config["in_channels"], frames, height, width
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Constructor arguments of the network that is run: `config`, with the blocks that are left."""
+        return self.config if self.blocks is None else {**self.config, "depth": self.blocks}
 
     def sampler(self) -> IDDPM:
         """The sampler with this workload's settings."""
@@ -162,6 +169,7 @@ class Workload:
         text_states: Path | None = None,
         num_steps: int | None = None,
         prompts: int | None = None,
+        blocks: int | None = None,
     ) -> Workload:
         """The workload with the user's own files and sizes in place of its own; None leaves what there is.
 
@@ -171,9 +179,10 @@ class Workload:
             text_states: calibration captions are then those of this file.
             num_steps: sampling steps.
             prompts: only the first so many calibration captions.
+            blocks: only the first so many blocks; calibration and exponents of the whole network are then dropped.
 
         Raises:
-            ModelError: the file of text states is unreadable, or there are not so many captions.
+            ModelError: the file of text states is unreadable, or there are not so many captions or blocks.
         """
         work = self
         if checkpoint is not None:
@@ -189,6 +198,10 @@ class Workload:
                 raise ModelError(f"prompts={prompts}: allowed are 1..{len(work.calibration_captions)}")
             captions, seeds = work.calibration_captions[:prompts], work.calibration_seeds[:prompts]
             work = replace(work, calibration_captions=captions, calibration_seeds=seeds, calibration=None)
+        if blocks is not None:
+            if not 1 <= blocks <= self.config["depth"]:
+                raise ModelError(f"blocks = {blocks}: workload '{self.name}' has 1..{self.config['depth']}")
+            work = replace(work, blocks=blocks, calibration=None, alphas=None)
         return work if calibration is None else replace(work, calibration=calibration)
 
     def load_model(self) -> STDiT:
@@ -198,18 +211,22 @@ class Workload:
             ModelError: the checkpoint is missing, damaged, or of another architecture.
         """
         if self.checkpoint is None:
-            return random_stdit(self.config, self.weights_seed)
+            return random_stdit(self.network, self.weights_seed)
         if self.checkpoint.suffix in RELEASED_SUFFIXES:
             with torch.random.fork_rng(devices=[]):
                 model = STDiT(**self.config)
             load_released(model, self.checkpoint)
-            return model.eval().requires_grad_(False)
+            return self._cut(model.eval().requires_grad_(False))
         # Compared before anything is built: the network that the file asks for may be of any size.
         found = config_of(read_metadata(self.checkpoint), self.checkpoint)
         for name, value in json.loads(json.dumps(self.config)).items():
             if found.get(name, value) != value:
                 raise ModelError(f"{self.checkpoint}: config {name}={found[name]}, workload '{self.name}' has {value}")
-        return load_checkpoint(self.checkpoint)[0]
+        return self._cut(load_checkpoint(self.checkpoint)[0])
+
+    def _cut(self, model: STDiT) -> STDiT:
+        model.blocks = model.blocks[: self.blocks]
+        return model
 
     def load_moments(self, model: STDiT, console: Console | None = None) -> InputMoments:
         """Second moments of the inputs for GPTQ, from their file under build/calibration/, which is made if need be.

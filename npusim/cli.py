@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,7 +19,15 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
@@ -26,7 +35,7 @@ from npusim.commands.compare import compare
 from npusim.commands.report import report
 from npusim.commands.sweep import sweep
 from npusim.commands.trace import trace
-from npusim.errors import UserError
+from npusim.errors import BitsDifferError, UserError
 from npusim.folder import check_above
 from npusim.isa.assembly import assemble, disassemble
 from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
@@ -93,36 +102,82 @@ def run(
     timing_only: Annotated[
         bool, typer.Option("--timing-only", help="Cycles alone: needs no weights, calibration or tensor data.")
     ] = False,
+    integer_only: Annotated[
+        bool, typer.Option("--integer-only", help="Without float and fake-quant clip: fidelity n/a.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="A part: the first so many denoising steps.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="A part: the first so many blocks of the network.")] = None,
+    branch: Annotated[
+        str | None, typer.Option(help="A part: one guidance branch, conditional or unconditional.")
+    ] = None,
+    verify_sample: Annotated[
+        float, typer.Option(help="Share 0..1 of the instructions that the reference computes again.")
+    ] = 0.0,
+    save_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Time between two savings of what is finished."),
+    ] = 60.0,
 ) -> None:
     """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run).
 
-    With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing).
+    With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing). A run that was
+    interrupted goes on where it was when the same command is given again.
     """
     from npusim import run as job
     from npusim.summary import summary
 
     console = Console(highlight=False)
     if timing_only:
-        if misplaced := sorted(_given(context) & {"prompt", "seed", "verify", "checkpoint", "calibration"}):
-            raise UserError(f"--{misplaced[0]}: cycles depend on no data; allowed without --timing-only only")
+        of_data = {
+            "prompt",
+            "seed",
+            "verify",
+            "checkpoint",
+            "calibration",
+            "integer_only",
+            "verify_sample",
+            "save_seconds",
+        }
+        if misplaced := sorted(_given(context) & of_data):
+            raise UserError(
+                f"--{misplaced[0].replace('_', '-')}: cycles depend on no data; allowed without --timing-only only"
+            )
         with _progress() as notify:
             timed = job.run_timing(
                 workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
-                **_quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, notify=notify,
+                **_quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, steps=steps,
+                blocks=blocks, branch=branch, notify=notify,
             )  # fmt: skip
         console.print(summary(timed))
         console.print(f"written to {out}", soft_wrap=True, markup=False)
         return
-    with _progress() as notify:
+    with _going_on(out), _progress() as notify:
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
             act_bits=act_bits, attention_bits=attention_bits, **_quantization(ranges, alpha, overrides),
-            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
+            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, steps=steps,
+            blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
+            save_seconds=save_seconds, notify=notify,
         )  # fmt: skip
     console.print(summary(result))
     console.print(f"written to {out}", soft_wrap=True, markup=False)
     if result.bit_exact.equal is False:
         raise typer.Exit(1)
+
+
+OF_DATA = {"prompt", "seed", "verify", "checkpoint", "calibration", "integer_only", "verify_sample", "save_seconds"}
+"""Options of `run` that mean nothing for the cycles."""
+
+
+@contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """Say at an interruption that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (kept := out / "unfinished").is_dir():
+            typer.echo(f"interrupted; {kept} holds what is finished, and the same command goes on from there", err=True)
+        raise
 
 
 @app.command(
@@ -480,19 +535,35 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+TOLD_SECONDS = 60
+"""Between two lines of progress where there is no terminal."""
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress line for each stage on stderr; on a terminal only."""
-    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def _progress() -> Iterator[Callable[[str, float, int], None]]:
+    """Each stage's progress on stderr, with the time it still needs: a line that moves, or a new one each minute."""
+    columns = (
+        TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
+        told = start = time.monotonic()
 
-        def notify(stage: str, done: int, total: int) -> None:
+        def notify(stage: str, done: float, total: int) -> None:
+            nonlocal told, start
+            now = time.monotonic()
             if stage not in tasks:
+                start, begun[stage] = now, done
                 tasks[stage] = progress.add_task(stage, total=total)
             progress.update(tasks[stage], completed=done)
+            if console.is_terminal or now - told < TOLD_SECONDS or done in (begun[stage], total):
+                return
+            told, each = now, (now - start) / (done - begun[stage])
+            console.print(f"{stage}: {done:.1f} of {total}, {each * (total - done) / 60:.0f} min left", soft_wrap=True)
 
+        begun: dict[str, float] = {}
         yield notify
 
 
@@ -500,9 +571,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code. ``arguments`` default to the process's own."""
     try:
         app(arguments, prog_name="npusim")
-    except (UserError, ModelError) as error:
+    except (UserError, ModelError, BitsDifferError) as error:
         typer.echo(f"error: {error}", err=True)
-        return 2
+        return 1 if isinstance(error, BitsDifferError) else 2
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 0
     return 0

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -288,29 +287,74 @@ def _digest(tensors: dict[str, NDArray[Any]], header: str) -> str:
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         sha.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
-        sha.update(np.ascontiguousarray(tensors[name]).tobytes())
+        sha.update(_bytes(tensors[name]))
     return sha.hexdigest()
+
+
+def _bytes(tensor: NDArray[Any]) -> memoryview:
+    """A tensor's bytes, without a copy of them."""
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file of a temporary name in the same folder, renamed at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write under a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_atomically(path) as file:
+        file.write(data)
 
 
 def save_program(program: Program, path: Path) -> None:
     """Write ``program`` to ``path``; the same program gives the same bytes. Raises UserError if it has no contents."""
     if not program.contents:
         raise UserError(f"{path}: a program without contents is for timing only; allowed: one compiled from weights")
+    tensors, header = _tensors(program), _header(program)
+    metadata = {
+        "format": "npusim-program",
+        "version": str(FORMAT_VERSION),
+        "header": header,
+        "sha256": _digest(tensors, header),
+    }
+    with writing_atomically(Path(path)) as file:
+        # As safetensors writes it, but tensor by tensor, so that no second copy of them is in memory, and with the keys
+        # of its header in order, which safetensors has in a random one. Wide types first keeps every tensor aligned.
+        entries: dict[str, Any] = {"__metadata__": metadata}
+        order, end = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)), 0
+        for name in order:
+            start, end = end, end + tensors[name].nbytes
+            kind = {1: "U8", 4: "U32"}[tensors[name].dtype.itemsize]
+            entries[name] = {"data_offsets": [start, end], "dtype": kind, "shape": list(tensors[name].shape)}
+        text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes(tensors[name]))
+
+
+def program_sha256(program: Program) -> str:
+    """SHA-256 (hex) of everything that a program file holds."""
+    return _digest(_tensors(program), _header(program))
+
+
+def _tensors(program: Program) -> dict[str, NDArray[Any]]:
     tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
-    tensors["step"] = np.concatenate(program.step_codes)
+    return tensors | {"step": np.concatenate(program.step_codes)}
+
+
+def _header(program: Program) -> str:
     swap = program.swap
-    header = json.dumps(
+    return json.dumps(
         {
             "step_counts": [len(code) for code in program.step_codes],
             "code_of_step": list(program.code_of_step),
@@ -326,21 +370,6 @@ def save_program(program: Program, path: Path) -> None:
         },
         sort_keys=True,
     )
-    metadata = {
-        "format": "npusim-program",
-        "version": str(FORMAT_VERSION),
-        "header": header,
-        "sha256": _digest(tensors, header),
-    }
-    write_atomically(Path(path), _sorted_header(save(tensors, metadata)))
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """A safetensors file with the keys of its header in order; safetensors writes the metadata in a random order."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def load_program(path: Path) -> Program:

@@ -21,13 +21,14 @@ from compiler.swap.code import Coder
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
+from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
 from npusim.delta import coded_share
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
 from npusim.isa import BY_MNEMONIC
 from npusim.program import MAX_DRAM_BYTES, Program
-from npusim.run import Notify, one_thread, stats_of, with_files
+from npusim.run import stats_of, with_files
 from npusim.timing import simulate
 
 METHODS, RANGES = ("tsw", "tsq", "tsq_pot"), (1, 2, 4, 10, 20)

@@ -19,13 +19,13 @@ from compiler.schedule.build import build_program
 from compiler.tosa import Report, validate
 from models.quantize import QuantizedModel
 from models.workloads import get_workload
+from npusim.clips import ClipInputs, Notify
 from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.host import Host
 from npusim.isa.encoding import DTYPES
 from npusim.program import TENSORS, load_program
 from npusim.report import JSON
-from npusim.run import ClipInputs, Notify
 
 SEED = 7
 TEXT_TOKENS = 5
