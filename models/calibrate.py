@@ -107,26 +107,28 @@ class Recorder:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if linear is not None:
                 self._observe_input(f"{name}:in", args[0], linear)
-            self._observe(f"{name}:out", output)
             if name.endswith(".tap_v"):
                 self._observe_channels(f"{name}:out", output.transpose(1, 2).flatten(2))
+            else:
+                self._observe(f"{name}:out", output)
 
         return hook
 
-    def _observe(self, point: str, values: Tensor) -> float:
-        """Note the range; returns the largest magnitude."""
-        low, high = (float(bound) for bound in torch.aminmax(values.detach()))
+    def _observe(self, point: str, values: Tensor) -> None:
+        self._note(point, *(float(bound) for bound in torch.aminmax(values.detach())))
+
+    def _note(self, point: str, low: float, high: float) -> None:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ModelError(f"{point}: NaN or infinity at {self._place}; the float model cannot be calibrated")
         at = (self._place.step, self._place.branch)
         self.minimum[point][at] = min(self.minimum[point][at], low)
         self.maximum[point][at] = max(self.maximum[point][at], high)
-        return max(-low, high)
 
-    def _observe_channels(self, point: str, values: Tensor) -> NDArray[np.float32]:
-        """Note the range of each channel of values (..., channels); returns the largest magnitudes (channels,)."""
-        rows = values.detach().reshape(-1, values.shape[-1])
-        low, high = (bound.numpy() for bound in torch.aminmax(rows, dim=0))
+    def _observe_channels(self, point: str, rows: Tensor) -> NDArray[np.float32]:
+        """Note the range of all values (..., channels) and of each channel; returns largest magnitudes (channels,)."""
+        flat = rows.detach().reshape(-1, rows.shape[-1])
+        low, high = flat.amin(0).numpy(), flat.amax(0).numpy()  # five times as fast as aminmax along the rows
+        self._note(point, float(low.min()), float(high.max()))
         largest: NDArray[np.float32] = np.maximum(-low, high)
         if largest.max() > FLOAT16_MAX:
             raise ModelError(f"{point}: magnitude {largest.max():.3g} at {self._place} exceeds {FLOAT16_MAX}")
@@ -136,7 +138,6 @@ class Recorder:
         return largest
 
     def _observe_input(self, point: str, values: Tensor, linear: nn.Linear | nn.Conv3d) -> None:
-        self._observe(point, values)
         rows = patches(values, linear.kernel_size) if isinstance(linear, nn.Conv3d) else values
         at = (self._place.step, self._place.branch)
         self.channel_absmax[point][at] += self._observe_channels(point, rows) / self._clips
