@@ -100,7 +100,8 @@ def histogram(values: Tensor) -> NDArray[np.float64]:
     # Sign and exponent are the highest 9 bits of a float32: counted as they are, and the counts then put in bins.
     counts = torch.bincount((bits >> 23) & 511, minlength=512).double().numpy()
     octave = np.clip(np.arange(256) - _EXPONENT_BIAS - _FIRST_EXPONENT, 0, _OCTAVES - 1)
-    found = np.bincount(_OCTAVES + octave, counts[:256], HISTOGRAM_BINS)
+    found: NDArray[np.float64] = np.zeros(HISTOGRAM_BINS)
+    found += np.bincount(_OCTAVES + octave, counts[:256], HISTOGRAM_BINS)
     found += np.bincount(_OCTAVES - 1 - octave, counts[256:], HISTOGRAM_BINS)
     if counts[256]:
         minus_zeros = int((bits == -(2**31)).sum())

@@ -124,7 +124,7 @@ def run(
     interrupted goes on where it was when the same command is given again.
     """
     from npusim import run as job
-    from npusim.summary import summary
+    from npusim.summary import summary, written_line
 
     console = Console(highlight=False)
     if timing_only:
@@ -149,7 +149,7 @@ def run(
                 blocks=blocks, branch=branch, notify=notify,
             )  # fmt: skip
         console.print(summary(timed))
-        console.print(f"written to {out}", soft_wrap=True, markup=False)
+        console.print(written_line(timed, out), soft_wrap=True, markup=False)
         return
     with _going_on(out), _progress() as notify:
         result = job.run(
@@ -160,7 +160,7 @@ def run(
             save_seconds=save_seconds, notify=notify,
         )  # fmt: skip
     console.print(summary(result))
-    console.print(f"written to {out}", soft_wrap=True, markup=False)
+    console.print(written_line(result, out), soft_wrap=True, markup=False)
     if result.bit_exact.equal is False:
         raise typer.Exit(1)
 

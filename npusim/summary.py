@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -29,7 +30,7 @@ def summary(result: TimingResult) -> RenderableType:
             f"{c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, on "
             f"{c.machine.name}\n{extent}; timing only: fidelity n/a"
         )
-        return Group(head, _cost(result), _ledger(result), Text(memory_line(result)))
+        return Group(head, _cost(result), _ledger(result))
     head = Text.assemble(
         (f"{c.prompt}", "bold"),
         f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
@@ -38,14 +39,13 @@ def summary(result: TimingResult) -> RenderableType:
         f"{f'{chr(10)}only a part of the video: {c.part}' if c.part else ''}",
     )
     fidelity = Text("integer clip only: fidelity n/a") if result.fidelity is None else _fidelity(result.fidelity)
-    texts = saturation_line(saturation(result)), bits_line(result.bit_exact), memory_line(result)
+    texts = saturation_line(saturation(result)), bits_line(result.bit_exact)
     return Group(head, fidelity, _cost(result), _ledger(result), *(Text(line) for line in texts if line))
 
 
-def memory_line(result: TimingResult) -> str:
-    """The most memory that the run has occupied on this computer; "" where it was not measured."""
-    peak = result.wall_clock.get("peak_resident_bytes")
-    return f"peak resident memory {float(peak) / 1e9:.2f} GB" if peak else ""
+def written_line(result: TimingResult, out: Path) -> str:
+    """Where a run was written to, and the most memory that it has occupied on this computer."""
+    return f"written to {out}; peak resident memory {float(result.wall_clock['peak_resident_bytes']) / 1e9:.2f} GB"
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:
