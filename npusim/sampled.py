@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from npusim import engine, reference
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import Decoded
 from npusim.memory import ACCUMULATORS, MachineState, Tally
 
 
@@ -34,12 +33,13 @@ class Sample:
         return np.random.default_rng([self.seed, execution]).random(count) < self.share
 
 
-def execute_twice(state: MachineState, ins: Decoded) -> MachineState | None:
-    """Run an instruction on the engine, and on the reference from the same memory contents.
+def execute_twice(state: MachineState, code: engine.Code, index: int) -> MachineState | None:
+    """Run instruction number ``index`` on the engine, and on the reference from the same memory contents.
 
     Returns None where they are equal; else what the reference leaves, ``state`` being what the engine leaves. Events
     are counted once. Raises as `npusim.engine.execute`.
     """
+    ins = code.decoded(index)
     views = [
         getattr(state, region.memory)[state.bases[region.base] + region.start : state.bases[region.base] + region.end]
         for regions in BY_MNEMONIC[ins.op].footprint(ins)
@@ -47,7 +47,8 @@ def execute_twice(state: MachineState, ins: Decoded) -> MachineState | None:
     ]
     before, held, tallies = [view.copy() for view in views], state.held, state.tallies
     state.tallies = {}
-    engine.execute(state, (ins,))
+    for _ in engine.progress(state, code, index, index + 1):
+        pass
     made, made_held, counted = [view.copy() for view in views], state.contents(ACCUMULATORS), state.tallies
     made_sums = state.held
     for view, contents in zip(views, before, strict=True):

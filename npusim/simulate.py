@@ -11,7 +11,7 @@ All values here are integers; `npusim.host` converts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from itertools import chain
 from typing import Any
@@ -28,8 +28,6 @@ from npusim.program import Code, Program, input_buffers
 from npusim.sampled import Sample, execute_twice
 
 PROLOGUE = "prologue"
-
-Executor = Callable[[MachineState, Iterable[Decoded]], None]
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,7 @@ class Simulation:
             raise UserError(f"verify: step {outside[0]} does not exist; allowed 0..{program.steps - 1}")
         self._verify, self._verify_prologue = frozenset(verify), verify_prologue
         self._code, self._sample = program.instructions(), sample
+        self._tables = {part: engine.Code(words) for part, words in program.code()}
         self.state = MachineState(program.machine, program.dram_bytes, program.storage())
         for address, data in program.areas.values():
             self.state.dram[address : address + data.size] = data
@@ -171,7 +170,7 @@ class Simulation:
         """
         self.state.bases = self.program.prologue_bases
         compare = self._verify_prologue and self._difference is None
-        self._part(PROLOGUE, 0, self._code["prologue"], compare, tell)
+        self._part(PROLOGUE, 0, PROLOGUE, compare, tell)
         self._prologue_compared |= compare
 
     def step(self, step: int, tell: Tell = lambda done, count: None) -> None:
@@ -183,7 +182,7 @@ class Simulation:
             raise UserError(f"step {step} does not exist; allowed 0..{self.program.steps - 1}")
         self.state.bases = self.program.bases(step)
         compare = step in self._verify and self._difference is None
-        self._part(f"step {step}", 1 + step, self._code[self.program.part_of_step(step)], compare, tell)
+        self._part(f"step {step}", 1 + step, self.program.part_of_step(step), compare, tell)
         if compare:
             self._steps_compared.append(step)
 
@@ -231,45 +230,58 @@ class Simulation:
             raise UserError(f"program has no buffer {name!r}; it has {', '.join(self.program.buffers)}")
         return np.ndarray(buffer.shape, buffer.numpy_dtype, self.state.dram, buffer.address)
 
-    def _part(self, part: str, execution: int, code: Code, compare: bool, tell: Tell) -> None:
+    def _part(self, part: str, execution: int, name: str, compare: bool, tell: Tell) -> None:
         start = self.state.copy() if compare else None
         self.state.tallies = self.tallies[part] = {}
-        self._run(self.state, part, code, tell=tell, sampled=self._sampled(execution, code))
+        self._run(part, name, self._on_engine(part, execution, self._tables[name], tell))
         if start is None:
             return
-        expected = start.copy()
-        self._run(expected, part, code, reference.execute)
+        expected, code = start.copy(), self._code[name]
+        self._run(part, name, _on_reference(expected, code))
         if self.state.difference(expected) is not None:
             self._difference = first_difference(start, part, code, self.program.layers)
 
-    def _sampled(self, execution: int, code: Code) -> NDArray[np.bool_]:
-        none = np.zeros(len(code), np.bool_)
-        return none if self._sample is None else self._sample.chosen(execution, len(code))
+    def _on_engine(self, part: str, execution: int, code: engine.Code, tell: Tell) -> Iterator[int]:
+        """Run a part on the engine; yield the number of each instruction that can fail before it runs."""
+        count, first = len(code), 0
+        sampled = np.flatnonzero(self._sample.chosen(execution, count)).tolist() if self._sample else []
+        told = range(0, count, 1 + count // TOLD)
+        for last in sorted({*told, *sampled, count}):
+            yield from engine.progress(self.state, code, first, last)
+            first = last
+            if last in told:
+                tell(last, count)
+            if sampled and last == sampled[0]:
+                yield last
+                self._twice(part, code, sampled.pop(0))
+                first = last + 1
 
-    def _run(
-        self, state: MachineState, part: str, code: Code, execute: Executor = engine.execute,
-        tell: Tell = lambda done, count: None, sampled: NDArray[np.bool_] | None = None,
-    ) -> None:  # fmt: skip
-        every = 1 + len(code) // TOLD
-        for index, ins in enumerate(code):
-            if index % every == 0:
-                tell(index, len(code))
-            try:
-                if sampled is not None and sampled[index]:
-                    self._twice(state, part, index, ins)
-                else:
-                    execute(state, (ins,))
-            except (ValueError, TypeError, OverflowError, MemoryError) as error:
-                layer = _layer(self.program.layers, ins)
-                raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None
+    def _run(self, part: str, name: str, progress: Iterator[int]) -> None:
+        """Let an executor run; ``progress`` gives the number of an instruction before that can fail."""
+        index = 0
+        try:
+            for index in progress:  # noqa: B007, for it is read where the next instruction fails
+                pass
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:
+            ins = self._tables[name].decoded(index)
+            layer = _layer(self.program.layers, ins)
+            raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None
 
-    def _twice(self, state: MachineState, part: str, index: int, ins: Decoded) -> None:
+    def _twice(self, part: str, code: engine.Code, index: int) -> None:
         assert self._sample is not None
-        expected = execute_twice(state, ins)
+        expected = execute_twice(self.state, code, index)
         self._sample.instructions += 1
         if expected is not None:
-            self._difference = _difference(part, index, ins, self.program.layers, state, expected)
+            ins = code.decoded(index)
+            self._difference = _difference(part, index, ins, self.program.layers, self.state, expected)
             raise BitsDifferError(f"engine and reference differ: {self._difference}")
+
+
+def _on_reference(state: MachineState, code: Code) -> Iterator[int]:
+    """Run instructions on the reference; yield the number of each before it runs."""
+    for index, ins in enumerate(code):
+        yield index
+        reference.execute(state, (ins,))
 
 
 def _difference(
