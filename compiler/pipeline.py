@@ -22,10 +22,11 @@ Dump = Callable[[str, str], None]
 
 
 def integer_graph(
-    qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False
-) -> Graph:
+    qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False,
+    branch: str | None = None,
+) -> Graph:  # fmt: skip
     """Lower and run every pass, checking the graph after each. Arguments as of `compile_model`."""
-    return run_passes(_lowered(qm, attention_bits, factored), dump)
+    return run_passes(_lowered(qm, attention_bits, factored, branch), dump)
 
 
 def _lowered(qm: QuantizedModel, attention_bits: int, factored: bool, branch: str | None = None) -> Graph:

@@ -72,7 +72,8 @@ def _verify_run(folder: Path, block: int | None, notify: Notify | None, step: in
     config, seed = _described(folder / JSON)
     model, compiled = folder / "quantized.safetensors", folder / "program.npu"
     program = load_program(compiled)
-    graph = integer_graph(QuantizedModel.load(model), config["attention_bits"], factored=config["factored"])
+    bits, factored, branch = config["attention_bits"], config["factored"], config.get("branch")
+    graph = integer_graph(QuantizedModel.load(model), bits, factored=factored, branch=branch)
     again = build_program(graph, program.machine)
     if not all(np.array_equal(getattr(program, name), getattr(again, name)) for name in TENSORS):
         raise UserError(
