@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -272,7 +272,7 @@ def _run(
     clips, trajectory, fidelity = dict[str, Clip](), None, None
     if not config.integer_only:
         clips, trajectory = float_clips(stages, inputs, model, quantized, vae, store)
-    model.cache_clear()
+    model.cache_clear()  # of a large network, the float weights are most of what is in memory
     sample = Sample(config.verify_sample, config.seed) if config.verify_sample else None
     clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, verified, sample, store)
     with stages.stage("time"):
@@ -287,10 +287,18 @@ def _run(
     )  # fmt: skip
 
 
+class _CachedModel(Protocol):
+    """The float model, loaded when it is asked for and held until `cache_clear`."""
+
+    def __call__(self) -> STDiT: ...
+
+    def cache_clear(self) -> None: ...
+
+
 def _make(
     config: RunConfig,
     work: Workload,
-    model: Callable[[], STDiT],
+    model: _CachedModel,
     overrides: Sequence[Override],
     dump: Callable[[str, str], None] | None,
     stages: Stages,
@@ -306,6 +314,7 @@ def _make(
             work, model(), stats, config.method, config.weight_bits, config.act_bits, ranges=config.ranges,
             alpha=config.alpha, overrides=overrides,
         )  # fmt: skip
+    model.cache_clear()
     with stages.stage("compile"):
         program = compile_model(
             quantized, config.machine, config.attention_bits, dump, config.factored, branch=config.branch

@@ -17,10 +17,30 @@ import pytest
 from npusim.cli import main
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.run import RunResult, run
+from npusim.run import RunResult
+from npusim.run import run as whole_run
 from npusim.simulate import Simulation
 
+Run = Callable[..., RunResult]
 ALONE: dict[str, Any] = {"integer_only": True, "verify": "none", "verify_sample": 0.05}
+
+
+@pytest.fixture(scope="module")
+def statistics(tiny_result: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("statistics") / "tiny.safetensors"
+    tiny_result.calibration.save(path)
+    return path
+
+
+@pytest.fixture
+def run(statistics: Path, tiny_machine: Machine) -> Run:
+    """`npusim.run.run` of the tiny workload, without calibrating it each time."""
+
+    def call(**options: Any) -> RunResult:
+        given = {} if "blocks" in options else {"calibration": statistics}
+        return whole_run("tiny", tiny_machine, **given, **options)
+
+    return call
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -48,32 +68,34 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return stop
 
 
-def interrupted(stopping: Callable[[int], None], at: int, machine: Machine, out: Path, **options: Any) -> None:
+def interrupted(stopping: Callable[[int], None], at: int, run: Run, out: Path, **options: Any) -> None:
     stopping(at)
     with pytest.raises(KeyboardInterrupt):
-        run("tiny", machine, out=out, save_seconds=0, **options)
+        run(out=out, save_seconds=0, **options)
     stopping(0)
 
 
 @pytest.mark.parametrize(
     ("options", "at"),
-    [({}, 6), (ALONE, 3), ({"steps": 2, "blocks": 1, "branch": "unconditional"}, 3)],
-    ids=["with float clips", "integer only", "a part"],
+    [({}, 6), ({"steps": 2, "blocks": 1, "branch": "unconditional"}, 3)],
+    ids=["with float clips", "a part"],
 )
 def test_a_run_that_goes_on_gives_the_same_files(
-    tiny_machine: Machine, tmp_path: Path, stopping: Callable[[int], None], options: dict[str, Any], at: int
+    run: Run, tmp_path: Path, stopping: Callable[[int], None], options: dict[str, Any], at: int
 ) -> None:
-    run("tiny", tiny_machine, out=tmp_path / "whole", **options)
+    run(out=tmp_path / "whole", **options)
     out = tmp_path / "resumed"
-    interrupted(stopping, at, tiny_machine, out, **options)
+    interrupted(stopping, at, run, out, **options)
     assert [path.name for path in out.iterdir()] == ["unfinished"]
     assert (out / "unfinished" / "integer.safetensors").is_file()
-    result = run("tiny", tiny_machine, out=out, save_seconds=0, **options)
+    result = run(out=out, save_seconds=0, **options)
     assert "compile_seconds" not in result.wall_clock  # the program was there
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_killed_processes_go_on_where_they_were(repository: Path, tiny_file: Path, tmp_path: Path) -> None:
+def test_killed_processes_go_on_where_they_were(
+    repository: Path, tiny_file: Path, tmp_path: Path, statistics: Path
+) -> None:
     """kill -9 in the middle of a step of the command itself, then the same command again."""
     kill = (
         "import os, signal, sys\nfrom npusim.simulate import Simulation\nfrom npusim.cli import main\n"
@@ -84,7 +106,19 @@ def test_killed_processes_go_on_where_they_were(repository: Path, tiny_file: Pat
         "    step(simulation, number, tell)\n"
         "Simulation.step = counted\nsys.exit(main(sys.argv[1:]))\n"
     )
-    command = ["run", "--workload", "tiny", "--hw", str(tiny_file), "--integer-only", "--verify", "1", "--out"]
+    command = [
+        "run",
+        "--workload",
+        "tiny",
+        "--hw",
+        str(tiny_file),
+        "--integer-only",
+        "--verify",
+        "1",
+        "--verify-sample",
+        "0.02",
+    ]
+    command += ["--calibration", str(statistics), "--out"]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     killed = subprocess.run(
         [sys.executable, "-c", kill, *command, str(tmp_path / "out"), "--save-seconds", "0"],
@@ -96,20 +130,20 @@ def test_killed_processes_go_on_where_they_were(repository: Path, tiny_file: Pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_quick_runs_leave_no_trace(tiny_machine: Machine, tmp_path: Path, stopping: Callable[[int], None]) -> None:
+def test_quick_runs_leave_no_trace(run: Run, tmp_path: Path, stopping: Callable[[int], None]) -> None:
     stopping(3)
     with pytest.raises(KeyboardInterrupt):
-        run("tiny", tiny_machine, out=tmp_path / "run", **ALONE)
+        run(out=tmp_path / "run", **ALONE)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
-def kept(tiny_machine: Machine, tmp_path: Path, stopping: Callable[[int], None]) -> Path:
-    interrupted(stopping, 2, tiny_machine, tmp_path / "run", **ALONE)
+def kept(run: Run, tmp_path: Path, stopping: Callable[[int], None]) -> Path:
+    interrupted(stopping, 2, run, tmp_path / "run", **ALONE)
     return tmp_path / "run"
 
 
-def test_what_another_run_has_kept_is_refused(tiny_machine: Machine, kept: Path) -> None:
+def test_what_another_run_has_kept_is_refused(run: Run, kept: Path) -> None:
     before = {path: path.read_bytes() for path in (kept / "unfinished").iterdir()}
     for options, difference in (
         ({"method": "asq"}, r"config\.method = 'cw_tw' there, 'asq' here"),
@@ -120,11 +154,11 @@ def test_what_another_run_has_kept_is_refused(tiny_machine: Machine, kept: Path)
             rf"unfinished/run\.json: belongs to another run: {difference}; allowed: the same settings, or to remove"
         )
         with pytest.raises(UserError, match=message):
-            run("tiny", tiny_machine, out=kept, **{**ALONE, **options})
+            run(out=kept, **{**ALONE, **options})
     assert {path: path.read_bytes() for path in (kept / "unfinished").iterdir()} == before
 
 
-def test_damaged_and_foreign_states_are_refused(tiny_machine: Machine, kept: Path) -> None:
+def test_damaged_and_foreign_states_are_refused(run: Run, kept: Path) -> None:
     state = kept / "unfinished" / "integer.safetensors"
     data = state.read_bytes()
     flipped = bytearray(data)
@@ -136,16 +170,16 @@ def test_damaged_and_foreign_states_are_refused(tiny_machine: Machine, kept: Pat
     ):
         state.write_bytes(wrong)
         with pytest.raises(UserError, match=rf"integer\.safetensors: {message}.*allowed: to remove the file"):
-            run("tiny", tiny_machine, out=kept, **ALONE)
+            run(out=kept, **ALONE)
     state.write_bytes(data)
     program = kept / "unfinished" / "program.npu"
     program.write_bytes(program.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"program\.npu: truncated or damaged"):
-        run("tiny", tiny_machine, out=kept, **ALONE)
+        run(out=kept, **ALONE)
 
 
 def test_a_state_of_another_program_is_refused(
-    tiny_machine: Machine, tmp_path: Path, kept: Path, stopping: Callable[[int], None]
+    run: Run, tmp_path: Path, kept: Path, stopping: Callable[[int], None]
 ) -> None:
     """The same settings, but another program: as after a change of the compiler."""
     from npusim.program import load_program, save_program
@@ -154,16 +188,16 @@ def test_a_state_of_another_program_is_refused(
     program = load_program(path)
     save_program(dataclasses.replace(program, layers=(*program.layers, "one more")), path)
     with pytest.raises(UserError, match=r"integer\.safetensors: belongs to another run or program; allowed: to remove"):
-        run("tiny", tiny_machine, out=kept, **ALONE)
+        run(out=kept, **ALONE)
 
 
-def test_a_part_says_that_it_is_one(tiny_machine: Machine, tiny_result: RunResult, tmp_path: Path) -> None:
+def test_a_part_says_that_it_is_one(run: Run, tiny_result: RunResult, tmp_path: Path) -> None:
     """The first steps of a part are those of the whole video; its cost is that of what it ran."""
     from rich.console import Console
 
     from npusim.summary import summary, written_line
 
-    result = run("tiny", tiny_machine, out=tmp_path / "run", steps=2, prompt="rainbow", seed=5, verify="none")
+    result = run(out=tmp_path / "run", steps=2, prompt="rainbow", seed=5, verify="none")
     assert (result.clips["integer"].eps == tiny_result.clips["integer"].eps[:2]).all()
     assert result.clips["float"].eps.shape[0] == 2
     assert result.timesteps == tiny_result.timesteps[:2]
@@ -191,11 +225,9 @@ def test_a_part_says_that_it_is_one(tiny_machine: Machine, tiny_result: RunResul
         ({"steps": 2, "verify": "3"}, r"verify = '3': allowed all, none, or a number of steps 1\.\.2"),
     ],
 )
-def test_parts_that_are_not_there_are_refused(
-    tiny_machine: Machine, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_parts_that_are_not_there_are_refused(run: Run, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     from models.errors import ModelError
 
     with pytest.raises((UserError, ModelError), match=message):
-        run("tiny", tiny_machine, out=tmp_path / "run", **options)
+        run(out=tmp_path / "run", **options)
     assert not list(tmp_path.iterdir())
