@@ -90,6 +90,7 @@ class Place(IntEnum):
     TALLIES = auto()
     NOTES = auto()
     ARENA = auto()
+    TILES = auto()
     HELD = auto()
     HELD_ROWS = auto()
     HELD_M = auto()

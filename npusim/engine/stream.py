@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.engine import stream_matmul, stream_move, stream_norm, stream_vector
+from npusim.engine import amx, stream_matmul, stream_move, stream_norm, stream_vector
 from npusim.engine.cache import callback, kernel
 from npusim.engine.context import (
     ARENA_BYTES,
@@ -191,6 +191,7 @@ class Session:
         c[Place.BASE : Place.BASE + BASES] = state.bases
         c[Place.ACC_BITS], c[Place.MULTIPLIER_BITS] = array.acc_bits, array.requant_multiplier_bits
         c[Place.ROW_SUMS], c[Place.ROUNDS_TWICE] = array.row_sum_column, array.requant_rounding == "double"
+        c[Place.TILES] = amx.SHAPE.ctypes.data if amx.available() else 0
         c[Place.PART], c[Place.PARTS] = part, self.parts
         for where, memory in (
             (Place.ARENA, arena.scratch), (Place.NOTES, arena.notes), (Place.HELD, self.arena.held),

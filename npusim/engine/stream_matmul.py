@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from npusim.engine import amx
 from npusim.engine.cache import inlined
 from npusim.engine.context import (
     ARENA,
@@ -36,17 +37,18 @@ from npusim.engine.context import (
     words,
 )  # fmt: skip
 from npusim.engine.dot import TILE_ROWS, VARIANT, tile
+from npusim.engine.finish import NARROW_SUMS, TWO_DIGITS, WIDE_SUMS, finish
 from npusim.engine.native import carray, move, pointer, sum_bytes, turn
 from npusim.engine.order import begin, region
-from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp, rescale
-from npusim.engine.stream_rows import scratch32, scratch64, write_values
+from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp
+from npusim.engine.stream_rows import place32, place64, scratch32, scratch64
 from npusim.isa.encoding import MAX_SHIFT
 from npusim.isa.matmul import RQ_MODES
 
 MATMUL, KIND = columns("matmul"), KIND_OF["matmul"]
 TENSOR, CHANNEL, ROW = (RQ_MODES.index(name) for name in ("tensor", "channel", "row"))
 LANES, PANEL = VARIANT.lanes, VARIANT.vectors
-BLOCK_ROWS = 8 * TILE_ROWS
+BLOCK_ROWS = amx.ROWS * TILE_ROWS
 PANEL_BYTES = 4 * LANES * PANEL
 BLOCK_BYTES = BLOCK_ROWS * PANEL_BYTES
 ACC_BITS, MULTIPLIER_BITS, ROW_SUMS, ROUNDS_TWICE, HELD, HELD_ROWS, HELD_M, HELD_N, HELD_BOUND, HELD_ROW_BOUND = (
@@ -56,12 +58,13 @@ ACC_BITS, MULTIPLIER_BITS, ROW_SUMS, ROUNDS_TWICE, HELD, HELD_ROWS, HELD_M, HELD
         Place.HELD_M, Place.HELD_N, Place.HELD_BOUND, Place.HELD_LARGEST_ROW,
     )
 )  # fmt: skip
+TILES = int(Place.TILES)
 HELD_MOST = 1 << 20
 """Held sums that there is room for."""
 LARGEST = tuple(max(HIGH[kind], -LOW[kind]) for kind in range(len(HIGH)))
 BLOCK_AT, LEFT_AT, RIGHT_AT = 3 << 20, 4 << 20, 7 << 20
 """Where in the arena lie a block of results, packed rows of a, and packed b."""
-MOST_N = 1 << 14
+MOST_N = (1 << 14) - 64
 
 
 @inlined
@@ -246,52 +249,29 @@ def _row_sum(source: int, k: int, kind: int) -> Any:
 
 
 @inlined
+def _multiply(
+    wide: int, rows: int, a: int, a_row: int, b: int, b_vector: int, units: int, start: int, block: int
+) -> None:
+    """Multiply some rows by one vector of columns or two, on tiles; all of the last tile's rows are written."""
+    for r in range(0, rows, 2 * amx.ROWS):
+        amx.multiply_tiles(
+            1 if rows - r <= amx.ROWS else 2, min(wide, 2), a + r * a_row, a_row, b, b_vector, units // LANES, start,
+            block + r * PANEL_BYTES, PANEL_BYTES,
+        )  # fmt: skip
+
+
+@inlined
 def _widen(block: int, rows: int, count: int, digit: int, fresh: bool, bias: Any) -> None:
     """Add a block's int32 sums of a digit to its int64 ones, which lie behind; ``fresh``: these are the bias as yet."""
     for r in range(rows):
         sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
-        wide = carray(pointer(block + BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
+        wide = carray(pointer(block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
         if fresh:
             for j in range(count):
                 wide[j] = bias[j] + np.int64(sums[j])
         else:
             for j in range(count):
                 wide[j] += np.int64(sums[j]) << (8 * digit)
-
-
-@inlined
-def _finish(
-    sums: Any, count: int, weight_zero: Any, row_sum: int, multiplier: Any, shift: Any, zero_point: int, low: int,
-    high: int, results: Any,
-) -> int:  # fmt: skip
-    """Requantize a row of int32 sums; return how many results the clamp changed."""
-    if row_sum:
-        some = np.int32(row_sum)
-        for j in range(count):
-            sums[j] = np.int32(sums[j] - np.int32(weight_zero[j] * some))
-    changed = 0
-    for j in range(count):
-        exact = rescale(np.int64(sums[j]), np.int64(multiplier[j]), shift[j]) + zero_point
-        result = clamp(exact, low, high)
-        results[j] = result
-        changed += result != exact
-    return changed
-
-
-@inlined
-def _finish_wide(
-    sums: Any, count: int, weight_zero: Any, row_sum: int, multiplier: Any, shift: Any, zero_point: int, low: int,
-    high: int, results: Any,
-) -> int:  # fmt: skip
-    """The same of int64 sums."""
-    changed = 0
-    for j in range(count):
-        value = sums[j] - np.int64(weight_zero[j]) * row_sum
-        exact = rescale(value, np.int64(multiplier[j]), shift[j]) + zero_point
-        result = clamp(exact, low, high)
-        results[j] = result
-        changed += result != exact
-    return changed
 
 
 def matmul(context: int, row: int) -> int:
@@ -358,18 +338,30 @@ def matmul(context: int, row: int) -> int:
     low = clamp(INT32_LOW + zero_point, LOW[out_kind], HIGH[out_kind])
     high = clamp(INT32_HIGH + zero_point, LOW[out_kind], HIGH[out_kind])
     held, held_rows = carray(pointer(c[HELD]), (m, n), np.int32), carray(pointer(c[HELD_ROWS]), m, np.int64)
-    results, row_sums = scratch32(c, 3, PANEL * LANES), scratch64(c, 4, BLOCK_ROWS)
+    row_sums = scratch64(c, 4, BLOCK_ROWS)
     scale_of_row, shift_of_row = scratch32(c, 4, PANEL * LANES), scratch64(c, 5, PANEL * LANES)
+    half_of_row, half = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
+    for j in range(0 if hold or mode == ROW else n):
+        half[j] = np.int64(1) << (shift[j] - 1)
+    multiplier_at, weight_zero_at, scale_of_row_at = place32(c, 0), place32(c, 1), place32(c, 4)
+    shift_at, bias_at, shift_of_row_at = place64(c, 0), place64(c, 3), place64(c, 5)
+    half_of_row_at, half_at = place64(c, 6), place64(c, 7)
+    form = NARROW_SUMS if narrow else (TWO_DIGITS if digits == 2 and units <= segment else WIDE_SUMS)
     column_sums, bias = scratch64(c, 2, n), scratch64(c, 3, n)
     left, right, block = c[ARENA] + LEFT_AT, c[ARENA] + RIGHT_AT, c[ARENA] + BLOCK_AT
     direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16
     b_vector = padded * 4 * LANES
-    changed, packed_batch, groups = 0, -1, (m + TILE_ROWS - 1) // TILE_ROWS
+    tiles = as_bytes and c[TILES] != 0 and units <= segment
+    step = amx.ROWS if tiles else TILE_ROWS
+    if tiles:
+        direct = a_kind == U8 and k % (4 * LANES) == 0
+        amx.configure(c[TILES])
+    changed, packed_batch, groups = 0, -1, (m + step - 1) // step
     group, last = share(c, batches * groups)
     while group < last:
-        batch, inner = group // groups, group % groups * TILE_ROWS
-        rows = min(min(BLOCK_ROWS, (last - group) * TILE_ROWS), m - inner)
-        group += (rows + TILE_ROWS - 1) // TILE_ROWS
+        batch, inner = group // groups, group % groups * step
+        rows = min(min(BLOCK_ROWS, (last - group) * step), m - inner)
+        group += (rows + step - 1) // step
         i0, i1 = batch // w[MATMUL.batch1], batch % w[MATMUL.batch1]
         if batch != packed_batch:
             packed_batch = batch
@@ -389,7 +381,7 @@ def matmul(context: int, row: int) -> int:
                     start[j] = bias[j]
         a_row = w[MATMUL.a_row]
         a = c[SRAM] + w[MATMUL.a_addr] + i0 * w[MATMUL.a_b0] + i1 * w[MATMUL.a_b1] + inner * a_row
-        whole = rows // TILE_ROWS * TILE_ROWS if direct else 0
+        whole = rows // step * step if direct else 0
         for r in range(whole, rows):
             at = left + (r - whole) * left_row
             _pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
@@ -404,21 +396,32 @@ def matmul(context: int, row: int) -> int:
             panel, column = min(PANEL, vectors - vector), vector * LANES
             count = min(n - column, panel * LANES)
             b_at, begins = right + vector * b_vector, c[ARENA] + (2 << 16) + 4 * column
-            for digit in range(digits):
+            if tiles:
+                for v in range(0, panel, 2):
+                    place, where = b_at + v * b_vector, block + v * 4 * LANES
+                    _multiply(panel - v, whole, a, a_row, place, b_vector, padded, begins + v * 4 * LANES, where)
+                    where += whole * PANEL_BYTES
+                    _multiply(
+                        panel - v, rows - whole, left, left_row, place, b_vector, padded, begins + v * 4 * LANES, where
+                    )
+                if not narrow:
+                    _widen(block, rows, count, 0, True, bias[column:])
+            for digit in range(0 if tiles else digits):
                 for unit in range(0, units, segment):
                     some = min(segment, units - unit)
+                    target = block + digit * BLOCK_BYTES if form == TWO_DIGITS else block
                     for r in range(0, whole, TILE_ROWS):
                         tile(
                             as_bytes, panel, a + r * a_row + 4 * unit, a_row, b_at + unit * 4 * LANES, b_vector, some,
-                            begins, block + r * PANEL_BYTES, PANEL_BYTES,
+                            begins, target + r * PANEL_BYTES, PANEL_BYTES,
                         )  # fmt: skip
                     packed = left + digit * BLOCK_ROWS * left_row + 4 * unit
                     for r in range(whole, rows, TILE_ROWS):
                         tile(
                             as_bytes, panel, packed + (r - whole) * left_row, left_row, b_at + unit * 4 * LANES,
-                            b_vector, some, begins, block + r * PANEL_BYTES, PANEL_BYTES,
+                            b_vector, some, begins, target + r * PANEL_BYTES, PANEL_BYTES,
                         )  # fmt: skip
-                    if not narrow:
+                    if form == WIDE_SUMS:
                         _widen(block, rows, count, digit, digit == 0 and unit == 0, bias[column:])
             for r in range(rows):
                 sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
@@ -429,29 +432,24 @@ def matmul(context: int, row: int) -> int:
                     for j in range(count):
                         held[inner + r, column + j] = sums[j]
                     continue
-                row_sum = row_sums[r] if largest_zero else 0
-                scale = multiplier[column:]
-                right_shift = shift[column:]
+                scale, right_shift, halves = multiplier_at + 4 * column, shift_at + 8 * column, half_at + 8 * column
                 if mode == ROW:
                     record = batch * m + inner + r
-                    fill = np.int32(records[record, 0])
-                    fill_shift = np.int64(records[record, 1])
-                    scale, right_shift = scale_of_row, shift_of_row
-                    for j in range(count):
-                        scale[j], right_shift[j] = fill, fill_shift
-                if narrow:
-                    changed += _finish(
-                        sums, count, weight_zero[column:], row_sum, scale, right_shift, zero_point, low, high, results
-                    )
-                else:
-                    wide = carray(pointer(block + BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
-                    changed += _finish_wide(
-                        wide, count, weight_zero[column:], row_sum, scale, right_shift, zero_point, low, high, results
-                    )
-                write_values(out + r * w[MATMUL.out_row] + column * out_size, out_kind, results, count)
+                    factor, down = records[record, 0], np.int64(records[record, 1])
+                    for j in range(PANEL * LANES):
+                        scale_of_row[j], shift_of_row[j], half_of_row[j] = factor, down, np.int64(1) << (down - 1)
+                    scale, right_shift, halves = scale_of_row_at, shift_of_row_at, half_of_row_at
+                at = block + r * PANEL_BYTES if form != WIDE_SUMS else block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES
+                changed += finish(
+                    form, np.int64(largest_zero > 0), out_size, count, out + r * w[MATMUL.out_row] + column * out_size,
+                    at, BLOCK_BYTES, bias_at + 8 * column, weight_zero_at + 4 * column, row_sums[r], scale, halves,
+                    right_shift, zero_point, low, high,
+                )  # fmt: skip
     if hold:
         c[HELD_M], c[HELD_N], c[HELD_BOUND], c[HELD_ROW_BOUND] = m, n, bound, row_bound
     else:
         c[HELD_M] = 0
+    if tiles:
+        amx.release()
     tally(c, w, KIND, changed, 0 if hold else batches * m * n)
     return 1

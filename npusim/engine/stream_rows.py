@@ -66,12 +66,24 @@ def aligned(kind: int, start: int, stride0: int, stride1: int) -> bool:
 
 
 @inlined
+def place32(c: Words, number: int) -> Any:
+    """Address of scratch array ``number`` of `scratch32`."""
+    return c[ARENA] + (number << 16)
+
+
+@inlined
+def place64(c: Words, number: int) -> Any:
+    """The same of `scratch64`."""
+    return c[ARENA] + (1 << 20) + (number << 17)
+
+
+@inlined
 def scratch32(c: Words, number: int, count: int) -> Any:
     """int32 scratch array ``number`` of a handler; arrays of 64 KiB."""
-    return carray(pointer(c[ARENA] + (number << 16)), count, np.int32)
+    return carray(pointer(place32(c, number)), count, np.int32)
 
 
 @inlined
 def scratch64(c: Words, number: int, count: int) -> Any:
     """int64 scratch array behind the int32 ones; arrays of 128 KiB."""
-    return carray(pointer(c[ARENA] + (1 << 20) + (number << 17)), count, np.int64)
+    return carray(pointer(place64(c, number)), count, np.int64)
