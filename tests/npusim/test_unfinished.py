@@ -106,19 +106,8 @@ def test_killed_processes_go_on_where_they_were(
         "    step(simulation, number, tell)\n"
         "Simulation.step = counted\nsys.exit(main(sys.argv[1:]))\n"
     )
-    command = [
-        "run",
-        "--workload",
-        "tiny",
-        "--hw",
-        str(tiny_file),
-        "--integer-only",
-        "--verify",
-        "1",
-        "--verify-sample",
-        "0.02",
-    ]
-    command += ["--calibration", str(statistics), "--out"]
+    options = f"--hw {tiny_file} --integer-only --verify 1 --verify-sample 0.02 --calibration {statistics} --out"
+    command = ["run", "--workload", "tiny", *options.split()]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     killed = subprocess.run(
         [sys.executable, "-c", kill, *command, str(tmp_path / "out"), "--save-seconds", "0"],
