@@ -57,9 +57,10 @@ class Stages:
         self.wall_clock: dict[str, float | str] = {"started_utc": datetime.now(UTC).isoformat(timespec="seconds")}
 
     @contextmanager
-    def stage(self, name: str, total: int = 1) -> Iterator[Callable[[float], None]]:
+    def stage(self, name: str, total: int = 1, begun: float = 0) -> Iterator[Callable[[float], None]]:
+        """``begun``: how much of it an earlier run has done."""
         start = time.perf_counter()
-        self.tell(name, 0, total)
+        self.tell(name, begun, total)
         yield lambda done: self.tell(name, done, total)
         self.tell(name, total, total)
         self.wall_clock[f"{name.replace(' ', '_').replace('-', '_')}_seconds"] = round(time.perf_counter() - start, 3)
@@ -110,17 +111,17 @@ def float_clips(
     def conditions() -> tuple[Any, ...]:
         return sampler, inputs.text, inputs.mask, model().y_embedder.y_embedding.detach(), inputs.branch
 
-    with stages.stage("float run", steps) as tell:
-        exact = _begun(store, "float")
+    exact, rounded, forced = _begun(store, "float"), _begun(store, "fakequant"), store.take("fakequant_equal_inputs")
+    repeated = [] if forced is None else list(forced[0]["eps"])
+    with stages.stage("float run", steps, _steps(exact)) as tell:
         if exact is None or len(exact.eps) < steps:
-            predict = _counted(float_predictor(model(), *conditions()), tell, exact)
+            predict = _counted(float_predictor(model(), *conditions()), tell, _steps(exact))
             exact = denoise(predict, *noise, sampler, steps, exact, _keeper(store, "float", steps))
-    with stages.stage("fake-quant run", 2 * steps) as tell:
-        rounded, forced = _begun(store, "fakequant"), store.take("fakequant_equal_inputs")
-        repeated = [] if forced is None else list(forced[0]["eps"])
+    with stages.stage("fake-quant run", 2 * steps, _steps(rounded) + len(repeated)) as tell:
         if rounded is None or len(rounded.eps) < steps or len(repeated) < steps:
             copied = FakeQuantSTDiT(model(), quantized)
-            predict = _counted(fakequant_predictor(copied, *conditions()), tell, rounded, len(repeated))
+            done = _steps(rounded) + len(repeated)
+            predict = _counted(fakequant_predictor(copied, *conditions()), tell, done)
             rounded = denoise(predict, *noise, sampler, steps, rounded, _keeper(store, "fakequant", steps))
             repeated = list(replay(predict, exact, sampler, repeated, _eps_keeper(store, steps)))
     return {
@@ -145,9 +146,11 @@ def _eps_keeper(store: Unfinished, steps: int) -> Callable[[NDArray[np.float32]]
     return lambda eps: store.keep_if_due("fakequant_equal_inputs", lambda: ({"eps": eps}, {}), last=len(eps) == steps)
 
 
-def _counted(predict: Predictor, tell: Callable[[float], None], begun: Trajectory | None, more: int = 0) -> Predictor:
-    done = (0 if begun is None else len(begun.eps)) + more
+def _steps(begun: Trajectory | None) -> int:
+    return 0 if begun is None else len(begun.eps)
 
+
+def _counted(predict: Predictor, tell: Callable[[float], None], done: int) -> Predictor:
     def counted(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         nonlocal done
         out = predict(step, x)
@@ -175,21 +178,23 @@ def integer_clip(
     store, steps, runs = store or Unfinished(), inputs.steps, 1 if trajectory is None else 2
     host = Host(program, inputs.latent_shape)
     contents = host.inputs(*(tensor.numpy() for tensor in (inputs.text, inputs.mask, inputs.x_T, inputs.noises)))
-    with stages.stage("integer run", 1 + runs * steps) as tell:
+    with stages.stage("fill memory"):
         simulation = Simulation(program, contents, verify, verify_prologue=bool(verify), sample=sample)
         free, forced, twin = _restored(store, simulation, trajectory is not None)
-        done = runs * len(free)
+    done = runs * len(free) + bool(free)
+    with stages.stage("integer run", 1 + runs * steps, done) as tell:
         if not free:
             simulation.prologue(_told(tell, done))
             twin = simulation.twin() if trajectory is not None else None
+            done = 1
         for step in range(len(free), steps):
-            done += 1
             simulation.step(step, _told(tell, done))
+            done += 1
             free.append(host.eps_out(simulation.read("eps")))
             if twin is not None and trajectory is not None:
-                done += 1
                 twin.write("state", host.state_in(trajectory.states[step]))
                 twin.step(step, _told(tell, done))
+                done += 1
                 forced.append(host.eps_out(twin.read("eps")))
             store.keep_if_due("integer", lambda: _snapshot(simulation, twin, free, forced))
     latent = host.state_out(simulation.read("state"))

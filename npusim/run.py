@@ -31,6 +31,7 @@ from models.quantize.outline import outline
 from models.stats import BRANCHES, CalibrationStats
 from models.stdit import STDiT
 from models.workloads import Workload, get_workload
+from npusim import callable_module
 from npusim.clips import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread
 from npusim.config import Machine, load_machine
 from npusim.cost import Energy, energy
@@ -43,6 +44,9 @@ from npusim.sampled import Sample
 from npusim.simulate import BitExact
 from npusim.timing import ProgramTiming, time_program
 from npusim.unfinished import Made, Unfinished
+
+callable_module(__name__)
+
 
 VERIFY_WORDS = ("all", "none")
 
