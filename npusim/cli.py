@@ -77,7 +77,9 @@ def run(
     method: Method = "cw_tw",
     prompt: Annotated[str | None, typer.Option(help="A caption with stored text states.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    verify: Annotated[str, typer.Option(help="Steps to compare with the reference: a number, all, none.")] = "2",
+    verify: Annotated[
+        str | None, typer.Option(help="Steps to compare with the reference: all, none, or how many (2; none for XL/2).")
+    ] = None,
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     attention_bits: AttentionBits = 16,

@@ -140,7 +140,7 @@ def run(
     *,
     prompt: str | None = None,
     seed: int | None = None,
-    verify: str = "2",
+    verify: str | None = None,
     weight_bits: int = 8,
     act_bits: int = 8,
     attention_bits: int = 16,
@@ -170,7 +170,8 @@ def run(
         prompt: a caption with stored text states; by default the workload's first sheet caption.
         seed: of the noise; by default the first sheet caption's.
         verify: which steps the reference executor repeats, to compare all memory bit for bit: "all", "none", or a
-            number of steps, spread evenly from first to last. The prologue is compared with them.
+            number of steps, spread evenly from first to last. The prologue is compared with them. By default 2, and
+            "none" for a network of full size, of which the reference takes days for a step.
         weight_bits: of the block linears' weights.
         act_bits: of the block linears' inputs.
         attention_bits: of queries, keys and values.
@@ -203,6 +204,8 @@ def run(
         calibration=None if calibration is None else Path(calibration)
     )
     _check_share(verify_sample)
+    if verify is None:
+        verify = "2" if work.quick_calibration is None else "none"
     prompt = work.sheet_captions[0] if prompt is None else prompt
     config = RunConfig(
         work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,

@@ -17,7 +17,7 @@ import pytest
 from npusim.cli import main
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.run import RunResult
+from npusim.run import RunResult, run_timing
 from npusim.run import run as whole_run
 from npusim.simulate import Simulation
 
@@ -192,6 +192,7 @@ def test_a_part_says_that_it_is_one(run: Run, tiny_result: RunResult, tmp_path: 
     assert result.timesteps == tiny_result.timesteps[:2]
     timing = result.timing
     assert timing.cycles == timing.prologue.total_cycles + 2 * timing.step.total_cycles
+    assert run_timing("tiny", result.config.machine, steps=2).timing.cycles == timing.cycles
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["part"] == "the first 2 of 4 steps"
     assert record["cost"]["cycles"] == timing.cycles
