@@ -22,16 +22,17 @@ Dump = Callable[[str, str], None]
 
 
 def integer_graph(
-    qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False
-) -> Graph:
+    qm: QuantizedModel, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False,
+    branch: str | None = None,
+) -> Graph:  # fmt: skip
     """Lower and run every pass, checking the graph after each. Arguments as of `compile_model`."""
-    return run_passes(_lowered(qm, attention_bits, factored), dump)
+    return run_passes(_lowered(qm, attention_bits, factored, branch), dump)
 
 
-def _lowered(qm: QuantizedModel, attention_bits: int, factored: bool) -> Graph:
+def _lowered(qm: QuantizedModel, attention_bits: int, factored: bool, branch: str | None = None) -> Graph:
     from compiler.lower import lower  # imports torch, which takes seconds and which other graphs do not need
 
-    return lower(qm, attention_bits, factored)
+    return lower(qm, attention_bits, factored, branch)
 
 
 def run_passes(graph: Graph, dump: Dump | None = None) -> Graph:
@@ -51,7 +52,7 @@ def _finish(stage: str, graph: Graph, dump: Dump | None) -> None:
 
 def compile_model(
     qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False,
-    cut: bool = True,
+    cut: bool = True, branch: str | None = None,
 ) -> Program:  # fmt: skip
     """Compile a quantized model for ``machine``.
 
@@ -62,12 +63,13 @@ def compile_model(
         dump: ``dump(stage, text)`` receives each stage as text.
         factored: with several time ranges, requantize in two factors wherever only one number of a layer changes with
             the range, and keep the values of attention free of it. That swaps least, and costs vector operations.
+        branch: "conditional" or "unconditional": that guidance branch alone, without guidance; None for both.
         cut: let barriers cut long steps into segments (`compiler/schedule/segments.py`); a barrier also waits for
             fetches, so a program that will fetch is compiled without.
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    return compile_graph(_lowered(qm, attention_bits, factored), machine, dump, cut)
+    return compile_graph(_lowered(qm, attention_bits, factored, branch), machine, dump, cut)
 
 
 def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None, cut: bool = True) -> Program:

@@ -105,26 +105,28 @@ class Recorder:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if linear is not None:
                 self._observe_input(f"{name}:in", args[0], linear)
-            self._observe(f"{name}:out", output)
             if name.endswith(".tap_v"):
                 self._observe_channels(f"{name}:out", output.transpose(1, 2).flatten(2))
+            else:
+                self._observe(f"{name}:out", output)
 
         return hook
 
-    def _observe(self, point: str, values: Tensor) -> float:
-        """Note the range; returns the largest magnitude."""
-        low, high = (float(bound) for bound in torch.aminmax(values.detach()))
+    def _observe(self, point: str, values: Tensor) -> None:
+        self._note(point, *(float(bound) for bound in torch.aminmax(values.detach())))
+
+    def _note(self, point: str, low: float, high: float) -> None:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ModelError(f"{point}: NaN or infinity at {self._place}; the float model cannot be calibrated")
         at = (self._place.step, self._place.branch)
         self.minimum[point][at] = min(self.minimum[point][at], low)
         self.maximum[point][at] = max(self.maximum[point][at], high)
-        return max(-low, high)
 
-    def _observe_channels(self, point: str, values: Tensor) -> NDArray[np.float32]:
-        """Note the range of each channel of values (..., channels); returns the largest magnitudes (channels,)."""
-        rows = values.detach().reshape(-1, values.shape[-1])
-        low, high = (bound.numpy() for bound in torch.aminmax(rows, dim=0))
+    def _observe_channels(self, point: str, rows: Tensor) -> NDArray[np.float32]:
+        """Note the range of all values (..., channels) and of each channel; returns largest magnitudes (channels,)."""
+        flat = rows.detach().reshape(-1, rows.shape[-1])
+        low, high = flat.amin(0).numpy(), flat.amax(0).numpy()  # five times as fast as aminmax along the rows
+        self._note(point, float(low.min()), float(high.max()))
         largest: NDArray[np.float32] = np.maximum(-low, high)
         if largest.max() > FLOAT16_MAX:
             raise ModelError(f"{point}: magnitude {largest.max():.3g} at {self._place} exceeds {FLOAT16_MAX}")
@@ -134,7 +136,6 @@ class Recorder:
         return largest
 
     def _observe_input(self, point: str, values: Tensor, linear: nn.Linear | nn.Conv3d) -> None:
-        self._observe(point, values)
         rows = patches(values, linear.kernel_size) if isinstance(linear, nn.Conv3d) else values
         at = (self._place.step, self._place.branch)
         self.channel_absmax[point][at] += self._observe_channels(point, rows) / self._clips
@@ -165,8 +166,13 @@ def _placed_predictor(
     return predict
 
 
-def run_clips(model: STDiT, workload: Workload, place: Place, clips: Clips, console: Console | None = None) -> None:
+def run_clips(
+    model: STDiT, workload: Workload, place: Place, clips: Clips, console: Console | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> None:  # fmt: skip
     """Sample one clip per (caption, seed), so that hooks on the model see what calibration is to see.
+
+    ``tell`` is called with how many steps of how many are done.
 
     Raises:
         ModelError: an unknown caption, or a model with other latent channels than the sampler.
@@ -177,13 +183,16 @@ def run_clips(model: STDiT, workload: Workload, place: Place, clips: Clips, cons
     null = model.y_embedder.y_embedding.detach()
     columns = (TextColumn("calibrate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None) as progress:
-        task = progress.add_task("calibrate", total=len(clips) * steps)
+        task, done = progress.add_task("calibrate", total=len(clips) * steps), 0
         for caption, seed in clips:
             place.caption = caption
             states, mask = workload.text(caption)
             base = _placed_predictor(model, sampler, place, states, mask, null)
 
             def predict(step: int, x: Tensor, base: Predictor = base) -> tuple[Tensor, Tensor, Tensor]:
+                nonlocal done
+                tell(done, len(clips) * steps)
+                done += 1
                 progress.advance(task)
                 return base(step, x)
 
@@ -196,6 +205,7 @@ def collect(
     captions: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     console: Console | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> CalibrationStats:
     """Sample one clip per caption with the float model and return the ranges seen; the model is left as it was.
 
@@ -205,6 +215,7 @@ def collect(
         captions: at least one; by default the workload's calibration set.
         seeds: one noise seed per caption; by default the workload's.
         console: shows a progress bar where given.
+        tell: as `run_clips` takes it.
 
     Raises:
         ModelError: a NaN or infinity (named by point, step, branch and caption), an unknown caption, lists of
@@ -219,7 +230,7 @@ def collect(
     sampler, place = workload.sampler(), Place()
     recorder = Recorder(model, sampler.num_sampling_steps, len(captions), place)
     with recorder.attached():
-        run_clips(model, workload, place, list(zip(captions, seeds, strict=True)), console)
+        run_clips(model, workload, place, list(zip(captions, seeds, strict=True)), console, tell)
     return CalibrationStats(
         workload=workload.name,
         captions=captions,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.fakequant import FakeQuantSTDiT
 from models.iddpm import IDDPM, draw_noise
+from models.stats import BRANCHES
 from models.stdit import STDiT
 from models.store import write_atomically
 from models.vae import Autoencoder
@@ -69,7 +70,9 @@ def require_latent_channels(model: nn.Module) -> None:
         )
 
 
-def float_predictor(model: nn.Module, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor) -> Predictor:
+def float_predictor(
+    model: nn.Module, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor, branch: str | None = None
+) -> Predictor:
     """The float model as a predictor; both branches run as one batch [conditional, unconditional].
 
     Args:
@@ -78,27 +81,31 @@ def float_predictor(model: nn.Module, sampler: IDDPM, states: Tensor, mask: Tens
         states: (L, caption channels) float32, token states of the prompt.
         mask: (L,) bool, the valid tokens.
         null: (L, caption channels) float32, the null caption, cut to the prompt's length by the same mask.
+        branch: one of `BRANCHES`, to run that one alone and take it for both: guidance then leaves it as it is.
 
     Raises:
         ModelError: the model has other latent channels than the sampler.
     """
     require_latent_channels(model)
-    captions = torch.stack([states, null])[:, None]
-    masks = mask[None].expand(2, -1)
+    texts = [states, null] if branch is None else [(states, null)[BRANCHES.index(branch)]]
+    captions, count = torch.stack(texts)[:, None], len(texts)
+    masks = mask[None].expand(count, -1)
 
     def predict(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        timestep = torch.full((2,), float(sampler.timesteps[sampler.num_sampling_steps - 1 - step]))
+        timestep = torch.full((count,), float(sampler.timesteps[sampler.num_sampling_steps - 1 - step]))
         with torch.inference_mode():
-            out = model(x.expand(2, *x.shape), timestep, captions, masks)
+            out = model(x.expand(count, *x.shape), timestep, captions, masks)
         eps, v = out.chunk(2, dim=1)
-        return eps[0], eps[1], v[0]
+        return eps[0], eps[-1], v[0]
 
     return predict
 
 
-def fakequant_predictor(model: FakeQuantSTDiT, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor) -> Predictor:
+def fakequant_predictor(
+    model: FakeQuantSTDiT, sampler: IDDPM, states: Tensor, mask: Tensor, null: Tensor, branch: str | None = None
+) -> Predictor:
     """The fake-quantized model as a predictor: `float_predictor` with each step's quantization range selected."""
-    base = float_predictor(model, sampler, states, mask, null)
+    base = float_predictor(model, sampler, states, mask, null, branch)
 
     def predict(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model.set_step(step)
@@ -107,7 +114,10 @@ def fakequant_predictor(model: FakeQuantSTDiT, sampler: IDDPM, states: Tensor, m
     return predict
 
 
-def denoise(predict: Predictor, x_T: Tensor, noises: Tensor, sampler: IDDPM) -> Trajectory:
+def denoise(
+    predict: Predictor, x_T: Tensor, noises: Tensor, sampler: IDDPM, steps: int | None = None,
+    begun: Trajectory | None = None, keep: Callable[[Trajectory], None] = lambda trajectory: None,
+) -> Trajectory:  # fmt: skip
     """Run all steps from x_T, each on the state that the one before left ("free running").
 
     Args:
@@ -115,27 +125,36 @@ def denoise(predict: Predictor, x_T: Tensor, noises: Tensor, sampler: IDDPM) -> 
         x_T: (4, T, H, W) float32, the state that enters step 0.
         noises: (steps, 4, T, H, W) float32, the noise that each step adds; both as `draw_noise` gives them.
         sampler: guidance and update rule.
+        steps: only the first so many.
+        begun: the first steps of the same run, from which it goes on.
+        keep: called after each step with all that is done.
     """
-    x = x_T
-    states, guided = [x_T.numpy()], []
-    for step in range(sampler.num_sampling_steps):
+    states, guided = ([x_T.numpy()], []) if begun is None else (list(begun.states), list(begun.eps))
+    for step in range(len(guided), sampler.num_sampling_steps if steps is None else steps):
+        x = torch.from_numpy(states[-1])
         eps_cond, eps_uncond, v = predict(step, x)
         eps = sampler.guide(eps_cond[None], eps_uncond[None])
-        x = sampler.step(sampler.num_sampling_steps - 1 - step, x[None], eps, v[None], noises[step][None])[0]
+        after = sampler.step(sampler.num_sampling_steps - 1 - step, x[None], eps, v[None], noises[step][None])[0]
         guided.append(eps[0].numpy())
-        states.append(x.numpy())
+        states.append(after.numpy())
+        keep(Trajectory(np.stack(states), np.stack(guided)))
     return Trajectory(np.stack(states), np.stack(guided))
 
 
-def replay(predict: Predictor, trajectory: Trajectory, sampler: IDDPM) -> NDArray[np.float32]:
+def replay(
+    predict: Predictor, trajectory: Trajectory, sampler: IDDPM, begun: Sequence[NDArray[np.float32]] = (),
+    keep: Callable[[NDArray[np.float32]], None] = lambda guided: None,
+) -> NDArray[np.float32]:  # fmt: skip
     """Guided noise predictions (steps, 4, T, H, W) of a predictor fed the states of another's run ("teacher forced").
 
-    So each step is compared with `trajectory.eps` on equal inputs, free of what earlier steps did.
+    So each step is compared with `trajectory.eps` on equal inputs, free of what earlier steps did. ``begun`` and
+    ``keep`` as of `denoise`.
     """
-    guided = []
-    for step in range(sampler.num_sampling_steps):
+    guided = list(begun)
+    for step in range(len(guided), len(trajectory.eps)):
         eps_cond, eps_uncond, _ = predict(step, torch.from_numpy(trajectory.states[step]))
         guided.append(sampler.guide(eps_cond[None], eps_uncond[None])[0].numpy())
+        keep(np.stack(guided))
     return np.stack(guided)
 
 

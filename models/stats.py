@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.grid import Float64
+from models.iddpm import spaced_timesteps
 from models.store import check_array, load_arrays, save_arrays
 
 BRANCHES = ("conditional", "unconditional")
@@ -33,6 +34,8 @@ FILE_VERSION = 2
 HISTOGRAM_BINS = 64
 _OCTAVES = HISTOGRAM_BINS // 2
 _FIRST_EXPONENT = -15
+_EXPONENT_BIAS = 126
+"""Of float32, for mantissas in [0.5, 1)."""
 
 _TIME_ONLY = ("t_embedder.", "t_block.")
 _NORMS = ("norm1", "norm2", "norm_final")
@@ -92,12 +95,19 @@ def channel_counts(model: nn.Module) -> dict[str, int]:
 
 
 def histogram(values: Tensor) -> NDArray[np.float64]:
-    """Counts (64,) of a tensor's values in the bins that the module describes."""
-    flat = values.detach().reshape(-1)
-    mantissa, exponent = torch.frexp(flat)
-    octave = torch.where(mantissa == 0, 0, (exponent - _FIRST_EXPONENT).clamp(0, _OCTAVES - 1))
-    bins = torch.where(mantissa < 0, _OCTAVES - 1 - octave, _OCTAVES + octave)
-    return torch.bincount(bins, minlength=HISTOGRAM_BINS).double().numpy()
+    """Counts (64,) of a float32 tensor's values in the bins that the module describes."""
+    bits = values.detach().reshape(-1).view(torch.int32)
+    # Sign and exponent are the highest 9 bits of a float32: counted as they are, and the counts then put in bins.
+    counts = torch.bincount((bits >> 23) & 511, minlength=512).double().numpy()
+    octave = np.clip(np.arange(256) - _EXPONENT_BIAS - _FIRST_EXPONENT, 0, _OCTAVES - 1)
+    found: NDArray[np.float64] = np.zeros(HISTOGRAM_BINS)
+    found += np.bincount(_OCTAVES + octave, counts[:256], HISTOGRAM_BINS)
+    found += np.bincount(_OCTAVES - 1 - octave, counts[256:], HISTOGRAM_BINS)
+    if counts[256]:
+        minus_zeros = int((bits == -(2**31)).sum())
+        found[_OCTAVES - 1] -= minus_zeros
+        found[_OCTAVES] += minus_zeros
+    return found
 
 
 def mean_square(counts: NDArray[np.floating]) -> Float64:
@@ -135,7 +145,8 @@ class CalibrationStats:
     """Ranges of every calibrated point over clips and tokens, kept apart by step and guidance branch.
 
     workload: name of the workload; captions, seeds: one sampling run each; steps, cfg_scale, cfg_channels: the sampler;
-    weights_sha256: of the float model that was run.
+    weights_sha256: of the float model that was run; recorded_steps: of the runs that were recorded, where these had
+    fewer steps and every step has the statistics of the nearest one (`spread`), else 0.
     minimum, maximum: by point, (steps, 2) float32; axis 0 in order of execution (0 is the noisiest step), axis 1:
     conditional, unconditional branch. Text-side points depend on the prompt only; their values repeat per step.
     channel_min, channel_max: by point that is measured per channel, (steps, channels) float16, over both branches.
@@ -157,6 +168,19 @@ class CalibrationStats:
     channel_max: dict[str, NDArray[np.float16]]
     channel_absmax: dict[str, NDArray[np.float16]]
     histogram: dict[str, NDArray[np.float32]]
+    recorded_steps: int = 0
+
+    def spread(self, steps: int) -> CalibrationStats:
+        """Statistics of a sampler of so many steps: each has those of the recorded step that is nearest in time.
+
+        Of two equally near ones it is the noisier. For networks whose every step costs minutes.
+        """
+        recorded, wanted = (np.array(spaced_timesteps(count)[::-1]) for count in (self.steps, steps))
+        nearest = np.abs(wanted[:, None] - recorded[None]).argmin(axis=1)
+        values: dict[str, Any] = {
+            kind: {point: found[nearest] for point, found in getattr(self, kind).items()} for kind in _KINDS
+        }
+        return replace(self, steps=steps, recorded_steps=self.recorded_steps or self.steps, **values)
 
     def values_sha256(self) -> str:
         """SHA-256 (hex) over the points' names, shapes, dtypes and values, in name order, whatever file holds them."""
@@ -176,6 +200,7 @@ class CalibrationStats:
             ModelError: the file cannot be written.
         """
         metadata = {name: getattr(self, name) for name in _SETTINGS}
+        metadata |= {"recorded_steps": self.recorded_steps} if self.recorded_steps else {}
         metadata["points"] = list(self.minimum)
         metadata["channels"] = {point: values.shape[1] for point, values in self.channel_min.items()}
         save_arrays(path, FILE_KIND, FILE_VERSION, self._arrays(), metadata)
@@ -191,6 +216,9 @@ class CalibrationStats:
         for name, kind in {**_SETTINGS, "points": list, "channels": dict}.items():
             if not isinstance(metadata.get(name), kind):
                 raise ModelError(f"{path}: metadata field '{name}' is missing or not of type {kind.__name__}")
+        recorded = metadata.get("recorded_steps", 0)
+        if type(recorded) is not int or recorded < 0:
+            raise ModelError(f"{path}: metadata field 'recorded_steps' is {recorded!r}; allowed: a number of steps")
         steps, branches = metadata["steps"], len(BRANCHES)
         points, channels = metadata["points"], metadata["channels"]
         inputs = [point for point in channels if str(point).endswith(":in")]
@@ -215,7 +243,7 @@ class CalibrationStats:
             raise ModelError(f"{path}: unknown tensor '{unknown[0]}'")
         settings = {name: metadata[name] for name in _SETTINGS}
         settings |= {"captions": tuple(settings["captions"]), "seeds": tuple(settings["seeds"])}
-        return cls(**found, **settings)
+        return cls(**found, **settings, recorded_steps=recorded)
 
     def require_weights(self, sha256: str, source: str = "calibration statistics") -> None:
         """Check that the statistics were collected with the weights of this digest.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class Workload:
     """What is run under one name.
 
     config: constructor arguments of the STDiT.
+    blocks: only the first so many of its blocks; None for all.
     checkpoint, vae, calibration: the files; None where the workload has random weights, no autoencoder, or statistics
     that are collected on demand.
     num_steps, cfg_scale, cfg_channels: sampler settings, as `IDDPM` takes them.
@@ -102,6 +104,8 @@ class Workload:
     text_states: file of text states as `models.text.TextStates` reads it; None takes the stored ones.
     random_text: without a file, make up text states for any caption.
     weights_seed: seed of the random weights where there is no checkpoint.
+    quick_calibration: (captions, steps) of the runs that are recorded where there is no file, for networks whose every
+    step costs minutes; None for all of them.
     """
 
     name: str
@@ -124,12 +128,19 @@ class Workload:
     search_captions: tuple[str, ...] = SEARCH_CAPTIONS
     search_seeds: tuple[int, ...] = tuple(range(4000, 4000 + len(SEARCH_CAPTIONS)))
     weights_seed: int = 0
+    quick_calibration: tuple[int, int] | None = None
+    blocks: int | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Latent clip (channels, T, H, W)."""
         frames, height, width = self.config["input_size"]
         return self.config["in_channels"], frames, height, width
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Constructor arguments of the network that is run: `config`, with the blocks that are left."""
+        return self.config if self.blocks is None else {**self.config, "depth": self.blocks}
 
     def sampler(self) -> IDDPM:
         """The sampler with this workload's settings."""
@@ -158,6 +169,7 @@ class Workload:
         text_states: Path | None = None,
         num_steps: int | None = None,
         prompts: int | None = None,
+        blocks: int | None = None,
     ) -> Workload:
         """The workload with the user's own files and sizes in place of its own; None leaves what there is.
 
@@ -167,9 +179,10 @@ class Workload:
             text_states: calibration captions are then those of this file.
             num_steps: sampling steps.
             prompts: only the first so many calibration captions.
+            blocks: only the first so many blocks; calibration and exponents of the whole network are then dropped.
 
         Raises:
-            ModelError: the file of text states is unreadable, or there are not so many captions.
+            ModelError: the file of text states is unreadable, or there are not so many captions or blocks.
         """
         work = self
         if checkpoint is not None:
@@ -185,6 +198,10 @@ class Workload:
                 raise ModelError(f"prompts={prompts}: allowed are 1..{len(work.calibration_captions)}")
             captions, seeds = work.calibration_captions[:prompts], work.calibration_seeds[:prompts]
             work = replace(work, calibration_captions=captions, calibration_seeds=seeds, calibration=None)
+        if blocks is not None:
+            if not 1 <= blocks <= self.config["depth"]:
+                raise ModelError(f"blocks = {blocks}: workload '{self.name}' has 1..{self.config['depth']}")
+            work = replace(work, blocks=blocks, calibration=None, alphas=None)
         return work if calibration is None else replace(work, calibration=calibration)
 
     def load_model(self) -> STDiT:
@@ -194,18 +211,22 @@ class Workload:
             ModelError: the checkpoint is missing, damaged, or of another architecture.
         """
         if self.checkpoint is None:
-            return random_stdit(self.config, self.weights_seed)
+            return random_stdit(self.network, self.weights_seed)
         if self.checkpoint.suffix in RELEASED_SUFFIXES:
             with torch.random.fork_rng(devices=[]):
                 model = STDiT(**self.config)
             load_released(model, self.checkpoint)
-            return model.eval().requires_grad_(False)
+            return self._cut(model.eval().requires_grad_(False))
         # Compared before anything is built: the network that the file asks for may be of any size.
         found = config_of(read_metadata(self.checkpoint), self.checkpoint)
         for name, value in json.loads(json.dumps(self.config)).items():
             if found.get(name, value) != value:
                 raise ModelError(f"{self.checkpoint}: config {name}={found[name]}, workload '{self.name}' has {value}")
-        return load_checkpoint(self.checkpoint)[0]
+        return self._cut(load_checkpoint(self.checkpoint)[0])
+
+    def _cut(self, model: STDiT) -> STDiT:
+        model.blocks = model.blocks[: self.blocks]
+        return model
 
     def load_moments(self, model: STDiT, console: Console | None = None) -> InputMoments:
         """Second moments of the inputs for GPTQ, from their file under build/calibration/, which is made if need be.
@@ -243,10 +264,7 @@ class Workload:
             ModelError: the file is missing or damaged, or was made with other sampler settings.
         """
         if self.calibration is None:
-            # Imported here because `models.calibrate` builds on this module.
-            from models.calibrate import collect
-
-            return collect(self.load_model(), self)
+            return self.collected_stats(self.load_model())
         stats = CalibrationStats.load(self.calibration)
         for name, found, expected in (
             ("workload", stats.workload, self.name),
@@ -257,6 +275,34 @@ class Workload:
             if found != expected:
                 raise ModelError(f"{self.calibration}: {name} is {found}, workload '{self.name}' has {expected}")
         return stats
+
+    def collected_stats(
+        self, model: STDiT, tell: Callable[[int, int], None] = lambda done, total: None
+    ) -> CalibrationStats:
+        """Statistics of a model without a file of them; ``tell`` is called with how many steps of how many are done.
+
+        Those of a quick calibration are kept under build/calibration/, by weights and sizes, and taken from there.
+
+        Raises:
+            ModelError: as `models.calibrate.collect`; or the kept file is damaged or cannot be written.
+        """
+        from models.calibrate import collect  # `models.calibrate` builds on this module
+
+        if self.quick_calibration is None:
+            return collect(model, self, tell=tell)
+        prompts, steps = self.quick_calibration
+        prompts = min(prompts, len(self.calibration_captions))
+        quick = self.with_files(num_steps=min(steps, self.num_steps), prompts=prompts)
+        captions = hashlib.sha256(json.dumps([quick.calibration_seeds, self.cfg_scale, self.cfg_channels]).encode())
+        for caption in quick.calibration_captions:
+            captions.update(quick.text(caption)[0].numpy().tobytes())
+        name = (
+            f"{self.name}-{weights_sha256(model)[:12]}-{captions.hexdigest()[:8]}-{quick.num_steps}.stats.safetensors"
+        )
+        path = MOMENTS_DIR / name
+        if not path.exists():
+            collect(model, quick, tell=tell).save(path)
+        return CalibrationStats.load(path).spread(self.num_steps)
 
 
 def random_text(caption: str, length: int, width: int) -> tuple[Tensor, Tensor]:
@@ -320,6 +366,7 @@ WORKLOADS = {
                 calibration=None,
                 cfg_scale=7.0,
                 random_text=True,
+                quick_calibration=(1, 3),
             )
             for side, config in ((256, XL2_256_CONFIG), (512, XL2_512_CONFIG))
         ),

@@ -7,7 +7,8 @@ itself; 2 the user's input is at fault (one message on stderr, nothing written);
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +51,7 @@ from npusim.commands.swap import swap
 from npusim.commands.sweep import sweep
 from npusim.commands.trace import trace
 from npusim.commands.verify import verify
-from npusim.errors import UserError
+from npusim.errors import BitsDifferError, UserError
 
 if TYPE_CHECKING:
     from npusim.run import TimingResult
@@ -76,7 +77,9 @@ def run(
     method: Method = "cw_tw",
     prompt: Annotated[str | None, typer.Option(help="A caption with stored text states.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    verify: Annotated[str, typer.Option(help="Steps to compare with the reference: a number, all, none.")] = "2",
+    verify: Annotated[
+        str | None, typer.Option(help="Steps to compare with the reference: all, none, or how many (2; none for XL/2).")
+    ] = None,
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     attention_bits: AttentionBits = 16,
@@ -87,36 +90,60 @@ def run(
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
-    timing_only: Annotated[
-        bool, typer.Option("--timing-only", help="Cycles alone: needs no weights, calibration or tensor data.")
-    ] = False,
+    timing_only: Annotated[bool, typer.Option("--timing-only", help="Cycles alone: needs no weights or data.")] = False,
+    integer_only: Annotated[bool, typer.Option("--integer-only", help="No float clips: fidelity n/a.")] = False,
+    steps: Annotated[int | None, typer.Option(help="A part: the first denoising steps.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="A part: the first transformer blocks.")] = None,
+    branch: Annotated[str | None, typer.Option(help="A part: conditional or unconditional.")] = None,
+    verify_sample: Annotated[float, typer.Option(help="Share of instructions to repeat.")] = 0.0,
+    save_seconds: Annotated[float, typer.Option(help="Time between savings.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run).
 
-    With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing).
+    With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing). Interrupted, a
+    long run goes on when the same command is given again.
     """
     from npusim import run as job
 
     if timing_only:
-        if misplaced := sorted(given(context) & {"prompt", "seed", "verify", "checkpoint", "calibration"}):
-            raise UserError(f"--{misplaced[0]}: cycles depend on no data; allowed without --timing-only only")
+        if misplaced := sorted(given(context) & OF_DATA):
+            name = misplaced[0].replace("_", "-")
+            raise UserError(f"--{name}: cycles depend on no data; allowed without --timing-only only")
         with progress() as notify:
             timed = job.run_timing(
                 workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
-                **quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, notify=notify,
+                **quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, steps=steps,
+                blocks=blocks, branch=branch, notify=notify,
             )  # fmt: skip
         _show(timed, out, as_json)
         return
-    with progress() as notify:
+    with _going_on(out), progress() as notify:
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
             act_bits=act_bits, attention_bits=attention_bits, **quantization(ranges, alpha, overrides),
-            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, notify=notify,
+            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, steps=steps,
+            blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
+            save_seconds=save_seconds, notify=notify,
         )  # fmt: skip
     _show(result, out, as_json)
     if result.bit_exact.equal is False:
         raise typer.Exit(1)
+
+
+OF_DATA = {"prompt", "seed", "verify", "checkpoint", "calibration", "integer_only", "verify_sample", "save_seconds"}
+"""Options of `run` that mean nothing for the cycles."""
+
+
+@contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """Say at an interruption that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (kept := out / "unfinished").is_dir():
+            typer.echo(f"interrupted; {kept} holds what is finished, and the same command goes on from there", err=True)
+        raise
 
 
 def _show(result: TimingResult, out: Path, as_json: bool) -> None:
@@ -125,11 +152,11 @@ def _show(result: TimingResult, out: Path, as_json: bool) -> None:
 
         print_json(as_dict(result))
         return
-    from npusim.summary import summary
+    from npusim.summary import summary, written_line
 
     console = Console(highlight=False)
     console.print(summary(result))
-    console.print(f"written to {out}", soft_wrap=True, markup=False)
+    console.print(written_line(result, out), soft_wrap=True, markup=False)
 
 
 def _add(command: Callable[..., None], example: str, name: str | None = None, **settings: bool) -> None:
@@ -162,9 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code. ``arguments`` default to the process's own."""
     try:
         app(arguments, prog_name="npusim")
-    except (UserError, ModelError) as error:
+    except (UserError, ModelError, BitsDifferError) as error:
         typer.echo(f"error: {error}", err=True)
-        return 2
+        return 1 if isinstance(error, BitsDifferError) else 2
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 0
     return 0

@@ -21,12 +21,13 @@ from models.prepare import quantize_for
 from models.quantize import Override
 from models.workloads import Workload, get_workload
 from npusim import callable_module, pictures
+from npusim.clips import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread
 from npusim.config import Machine, load_machine
 from npusim.errors import UserError
 from npusim.fidelity import PAIRS, Clip, Fidelity, measure
 from npusim.folder import Layout, check_folder, write_folder
 from npusim.report import csv_bytes, number
-from npusim.run import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread, stats_of
+from npusim.run import stats_of
 
 callable_module(__name__)
 
@@ -92,7 +93,7 @@ def evaluate(
         if notify:
             notify("clips", done, len(prompts))
         inputs = ClipInputs.of(work, prompt, seed)
-        three, trajectory = float_clips(Stages(None), inputs, model, quantized, vae)
+        three, trajectory = float_clips(Stages(None), inputs, lambda: model, quantized, vae)
         three["integer"], _ = integer_clip(Stages(None), inputs, program, trajectory, vae, ())
         clips[prompt] = three
         rows.append({"caption": prompt, "noise_seed": seed, **_figures(measure(three))})

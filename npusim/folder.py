@@ -17,11 +17,12 @@ class Layout:
     """What a kind of folder holds.
 
     owned: all names that it may hold, the marker first, a file that every such folder has; other names are the user's
-    and stay. kind: a word for messages.
+    and stay. kind: a word for messages. working: the name of what may be there before the marker.
     """
 
     kind: str
     owned: tuple[str, ...]
+    working: str = ""
 
     @property
     def marker(self) -> str:
@@ -33,7 +34,8 @@ def check_folder(out: Path, layout: Layout) -> None:
     allowed = f"allowed: a new folder, an empty one, or that of an earlier {layout.kind}"
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: exists and is not a folder; {allowed}")
-    if out.is_dir() and any(out.iterdir()) and not (out / layout.marker).is_file():
+    others = out.is_dir() and any(entry.name != layout.working for entry in out.iterdir())
+    if others and not (out / layout.marker).is_file():
         raise UserError(f"{out}: holds files but no {layout.marker}; {allowed}")
     check_above(out)
 

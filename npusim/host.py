@@ -23,7 +23,6 @@ Float64 = NDArray[np.float64]
 Integers = NDArray[np.signedinteger]
 
 PATCH = 2
-BRANCHES = 2
 FRACTIONS = (
     "text_fraction_bits",
     "state_fraction_bits",
@@ -84,7 +83,7 @@ class Host:
             "state": (tokens, values),
             "eps": (tokens, values),
             "noise": (steps, tokens, values),
-            "raw": (BRANCHES * tokens, 2 * values),
+            "raw": (self.branches * tokens, 2 * values),
             "text_len": (1, 1),
         }
         for name, shape in expected.items():
@@ -95,6 +94,12 @@ class Host:
         text = self.program.buffers.get("text")
         if text is None or len(text.shape) != 2:
             raise UserError("program: buffer 'text' is missing or not a matrix")
+
+    @property
+    def branches(self) -> int:
+        """Guidance branches that the program runs: 2, or 1."""
+        raw, state = (self.program.buffers.get(name) for name in ("raw", "state"))
+        return 1 if raw and state and raw.shape[0] == state.shape[0] else 2
 
     def inputs(
         self, text: NDArray[np.generic], mask: NDArray[np.bool_], x_T: NDArray[np.generic], noise: NDArray[np.generic]
@@ -150,13 +155,13 @@ class Host:
     def raw_out(self, rows: Integers) -> tuple[Float64, Float64, Float64]:
         """Return "raw" rows (2 N, 32) as (eps_cond, eps_uncond, v_cond), each (C, T, H, W).
 
-        The rows are the conditional branch's, then the unconditional one's; the columns noise prediction, then
-        variance.
+        The rows are the conditional branch's, then the unconditional one's (or one's alone, which is then both); the
+        columns noise prediction, then variance.
         """
-        tokens, values = rows.shape[0] // BRANCHES, rows.shape[1] // 2
+        tokens, values = rows.shape[0] // self.branches, rows.shape[1] // 2
         return (
             self._latents(rows[:tokens, :values], "raw_eps_fraction_bits"),
-            self._latents(rows[tokens:, :values], "raw_eps_fraction_bits"),
+            self._latents(rows[-tokens:, :values], "raw_eps_fraction_bits"),
             self._latents(rows[:tokens, values:], "v_fraction_bits"),
         )
 

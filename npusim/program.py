@@ -13,15 +13,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -67,6 +68,47 @@ class Swap:
     set_places: int
     range_places: int
     registers: tuple[tuple[int, ...], ...]
+
+
+class Code:
+    """The decoded instructions of a part of a program, for going through in order.
+
+    A decoded instruction takes 20 times as much memory as its words: of long parts, a piece at a time is held.
+    """
+
+    PIECE, LONG = 1 << 12, 1 << 17
+
+    def __init__(self, part: str, words: NDArray[np.uint32]) -> None:
+        """``words``: uint32 (count, 32). Raises UserError for what stands behind HALT, or a short part's bad words."""
+        self._part, self._words = part, words
+        with self._naming():
+            check_halt(words)
+        self._held = self._piece(0, len(words)) if len(words) <= self.LONG else None
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __iter__(self) -> Iterator[Decoded]:
+        return chain.from_iterable(piece for _, piece in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[int, list[Decoded]]]:
+        """The instructions piece by piece, each with its first one's index."""
+        if self._held is not None:
+            yield 0, self._held
+            return
+        for start in range(0, len(self), self.PIECE):
+            yield start, self._piece(start, self.PIECE)
+
+    def _piece(self, start: int, count: int) -> list[Decoded]:
+        with self._naming():
+            return decode(self._words[start : start + count], start)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self._part}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -221,14 +263,14 @@ class Program:
 
         Raises UserError, naming the part, for what cannot be decoded or stands behind HALT.
         """
-        found = {}
-        for part, code in self.code():
-            try:
-                found[part] = decode(code)
-                check_halt(code)
-            except UserError as error:
-                raise UserError(f"{part}: {error}") from None
-        return found
+        return {part: list(instructions) for part, instructions in self.instructions().items()}
+
+    def instructions(self) -> dict[str, Code]:
+        """As `decoded`, but each part is decoded anew whenever it is gone through, unless it is short.
+
+        Raises UserError as `decoded`, for what cannot be decoded maybe not before that instruction's turn.
+        """
+        return {part: Code(part, code) for part, code in self.code()}
 
     def code(self) -> Iterator[tuple[str, NDArray[np.uint32]]]:
         """Name and words of each part: "prologue", "step", and "step_1" onwards where there are more step codes."""
@@ -251,29 +293,74 @@ def _digest(tensors: dict[str, NDArray[Any]], header: str) -> str:
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         sha.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
-        sha.update(np.ascontiguousarray(tensors[name]).tobytes())
+        sha.update(_bytes(tensors[name]))
     return sha.hexdigest()
+
+
+def _bytes(tensor: NDArray[Any]) -> memoryview:
+    """A tensor's bytes, without a copy of them."""
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file of a temporary name in the same folder, renamed at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write under a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_atomically(path) as file:
+        file.write(data)
 
 
 def save_program(program: Program, path: Path) -> None:
     """Write ``program`` to ``path``; the same program gives the same bytes. Raises UserError if it has no contents."""
     if not program.contents:
         raise UserError(f"{path}: a program without contents is for timing only; allowed: one compiled from weights")
+    tensors, header = _tensors(program), _header(program)
+    metadata = {
+        "format": "npusim-program",
+        "version": str(FORMAT_VERSION),
+        "header": header,
+        "sha256": _digest(tensors, header),
+    }
+    with writing_atomically(Path(path)) as file:
+        # As safetensors writes it, but tensor by tensor, so that no second copy of them is in memory, and with the keys
+        # of its header in order, which safetensors has in a random one. Wide types first keeps every tensor aligned.
+        entries: dict[str, Any] = {"__metadata__": metadata}
+        order, end = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)), 0
+        for name in order:
+            start, end = end, end + tensors[name].nbytes
+            kind = {1: "U8", 4: "U32"}[tensors[name].dtype.itemsize]
+            entries[name] = {"data_offsets": [start, end], "dtype": kind, "shape": list(tensors[name].shape)}
+        text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes(tensors[name]))
+
+
+def program_sha256(program: Program) -> str:
+    """SHA-256 (hex) of everything that a program file holds."""
+    return _digest(_tensors(program), _header(program))
+
+
+def _tensors(program: Program) -> dict[str, NDArray[Any]]:
     tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
-    tensors["step"] = np.concatenate(program.step_codes)
+    return tensors | {"step": np.concatenate(program.step_codes)}
+
+
+def _header(program: Program) -> str:
     swap = program.swap
-    header = json.dumps(
+    return json.dumps(
         {
             "step_counts": [len(code) for code in program.step_codes],
             "code_of_step": list(program.code_of_step),
@@ -289,21 +376,6 @@ def save_program(program: Program, path: Path) -> None:
         },
         sort_keys=True,
     )
-    metadata = {
-        "format": "npusim-program",
-        "version": str(FORMAT_VERSION),
-        "header": header,
-        "sha256": _digest(tensors, header),
-    }
-    write_atomically(Path(path), _sorted_header(save(tensors, metadata)))
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """A safetensors file with the keys of its header in order; safetensors writes the metadata in a random order."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def load_program(path: Path) -> Program:
@@ -424,9 +496,10 @@ def _validate(program: Program) -> None:
     if "noise" in program.buffers and program.buffers["noise"].bytes % program.steps:
         raise UserError(f"buffer noise does not hold one plane for each of {program.steps} steps")
     _check_overlaps(program, spans)
-    for part, instructions in program.decoded().items():
-        for index, rule in broken_rules(instructions, program.machine) or outside(program, instructions):
-            raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}")
+    for part, instructions in program.instructions().items():
+        for start, piece in instructions.pieces():
+            for index, rule in broken_rules(piece, program.machine) or outside(program, piece):
+                raise UserError(f"{part}: {program.named(start + index, piece[index])}: {rule}")
 
 
 def _check_codes(program: Program) -> None:

@@ -31,6 +31,7 @@ from npusim.program import save_program
 from npusim.record import SCHEMA_VERSION
 from npusim.run import RunResult, TimingResult
 from npusim.timing import CodeTiming, Traffic
+from npusim.unfinished import FOLDER
 
 NOT_MODELLED = "n/a"
 PACKAGES = ("numba", "numpy", "pillow", "safetensors", "scikit-image", "torch")
@@ -53,7 +54,9 @@ RUN_FOLDER = Layout(
         # what `npusim report` adds, about the run that was here
         "report.html",
         "figures",
+        FOLDER,
     ),
+    FOLDER,
 )
 
 
@@ -89,6 +92,7 @@ def as_dict(result: TimingResult) -> dict[str, Any]:
     measured = _measured(result) if isinstance(result, RunResult) else dict.fromkeys(MEASURED, NOT_MODELLED)
     return {
         "schema_version": SCHEMA_VERSION,
+        "part": config.part or "all",
         "config": workload | {"machine": config.machine.model_dump(mode="json")},
         "seeds": {"noise": number(config.seed)},
         "versions": {"npusim": npusim.__version__, "python": platform.python_version()}
@@ -142,9 +146,12 @@ def _measured(result: RunResult) -> dict[str, Any]:
             "workload": stats.workload,
             "captions": list(stats.captions),
             "seeds": list(stats.seeds),
+            "recorded_steps": stats.recorded_steps or stats.steps,
             "values_sha256": stats.values_sha256(),
         },
-        "fidelity": {
+        "fidelity": NOT_MODELLED
+        if fidelity is None
+        else {
             "eps_sqnr_db": _numbers(fidelity.eps_sqnr_db),
             "eps_equal_inputs_sqnr_db": _numbers(fidelity.eps_equal_inputs_sqnr_db),
             "latent_sqnr_db": _numbers(fidelity.latent_sqnr_db),
@@ -200,11 +207,10 @@ def layers_csv(result: TimingResult) -> bytes:
 def steps_csv(result: TimingResult) -> bytes:
     """One row for each denoising step in order of execution."""
     step, unknown = result.timing.step, [None] * result.timing.steps
-    free, equal = (
-        (result.fidelity.eps_sqnr_db, result.fidelity.eps_equal_inputs_sqnr_db)
-        if isinstance(result, RunResult)
-        else (dict.fromkeys(PAIRS, unknown), dict.fromkeys(PAIRS, unknown))
-    )
+    free: Mapping[str, Sequence[float | None]] = dict.fromkeys(PAIRS, unknown)
+    equal = free
+    if isinstance(result, RunResult) and result.fidelity is not None:
+        free, equal = result.fidelity.eps_sqnr_db, result.fidelity.eps_equal_inputs_sqnr_db
     columns: dict[str, Sequence[float | None]] = {f"eps_{name}_sqnr_db": values for name, values in free.items()}
     columns |= {f"eps_equal_inputs_{name}_sqnr_db": values for name, values in equal.items()}
     compared = result.bit_exact.steps_compared if isinstance(result, RunResult) else None

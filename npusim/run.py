@@ -10,48 +10,43 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import reprlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
+import npusim
 from compiler import compile_model
-from models.calibrate import collect
-from models.fakequant import FakeQuantSTDiT
-from models.iddpm import IDDPM, draw_noise
 from models.prepare import quantize_for
 from models.quantize import Override, QuantizedModel
 from models.quantize.outline import outline
-from models.sample import Predictor, Trajectory, decode_frames, denoise, fakequant_predictor, float_predictor, replay
-from models.stats import CalibrationStats
+from models.stats import BRANCHES, CalibrationStats
 from models.stdit import STDiT
-from models.vae import Autoencoder
 from models.workloads import Workload, get_workload
 from npusim import callable_module
+from npusim.clips import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread
 from npusim.config import Machine, load_machine
 from npusim.cost import Energy, energy
 from npusim.errors import UserError
 from npusim.fidelity import Clip, Fidelity, measure
 from npusim.folder import check_folder
-from npusim.host import Host
 from npusim.memory import Tallies
 from npusim.program import Program
-from npusim.simulate import BitExact, Simulation
+from npusim.sampled import Sample
+from npusim.simulate import BitExact
 from npusim.timing import ProgramTiming, time_program
+from npusim.unfinished import Made, Unfinished
 
 callable_module(__name__)
 
-Notify = Callable[[str, int, int], None]
-"""Called with a stage's name, and how much of how much of it is done."""
 
 VERIFY_WORDS = ("all", "none")
 
@@ -62,6 +57,8 @@ class RunConfig:
 
     ``seed`` is the noise's; ``ranges`` and ``alpha`` are None for the method's own; ``overrides`` are the fields of
     each `models.quantize.Override`; the machine stands in full. A timing-only run has no prompt, seed and verify.
+    ``steps``, ``blocks``, ``branch``: the part that is run, None for all of them. ``integer_only``: without the float
+    and the fake-quantized clip. ``verify_sample``: the share of instructions that the reference computes again.
     """
 
     workload: str
@@ -81,6 +78,19 @@ class RunConfig:
     verify: str | None
     machine: Machine
     timing_only: bool = False
+    steps: int | None = None
+    blocks: int | None = None
+    branch: str | None = None
+    integer_only: bool = False
+    verify_sample: float = 0.0
+
+    @property
+    def part(self) -> str:
+        """The part of the video that is run, in words; "" for all of it."""
+        parts = [f"the first {self.steps} of {self.num_steps} steps"] if self.steps is not None else []
+        parts += [f"the first {self.blocks} blocks of the network"] if self.blocks is not None else []
+        parts += [f"the {self.branch} guidance branch"] if self.branch is not None else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,48 +120,15 @@ class TimingResult:
 class RunResult(TimingResult):
     """What a run gives; `npusim.report.write_run` writes the folder from it.
 
-    clips: by "float", "fakequant", "integer"; tallies: of the integer clip, as `npusim.simulate.Simulation` has them.
+    clips: by "float", "fakequant", "integer", the last alone in an integer-only run, which has no fidelity; tallies: of
+    the integer clip, as `npusim.simulate.Simulation` has them.
     """
 
     calibration: CalibrationStats
     clips: Mapping[str, Clip]
-    fidelity: Fidelity
+    fidelity: Fidelity | None
     bit_exact: BitExact
     tallies: Mapping[str, Tallies]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: float sums then do not depend on the number of cores, nor does the run folder.
-
-    Models of this size lose nothing by it, and on a busy machine waiting threads cost far more than they bring.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class Stages:
-    """Tells of each stage and measures its time, in `wall_clock`."""
-
-    def __init__(self, notify: Notify | None) -> None:
-        self._notify = notify
-        self.wall_clock: dict[str, float | str] = {"started_utc": datetime.now(UTC).isoformat(timespec="seconds")}
-
-    @contextmanager
-    def stage(self, name: str, total: int = 1) -> Iterator[Callable[[int], None]]:
-        def tell(done: int) -> None:
-            if self._notify:
-                self._notify(name, done, total)
-
-        start = time.perf_counter()
-        tell(0)
-        yield tell
-        tell(total)
-        self.wall_clock[f"{name.replace(' ', '_').replace('-', '_')}_seconds"] = round(time.perf_counter() - start, 3)
 
 
 @one_thread()
@@ -163,7 +140,7 @@ def run(
     *,
     prompt: str | None = None,
     seed: int | None = None,
-    verify: str = "2",
+    verify: str | None = None,
     weight_bits: int = 8,
     act_bits: int = 8,
     attention_bits: int = 16,
@@ -174,19 +151,27 @@ def run(
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
     dump_passes: bool = False,
+    steps: int | None = None,
+    blocks: int | None = None,
+    branch: str | None = None,
+    integer_only: bool = False,
+    verify_sample: float = 0.0,
+    save_seconds: float = 60.0,
     notify: Notify | None = None,
 ) -> RunResult:
-    """Quantize, compile, simulate and measure one clip.
+    """Quantize, compile, simulate and measure one clip, or go on with an interrupted run of the same arguments.
 
     Args:
         workload: name of a workload, or one made by hand.
         hw: machine file, or a machine.
         method: quantization method.
-        out: run folder to write; nothing is written before everything has succeeded, and nothing if None.
+        out: run folder to write; it is written when everything has succeeded. Before, a long run keeps what it has
+            finished in the folder ``unfinished`` inside (`npusim.unfinished`). Nothing is written if None.
         prompt: a caption with stored text states; by default the workload's first sheet caption.
         seed: of the noise; by default the first sheet caption's.
         verify: which steps the reference executor repeats, to compare all memory bit for bit: "all", "none", or a
-            number of steps, spread evenly from first to last. The prologue is compared with them.
+            number of steps, spread evenly from first to last. The prologue is compared with them. By default 2, and
+            "none" for a network of full size, of which the reference takes days for a step.
         weight_bits: of the block linears' weights.
         act_bits: of the block linears' inputs.
         attention_bits: of queries, keys and values.
@@ -197,58 +182,157 @@ def run(
         checkpoint: float weights other than the workload's own; calibrated anew unless ``calibration`` is given.
         calibration: calibration statistics other than the workload's own.
         dump_passes: keep the text of every compiler stage.
+        steps: run only the first so many denoising steps.
+        blocks: run only the first so many transformer blocks; calibrated anew, for the network's output is another.
+        branch: run only this guidance branch, "conditional" or "unconditional", without guidance.
+        integer_only: without float and fake-quantized clip, which take as long again; fidelity is then not known.
+        verify_sample: share 0..1 of the executed instructions, chosen at random by ``seed``, that the reference
+            computes again, each from what it met in memory (`npusim.sampled`).
+        save_seconds: time after which a run keeps what is finished, and between two savings.
         notify: told of progress.
 
     Raises:
         UserError, ModelError: the user's input is at fault; nothing was written.
+        BitsDifferError: a sampled instruction has other bits in the reference; nothing was written.
     """
     from npusim.report import RUN_FOLDER, write_run  # report.py needs this module's types
 
     if out is not None:
         check_folder(Path(out), RUN_FOLDER)
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
-    work = with_files(workload, checkpoint, calibration)
+    work = _part(with_files(workload, checkpoint, None), steps, blocks, branch).with_files(
+        calibration=None if calibration is None else Path(calibration)
+    )
+    _check_share(verify_sample)
+    if verify is None:
+        verify = "2" if work.quick_calibration is None else "none"
     prompt = work.sheet_captions[0] if prompt is None else prompt
     config = RunConfig(
         work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
         ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
         tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
-        work.cfg_channels, verify, machine,
+        work.cfg_channels, verify, machine, steps=steps, blocks=blocks, branch=branch, integer_only=integer_only,
+        verify_sample=verify_sample,
     )  # fmt: skip
-    result = _run(config, prompt, work, overrides, dump_passes, Stages(notify))
+    store = Unfinished(None if out is None else Path(out), _about(config, work), save_seconds)
+    result = _run(config, prompt, work, overrides, dump_passes, Stages(notify), store)
     if out is not None:
         write_run(result, Path(out))
+        store.remove()
     return result
 
 
+def _part(work: Workload, steps: int | None, blocks: int | None, branch: str | None) -> Workload:
+    """The workload with the blocks that are asked for. Raises UserError or ModelError for a part that is not there."""
+    if steps is not None and not 1 <= steps <= work.num_steps:
+        raise UserError(f"steps = {steps}: allowed 1..{work.num_steps}")
+    if branch not in (None, *BRANCHES):
+        near = difflib.get_close_matches(str(branch), BRANCHES, n=1, cutoff=0.0)
+        raise UserError(f"branch = {branch!r}: allowed {' or '.join(BRANCHES)}; did you mean {near[0]!r}?")
+    return work.with_files(blocks=blocks)
+
+
+def _check_share(share: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise UserError(f"verify_sample = {share}: allowed a share 0..1")
+
+
+def _about(config: RunConfig, work: Workload) -> dict[str, Any]:
+    """All that decides a run's results: its settings, the user's files, and the versions of what computes them."""
+    files = {}
+    for name in ("checkpoint", "vae", "calibration", "alphas", "text_states"):
+        path: Path | None = getattr(work, name)
+        if path is not None and path.is_file():
+            with path.open("rb") as file:
+                files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "machine"}
+    return {
+        "config": fields | {"machine": config.machine.model_dump(mode="json")},
+        "network": work.network | {"weights_seed": work.weights_seed},
+        "files": files,
+        "versions": {"npusim": npusim.__version__, "numpy": np.__version__, "torch": str(torch.__version__)},
+    }
+
+
 def _run(
-    config: RunConfig, prompt: str, work: Workload, overrides: Sequence[Override], dump_passes: bool, stages: Stages
+    config: RunConfig,
+    prompt: str,
+    work: Workload,
+    overrides: Sequence[Override],
+    dump_passes: bool,
+    stages: Stages,
+    store: Unfinished,
 ) -> RunResult:
     assert config.seed is not None
     assert config.verify is not None
-    steps = steps_to_verify(config.verify, work.num_steps)
-    inputs = ClipInputs.of(work, prompt, config.seed)
+    executed = work.num_steps if config.steps is None else config.steps
+    verified = steps_to_verify(config.verify, executed)
+    inputs = ClipInputs.of(work, prompt, config.seed, executed, config.branch)
+    model = cache(work.load_model)
+    vae = work.load_vae() if work.vae else None
+    passes: dict[str, str] = {}
+    made = None if dump_passes else store.take_made()
+    if made is None:
+        made = _make(config, work, model, overrides, passes.__setitem__ if dump_passes else None, stages)
+        store.keep_made(*made)
+    stats, quantized, program = made
+    clips, trajectory, fidelity = dict[str, Clip](), None, None
+    if not config.integer_only:
+        clips, trajectory = float_clips(stages, inputs, model, quantized, vae, store)
+    model.cache_clear()  # of a large network, the float weights are most of what is in memory
+    sample = Sample(config.verify_sample, config.seed) if config.verify_sample else None
+    clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, verified, sample, store)
+    with stages.stage("time"):
+        timing = time_program(program, steps=executed)
+    if not config.integer_only:
+        with stages.stage("measure"):
+            fidelity = measure(clips)
+    stages.wall_clock["peak_resident_bytes"] = peak_resident_bytes()
+    return RunResult(
+        config, quantized, program, timing, timesteps_of(work)[:executed], passes, stages.wall_clock, stats, clips,
+        fidelity, simulation.bit_exact, simulation.tallies,
+    )  # fmt: skip
+
+
+class _CachedModel(Protocol):
+    """The float model, loaded when it is asked for and held until `cache_clear`."""
+
+    def __call__(self) -> STDiT: ...
+
+    def cache_clear(self) -> None: ...
+
+
+def _make(
+    config: RunConfig,
+    work: Workload,
+    model: _CachedModel,
+    overrides: Sequence[Override],
+    dump: Callable[[str, str], None] | None,
+    stages: Stages,
+) -> Made:
+    """Calibrate where there are no statistics, quantize, compile."""
+    if work.calibration is None:
+        with stages.stage("calibrate"):
+            stats = stats_of(work, model(), lambda done, total: stages.tell("calibrate", done / total, 1))
+    else:
+        stats = work.load_stats()
     with stages.stage("quantize"):
-        model = work.load_model()
-        vae = work.load_vae() if work.vae else None
-        stats = stats_of(work, model)
         quantized = quantize_for(
-            work, model, stats, config.method, config.weight_bits, config.act_bits, ranges=config.ranges,
+            work, model(), stats, config.method, config.weight_bits, config.act_bits, ranges=config.ranges,
             alpha=config.alpha, overrides=overrides,
         )  # fmt: skip
-    passes: dict[str, str] = {}
+    model.cache_clear()
     with stages.stage("compile"):
-        dump = passes.__setitem__ if dump_passes else None
-        program = compile_model(quantized, config.machine, config.attention_bits, dump, config.factored)
-        timing = time_program(program)
-    clips, trajectory = float_clips(stages, inputs, model, quantized, vae)
-    clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, steps)
-    with stages.stage("measure"):
-        fidelity = measure(clips)
-    return RunResult(
-        config, quantized, program, timing, timesteps_of(work), passes, stages.wall_clock, stats, clips, fidelity,
-        simulation.bit_exact, simulation.tallies,
-    )  # fmt: skip
+        program = compile_model(
+            quantized, config.machine, config.attention_bits, dump, config.factored, branch=config.branch
+        )
+    return stats, quantized, program
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has occupied so far, mapped files included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB
 
 
 def run_timing(
@@ -265,6 +349,9 @@ def run_timing(
     overrides: Sequence[Override] = (),
     factored: bool = False,
     dump_passes: bool = False,
+    steps: int | None = None,
+    blocks: int | None = None,
+    branch: str | None = None,
     notify: Notify | None = None,
 ) -> TimingResult:
     """The cycles of a clip, of any prompt and seed: no checkpoint, calibration or tensor data is needed.
@@ -278,21 +365,22 @@ def run_timing(
     if out is not None:
         check_folder(Path(out), RUN_FOLDER)
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
-    work = get_workload(workload) if isinstance(workload, str) else workload
+    work = _part(get_workload(workload) if isinstance(workload, str) else workload, steps, blocks, branch)
     config = RunConfig(
         work.name, None, None, method, weight_bits, act_bits, attention_bits,
         ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
         tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
-        work.cfg_channels, None, machine, timing_only=True,
+        work.cfg_channels, None, machine, timing_only=True, steps=steps, blocks=blocks, branch=branch,
     )  # fmt: skip
     stages, passes = Stages(notify), dict[str, str]()
     with stages.stage("compile"):
         made = outline(work, method, weight_bits, act_bits, ranges=ranges, alpha=alpha, overrides=overrides)
         dump = passes.__setitem__ if dump_passes else None
-        program = compile_model(made, machine, attention_bits, dump, factored)
+        program = compile_model(made, machine, attention_bits, dump, factored, branch=branch)
     with stages.stage("time"):
-        timing = time_program(program)
-    result = TimingResult(config, made, program, timing, timesteps_of(work), passes, stages.wall_clock)
+        timing = time_program(program, steps=steps)
+    stages.wall_clock["peak_resident_bytes"] = peak_resident_bytes()
+    result = TimingResult(config, made, program, timing, timesteps_of(work)[:steps], passes, stages.wall_clock)
     if out is not None:
         write_run(result, Path(out))
     return result
@@ -357,91 +445,8 @@ def steps_to_verify(verify: str, steps: int) -> tuple[int, ...]:
     return tuple(sorted({int(step) for step in np.linspace(0, steps - 1, int(verify)).round()}))
 
 
-@dataclass(frozen=True, eq=False)
-class ClipInputs:
-    """What all three runs share: text (L, width), mask (L,), x_T (4, T, H, W), noises (steps, 4, T, H, W), sampler."""
-
-    text: Tensor
-    mask: Tensor
-    x_T: Tensor  # noqa: N815
-    noises: Tensor
-    sampler: IDDPM
-    latent_shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, work: Workload, prompt: str, seed: int) -> ClipInputs:
-        text, mask = work.text(prompt)
-        return cls(text, mask, *draw_noise(seed, work.latent_shape, work.num_steps), work.sampler(), work.latent_shape)
-
-
-def stats_of(work: Workload, model: STDiT) -> CalibrationStats:
+def stats_of(
+    work: Workload, model: STDiT, tell: Callable[[int, int], None] = lambda done, total: None
+) -> CalibrationStats:
     """The statistics, collected with the model at hand where the workload names no file."""
-    return collect(model, work) if work.calibration is None else work.load_stats()
-
-
-def float_clips(
-    stages: Stages, inputs: ClipInputs, model: STDiT, quantized: QuantizedModel, vae: Autoencoder | None
-) -> tuple[dict[str, Clip], Trajectory]:
-    """The float and the fake-quantized clip, and the float run's states."""
-    sampler, noise = inputs.sampler, (inputs.x_T, inputs.noises)
-    conditions = inputs.text, inputs.mask, model.y_embedder.y_embedding.detach()
-    with stages.stage("float run", sampler.num_sampling_steps) as tell:
-        predict = _counted(float_predictor(model, sampler, *conditions), tell)
-        exact = denoise(predict, *noise, sampler)
-    with stages.stage("fake-quant run", 2 * sampler.num_sampling_steps) as tell:
-        predict = _counted(fakequant_predictor(FakeQuantSTDiT(model, quantized), sampler, *conditions), tell)
-        rounded = denoise(predict, *noise, sampler)
-        repeated = replay(predict, exact, sampler)
-    return {
-        "float": _clip(exact.eps, exact.eps, exact.states[-1], vae),
-        "fakequant": _clip(rounded.eps, repeated, rounded.states[-1], vae),
-    }, exact
-
-
-def _counted(predict: Predictor, tell: Callable[[int], None]) -> Predictor:
-    done = 0
-
-    def counted(step: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nonlocal done
-        out = predict(step, x)
-        done += 1
-        tell(done)
-        return out
-
-    return counted
-
-
-def integer_clip(
-    stages: Stages,
-    inputs: ClipInputs,
-    program: Program,
-    trajectory: Trajectory,
-    vae: Autoencoder | None,
-    verify: tuple[int, ...],
-) -> tuple[Clip, Simulation]:
-    """The machine's clip, and the simulation that made it.
-
-    A twin of the simulation is fed the float run's states, for the comparison on equal inputs.
-    """
-    host = Host(program, inputs.latent_shape)
-    contents = host.inputs(*(tensor.numpy() for tensor in (inputs.text, inputs.mask, inputs.x_T, inputs.noises)))
-    free, forced = [], []
-    with stages.stage("integer run", program.steps + 1) as tell:
-        simulation = Simulation(program, contents, verify, verify_prologue=bool(verify))
-        simulation.prologue()
-        tell(1)
-        twin = simulation.twin()
-        for step in range(program.steps):
-            simulation.step(step)
-            free.append(host.eps_out(simulation.read("eps")))
-            twin.write("state", host.state_in(trajectory.states[step]))
-            twin.step(step)
-            forced.append(host.eps_out(twin.read("eps")))
-            tell(step + 2)
-    latent = host.state_out(simulation.read("state"))
-    return _clip(np.stack(free), np.stack(forced), latent, vae), simulation
-
-
-def _clip(eps: np.ndarray, equal: np.ndarray, latent: np.ndarray, vae: Autoencoder | None) -> Clip:
-    frames = decode_frames(vae, latent.astype(np.float32)) if vae else None
-    return Clip(eps, equal, latent, frames)
+    return work.collected_stats(model, tell) if work.calibration is None else work.load_stats()

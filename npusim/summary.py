@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from npusim.cost import Range
 from npusim.evaluate import METRICS, Evaluation
-from npusim.fidelity import PAIRS
+from npusim.fidelity import PAIRS, Fidelity
 from npusim.memory import Tally
 from npusim.report import saturation
 from npusim.run import RunResult, TimingResult
@@ -24,19 +25,27 @@ def summary(result: TimingResult) -> RenderableType:
     """One screen, 80 columns wide or more."""
     c = result.config
     if not isinstance(result, RunResult):
+        extent = f"a part: {c.part}" if c.part else f"{c.num_steps} steps, both guidance branches"
         head = Text(
             f"{c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, on "
-            f"{c.machine.name}\n{c.num_steps} steps, both guidance branches; timing only: fidelity n/a"
+            f"{c.machine.name}\n{extent}; timing only: fidelity n/a"
         )
         return Group(head, _cost(result), _ledger(result))
     head = Text.assemble(
         (f"{c.prompt}", "bold"),
         f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
         f"on {c.machine.name}\n"
-        f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}",
+        f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}"
+        f"{f'{chr(10)}only a part of the video: {c.part}' if c.part else ''}",
     )
-    lines = [Text(line) for line in (saturation_line(saturation(result)), bits_line(result.bit_exact)) if line]
-    return Group(head, _fidelity(result), _cost(result), _ledger(result), *lines)
+    fidelity = Text("integer clip only: fidelity n/a") if result.fidelity is None else _fidelity(result.fidelity)
+    texts = saturation_line(saturation(result)), bits_line(result.bit_exact)
+    return Group(head, fidelity, _cost(result), _ledger(result), *(Text(line) for line in texts if line))
+
+
+def written_line(result: TimingResult, out: Path) -> str:
+    """Where a run was written to, and the most memory that it has occupied on this computer."""
+    return f"written to {out}; peak resident memory {float(result.wall_clock['peak_resident_bytes']) / 1e9:.2f} GB"
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:
@@ -54,8 +63,11 @@ def bits_line(bits: BitExact) -> str:
         return "engine and reference: not compared"
     parts = ["prologue"] if bits.prologue_compared else []
     parts += [f"{len(bits.steps_compared)} whole steps"] if bits.steps_compared else []
+    single = f"{bits.sampled_instructions:,} single instructions"
     if bits.first_difference is None:
-        return f"engine = reference in every byte of memory: {' and '.join(parts)} compared"
+        texts = [f"engine = reference in every byte of memory: {' and '.join(parts)} compared"] if parts else []
+        texts += [f"engine = reference in all results of {single}"] if bits.sampled_instructions else []
+        return "\n".join(texts)
     return f"engine and reference DIFFER: {bits.first_difference}"
 
 
@@ -90,8 +102,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _fidelity(result: RunResult) -> Table:
-    f = result.fidelity
+def _fidelity(f: Fidelity) -> Table:
     table = _table("fidelity", "integer:float", "integer:fake-q.", "fake-q.:float")
 
     def row(name: str, values: Mapping[str, float] | None, digits: int) -> None:

@@ -23,6 +23,7 @@ from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
 from npusim import callable_module
+from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
 from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
@@ -30,7 +31,7 @@ from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
 from npusim.isa import decode
 from npusim.program import MAX_DRAM_BYTES, Program
-from npusim.run import Notify, one_thread, stats_of, with_files
+from npusim.run import stats_of, with_files
 from npusim.timing import simulate
 from npusim.timing.cost import DMA, cost_of
 

@@ -19,13 +19,13 @@ from compiler.schedule.build import build_program
 from compiler.tosa import Report, validate
 from models.quantize import QuantizedModel
 from models.workloads import get_workload
+from npusim.clips import ClipInputs, Notify
 from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.host import Host
 from npusim.isa.encoding import DTYPES
 from npusim.program import TENSORS, load_program
 from npusim.report import JSON
-from npusim.run import ClipInputs, Notify
 
 SEED = 7
 TEXT_TOKENS = 5
@@ -72,7 +72,8 @@ def _verify_run(folder: Path, block: int | None, notify: Notify | None, step: in
     config, seed = _described(folder / JSON)
     model, compiled = folder / "quantized.safetensors", folder / "program.npu"
     program = load_program(compiled)
-    graph = integer_graph(QuantizedModel.load(model), config["attention_bits"], factored=config["factored"])
+    bits, factored, branch = config["attention_bits"], config["factored"], config.get("branch")
+    graph = integer_graph(QuantizedModel.load(model), bits, factored=factored, branch=branch)
     again = build_program(graph, program.machine)
     if not all(np.array_equal(getattr(program, name), getattr(again, name)) for name in TENSORS):
         raise UserError(

@@ -25,7 +25,7 @@ from npusim.isa.table import ENTRIES as TABLE_ENTRIES
 
 Float64 = NDArray[Any]
 
-BRANCHES = 2
+BRANCHES = ("conditional", "unconditional")
 IMMEDIATE_BITS = 24
 """Width of multipliers that are immediate or per channel: 16 bits would cost up to one step of a 16-bit result."""
 
@@ -39,10 +39,13 @@ class Lowering:
     """The graph builder with the quantized model's scales at hand.
 
     ``attention_bits``: 8 or 16, width of q, k, v. ``factored``: requantize in two factors what changes with the time
-    range by one number only.
+    range by one number only. ``branches``: names of the guidance branches, in the order of their rows.
     """
 
-    def __init__(self, qm: QuantizedModel, attention_bits: int, factored: bool) -> None:
+    def __init__(self, qm: QuantizedModel, attention_bits: int, factored: bool, branch: str | None = None) -> None:
+        if branch not in (None, *BRANCHES):
+            raise UserError(f"branch = {branch!r}: allowed {', '.join(BRANCHES)}, or both where it is not given")
+        self.branches = BRANCHES if branch is None else (branch,)
         self.qm, self.attention_bits, self.factored = qm, attention_bits, factored and qm.num_ranges > 1
         config = qm.config
         self.frames, height, width = (int(n) for n in config["input_size"])
@@ -61,7 +64,7 @@ class Lowering:
         self.hidden, self.heads, self.depth = int(config["hidden_size"]), int(config["num_heads"]), int(config["depth"])
         self.text_length = int(config["model_max_length"])
         ranges = qm.range_of_step.tolist()
-        self.build = Builder(qm.num_steps, BRANCHES, self.frames, self.positions, ranges, qm.contents)
+        self.build = Builder(qm.num_steps, len(self.branches), self.frames, self.positions, ranges, qm.contents)
 
     def absmax(self, point: str) -> float:
         """Largest calibrated magnitude at a point."""

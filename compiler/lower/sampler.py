@@ -26,15 +26,16 @@ CHANNEL_VALUES = 4
 def lower_sampler(low: Lowering, sampler: IDDPM, raw: str, eps_bits: int, v_bits: int) -> dict[str, int]:
     """Add guidance, noise and update; ``raw`` is (branches * tokens, 32): eps then v, each (c, ph, pw).
 
-    Returns the host's map of fractional bits.
+    One branch alone is not guided. Returns the host's map of fractional bits.
     """
     build, tokens = low.build, low.tokens
     width = 4 * CHANNEL_VALUES
     cond = build.view("raw.eps_cond", raw, (0, tokens), (0, width), 2.0**-eps_bits)
-    uncond = build.view("raw.eps_uncond", raw, (tokens, 2 * tokens), (0, width), 2.0**-eps_bits)
+    both = len(low.branches) == 2
+    uncond = build.view("raw.eps_uncond", raw, (tokens, 2 * tokens), (0, width), 2.0**-eps_bits) if both else cond
     v = build.view("raw.v_cond", raw, (0, tokens), (width, 2 * width), 2.0**-v_bits)
     guided = np.arange(width) < sampler.cfg_channels * CHANNEL_VALUES
-    scale = sampler.cfg_scale
+    scale = sampler.cfg_scale if both else 1.0
     factor_bits = floor(log2(32767 / max(abs(scale), abs(1 - scale), 1.0)))
     factors = np.where(guided, scale, 1.0), np.where(guided, 1 - scale, 0.0)
     names = [

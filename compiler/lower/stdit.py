@@ -1,6 +1,7 @@
 """STDiT v1.0 as an integer graph, block by block in the order of its forward pass.
 
-Both guidance branches run together: activation rows are (branch, frame, position), branch 0 conditional. The caption
+Both guidance branches run together, unless one is asked for: activation rows are (branch, frame, position), branch 0
+conditional. The caption
 projection and the keys and values of cross-attention depend on the prompt only and form the prologue.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import Graph, Value
-from compiler.lower.context import BRANCHES, Lowering
+from compiler.lower.context import Lowering
 from compiler.lower.sampler import STATE_FRACTION_BITS, lower_sampler
 from compiler.lower.scales import (
     HEADROOM,
@@ -35,11 +36,11 @@ V_FRACTION_BITS = 12
 LOGIT_HEADROOM = 1.25
 
 
-def lower(qm: QuantizedModel, attention_bits: int = 16, factored: bool = False) -> Graph:
+def lower(qm: QuantizedModel, attention_bits: int = 16, factored: bool = False, branch: str | None = None) -> Graph:
     """Lower a quantized STDiT; arguments as of `compiler.compile_model`. Raises UserError."""
     if attention_bits not in (8, 16):
         raise UserError(f"attention_bits = {attention_bits}: allowed 8, 16")
-    low = Lowering(qm, attention_bits, factored)
+    low = Lowering(qm, attention_bits, factored, branch)
     host = _inputs(low)
     low.build.phase = "prologue"
     _prologue(low)
@@ -64,8 +65,9 @@ def _inputs(low: Lowering) -> dict[str, int]:
     build.input("text_len", (1, 1), "i32")
     build.input("state", (low.tokens, 16), "i32", 2.0**-STATE_FRACTION_BITS)
     build.input("noise", (low.tokens, 16), "i16", 2.0**-NOISE_FRACTION_BITS)
-    null = np.rint(low.qm.y_embedding * 2.0**text_bits).astype(np.int64)
-    build.const("text.null", null, "i16", 2.0**-text_bits)
+    if "unconditional" in low.branches:
+        null = np.rint(low.qm.y_embedding * 2.0**text_bits).astype(np.int64)
+        build.const("text.null", null, "i16", 2.0**-text_bits)
     return {"text_fraction_bits": text_bits}
 
 
@@ -74,8 +76,9 @@ def _prologue(low: Lowering) -> None:
     build, length = low.build, low.text_length
     layer = "y_embedder.y_proj.fc1"
     kind = low.linear_input(layer)
-    build.add(low.value("text.all", BRANCHES * length, low.qm.y_embedding.shape[1], kind))
-    for index, source in enumerate(("text", "text.null")):
+    build.add(low.value("text.all", len(low.branches) * length, low.qm.y_embedding.shape[1], kind))
+    texts = {"conditional": "text", "unconditional": "text.null"}
+    for index, source in enumerate(texts[branch] for branch in low.branches):
         rows = index * length, (index + 1) * length
         part = build.view(f"text.all.{index}", "text.all", rows, (0, low.qm.y_embedding.shape[1]))
         low.quantized(layer, source, part)
@@ -86,7 +89,7 @@ def _prologue(low: Lowering) -> None:
     for i in range(low.depth):
         name = f"blocks.{i}.cross_attn"
         layer = f"{name}.kv_linear"
-        out = low.value(f"{name}.y", BRANCHES * length, low.hidden, low.linear_input(layer))
+        out = low.value(f"{name}.y", len(low.branches) * length, low.hidden, low.linear_input(layer))
         _projection(low, name, layer, low.quantized(layer, "y", out), "kv")
 
 
@@ -160,9 +163,9 @@ def _embed(low: Lowering) -> str:
     low.linear(layer, "state.in", "patch", Activation("i16", fitted_step(kind.scale, largest)))
     step = fitted_step(kind.scale, float(np.abs(low.qm.pos_embed).max()))
     build.const("pos_embed", np.rint(low.qm.pos_embed / step).astype(np.int64), "i16", step)
-    x = low.value("x", BRANCHES * low.tokens, low.hidden, kind)
+    x = low.value("x", len(low.branches) * low.tokens, low.hidden, kind)
     build.add(x)
-    for branch in range(BRANCHES):
+    for branch in range(len(low.branches)):
         part = build.view(f"x.{branch}", "x", (branch * low.tokens, (branch + 1) * low.tokens), (0, low.hidden))
         low.add("pos_embed", "patch", "pos_embed", part, b_rows="position")
     # A power of two times the step of the sum's grid: the addition then has one inexact factor, not two.
@@ -195,7 +198,7 @@ def _attention(low: Lowering, name: str, over: str) -> str:
 
 
 def _block(low: Lowering, i: int, x: str) -> str:
-    qm, name, rows = low.qm, f"blocks.{i}", BRANCHES * low.tokens
+    qm, name, rows = low.qm, f"blocks.{i}", len(low.branches) * low.tokens
     time = qm.scale_shift_table[i][None] + qm.t0  # (steps, 6, C)
 
     def carried(tap: str) -> Value:

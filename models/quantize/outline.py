@@ -53,7 +53,7 @@ def outline(
         )
     coarse = range_of_step(ranges, steps)
     plan = Structure(known, bits, alpha, tuple(overrides), coarse, *refined(coarse, overrides))
-    network = skeleton(work.config)
+    network = skeleton(work.network)
     count = len(plan.coarse_of_range)
     shapes = linear_shapes(network)
     points = [*calibrated_points(network), *(f"{name}:divided" for name in shapes if plan.finds_grids(name))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -12,7 +13,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from npusim.errors import UserError
 
@@ -21,16 +30,14 @@ Workload = Annotated[
 ]
 Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
 Method = Annotated[str, typer.Option(help="Quantization method, e.g. cw_tw, asq, tsq_pot (models/quantize/README.md).")]
-Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or first step of each: 0,5,12.")]
-Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the one searched for.")]
-Factored = Annotated[
-    bool, typer.Option("--factored", help="Requantize in two factors what changes by range: smaller sets to swap.")
-]
+Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or first steps: 0,5,12.")]
+Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the searched one.")]
+Factored = Annotated[bool, typer.Option("--factored", help="Requantize in two factors: smaller sets to swap.")]
 Overrides = Annotated[Path | None, typer.Option(help="YAML of bits by layer class and step.")]
-WeightBits = Annotated[int, typer.Option(help="Bits of the block linears' weights: 4, 6 or 8.")]
-ActBits = Annotated[int, typer.Option(help="Bits of the block linears' inputs: 4, 6, 8 or 16.")]
-AttentionBits = Annotated[int, typer.Option(help="Bits of queries, keys and values: 8 or 16.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Float weights other than the workload's; calibrated anew.")]
+WeightBits = Annotated[int, typer.Option(help="Bits of block linears' weights: 4, 6, 8.")]
+ActBits = Annotated[int, typer.Option(help="Bits of their inputs: 4, 6, 8 or 16.")]
+AttentionBits = Annotated[int, typer.Option(help="Bits of q, k and v: 8 or 16.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Other float weights; calibrated anew.")]
 Calibration = Annotated[Path | None, typer.Option(help="Calibration statistics other than the workload's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -87,17 +94,34 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+TOLD_SECONDS = 60
+"""Between two lines of progress where there is no terminal."""
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress line for each stage on stderr; on a terminal only."""
-    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def progress() -> Iterator[Callable[[str, float, int], None]]:
+    """Each stage's progress on stderr, with the time it still needs: a line that moves, or a new one each minute."""
+    columns = (
+        TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    begun: dict[str, tuple[float, float]] = {}  # when a stage began, and how much of it was done then
+    told = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as shown:
 
-        def notify(stage: str, done: int, total: int) -> None:
+        def notify(stage: str, done: float, total: int) -> None:
+            nonlocal told
+            now = time.monotonic()
             if stage not in tasks:
+                begun[stage] = now, done
                 tasks[stage] = shown.add_task(stage, total=total)
             shown.update(tasks[stage], completed=done)
+            start, before = begun[stage]
+            if console.is_terminal or now - told < TOLD_SECONDS or done in (before, total):
+                return
+            told, minutes = now, (now - start) / (done - before) * (total - done) / 60
+            console.print(f"{stage}: {done:.1f} of {total}, {minutes:.0f} min left", soft_wrap=True)
 
         yield notify

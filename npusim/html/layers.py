@@ -14,12 +14,13 @@ from models.metrics.layers import layer_sqnr_db
 from models.quantize import QuantizedModel
 from models.sample import denoise, float_predictor
 from models.stats import weights_sha256
+from npusim.clips import ClipInputs, one_thread
 from npusim.errors import UserError
 from npusim.html.figure import Picture
 from npusim.html.source import RunData, layer_class
 from npusim.html.style import drawing, new_figure, shorter
 from npusim.record import section
-from npusim.run import ClipInputs, one_thread, with_files
+from npusim.run import with_files
 
 CAPTION = (
     "SQNR in dB of every linear's output, fake-quantized against float, both fed the float run's state of that step: a "
@@ -32,9 +33,11 @@ CAPTION = (
 def measure_layers(run: RunData) -> dict[str, NDArray[np.float64]]:
     """`models.metrics.layers.layer_sqnr_db` of the run's caption, noise and quantized model: (steps,) dB by linear.
 
-    Raises UserError for a run without data, or whose float weights are not the workload's own.
+    Raises UserError for a run without data or of a part, or whose float weights are not the workload's own.
     """
     config, folder = section(run.record, "config"), run.folder
+    if (part := run.record.get("part", "all")) != "all":
+        raise UserError(f"{folder}: only a part of a video ({part}) has no fidelity by layer; allowed: a whole one")
     prompt, seed = config.get("prompt"), section(run.record, "seeds").get("noise")
     if not isinstance(prompt, str) or not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"{folder}: a run without prompt and seed has no fidelity by layer; allowed: a run with data")

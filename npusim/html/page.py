@@ -105,15 +105,21 @@ def _subtitle(run: RunData) -> str:
     bits = f"W{config.get('weight_bits')}A{config.get('act_bits')}, attention {config.get('attention_bits')} bits"
     return (
         f"{bits}, on {run.program.machine.name}; {run.program.steps} steps, "
-        f"noise seed {run.record.get('seeds', {}).get('noise', 'n/a')}"
+        f"noise seed {run.record.get('seeds', {}).get('noise', 'n/a')}{_part(run)}"
     )
+
+
+def _part(run: RunData) -> str:
+    """What was run, where that was not the whole video."""
+    part = run.record.get("part", "all")
+    return "" if part == "all" else f"; ONLY A PART of the video was run, and all figures are of that: {part}"
 
 
 def _summary(run: RunData) -> str:
     timing, machine = run.timing, run.program.machine
     cost = run.record["cost"]
     cards = [
-        (f"{timing.seconds * 1e3:,.4g} ms", f"one video at {machine.clock_mhz:,} MHz"),
+        (f"{timing.seconds * 1e3:,.4g} ms", f"{'a part of ' * bool(_part(run))}one video at {machine.clock_mhz:,} MHz"),
         (f"{timing.cycles:,}", "cycles"),
         (f"{timing.mac_utilisation:.1%}", "MAC utilisation"),
         (f"{timing.dram_bandwidth_share:.1%}", "DRAM share"),
@@ -132,7 +138,8 @@ def _summary(run: RunData) -> str:
           for name in ("mac_operations", "dram_read_bytes", "dram_write_bytes", "sram_read_bytes", "sram_write_bytes")),
     ]  # fmt: skip
     rows[1][-1] = sum(len(p.instructions) * p.executions for p in run.parts.values())
-    costs = table(["", *(f"one {name}" for name, _ in parts), "whole video"], rows, "Cost")
+    whole = "this part" if _part(run) else "whole video"
+    costs = table(["", *(f"one {name}" for name, _ in parts), whole], rows, "Cost")
     loss = table(["", *(pair.replace("_", " ") for pair in PAIRS)],
                  [[name, *values] for name, values in figures(run.record)], "Fidelity")  # fmt: skip
     ledger = table(

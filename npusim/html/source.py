@@ -47,7 +47,7 @@ def load_run(folder: Path) -> RunData:
     """
     record = read_record(folder / "run.json")
     program = load_program(folder / "program.npu")
-    timing = time_program(program)
+    timing = time_program(program, steps=_steps(section(record, "config").get("steps"), program))
     then = section(record, "cost").get("cycles")
     if then != timing.cycles:
         raise UserError(
@@ -59,6 +59,11 @@ def load_run(folder: Path) -> RunData:
         folder, record, program, timing, parts_of(program, timing), read_rows(folder / "steps.csv"),
         read_rows(folder / "swap.csv"), clips.read_bytes() if clips.is_file() else None,
     )  # fmt: skip
+
+
+def _steps(given: object, program: Program) -> int | None:
+    """How many steps a run of a part of the video took; None for all."""
+    return given if type(given) is int and 1 <= given <= program.steps else None
 
 
 def layer_class(name: str) -> str:

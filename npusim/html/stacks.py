@@ -81,7 +81,7 @@ def layers_picture(run: RunData) -> Picture:
 def steps_picture(run: RunData) -> Picture:
     """A panel for each unit, a bar for the prologue and for each step."""
     bars = [(part.name, part.timing.ledger) for part in run.parts.values() if part.name == "prologue"]
-    bars += [(str(step), run.step.timing.ledger) for step in range(run.program.steps)]
+    bars += [(str(step), run.step.timing.ledger) for step in range(run.timing.steps)]
     with drawing():
         figure = new_figure(13, 3.4)
         axes = figure.subplots(1, len(UNITS), sharey=True, squeeze=False)[0]

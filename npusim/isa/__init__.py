@@ -29,12 +29,12 @@ BY_OPCODE: dict[int, Instruction] = {spec.opcode: spec for spec in ALL}
 BY_MNEMONIC: dict[str, Instruction] = {spec.mnemonic: spec for spec in ALL}
 
 
-def decode(code: NDArray[np.uint32]) -> list[Decoded]:
-    """Decode (count, 32) instruction words. Raises UserError naming the index of a bad instruction."""
+def decode(code: NDArray[np.uint32], first: int = 0) -> list[Decoded]:
+    """Decode (count, 32) instruction words. Raises UserError naming the index of a bad one, counted from ``first``."""
     if code.ndim != 2 or code.shape[1] != WORDS:
         raise UserError(f"code has shape {code.shape}; allowed: (count, {WORDS})")
     out = []
-    for index, words in enumerate(code.tolist()):
+    for index, words in enumerate(code.tolist(), first):
         try:
             out.append(decode_row(words, BY_OPCODE))
         except UserError as error:

@@ -18,11 +18,11 @@ from models.metrics.vmaf import vmaf_vs_fp
 from models.prepare import network_for, quantize_for
 from models.quantize import QuantizedModel
 from models.sample import ClipBatch, Frames, denoise_clips, replay_clips
+from npusim.clips import one_thread
 from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.host import Host
 from npusim.program import Program
-from npusim.run import one_thread
 from npusim.simulate import Simulation
 from npusim.tables.cells import FLOAT, INTEGER_CLIPS, REAL, REPLAYED_CLIPS, SHEET_CLIPS, Cell, clips_of
 from npusim.tables.inputs import FloatClips, Inputs

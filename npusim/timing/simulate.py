@@ -63,8 +63,8 @@ def simulate(
     )
 
 
-def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
-    """Time the prologue and all denoising steps.
+def time_program(program: Program, reuse: bool = True, steps: int | None = None) -> ProgramTiming:
+    """Time the prologue and all denoising steps, or the first ``steps`` of them.
 
     All pieces of code end in a barrier or halt, so each starts from the same state; hence each step code is timed once
     and counted as often as steps run it. Every step is timed with the base registers of the first one. ``reuse=False``
@@ -79,24 +79,25 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         if not empty and (len(code) == 0 or int(code[-1, 0]) & 0xFF not in _JOINS):
             raise UserError(f"{name}: does not end in a barrier or halt, so that repetitions cannot be added up")
     bases = program.bases(0)
-    prologue, *steps = (_named(name, code, program.machine, bases) for name, code in program.code())
-    numbers = [program.code_number(step) for step in range(program.steps)]
+    executed = program.steps if steps is None else steps
+    prologue, *codes = (_named(name, code, program.machine, bases) for name, code in program.code())
+    numbers = [program.code_number(step) for step in range(executed)]
     if reuse:
         cycles, ledger, traffic, memory = prologue.total_cycles, prologue.ledger, prologue.traffic, prologue.dram
-        for number, step in enumerate(steps):
+        for number, step in enumerate(codes):
             count = numbers.count(number)
             cycles += count * step.total_cycles
             ledger = summed(ledger, step.ledger, count)
             traffic, memory = traffic + step.traffic.times(count), memory + step.dram.times(count)
     else:
-        codes = [program.prologue, *(program.step_codes[number] for number in numbers)]
-        whole = simulate(np.concatenate(codes), program.machine, bases, reuse=False)
+        pieces = [program.prologue, *(program.step_codes[number] for number in numbers)]
+        whole = simulate(np.concatenate(pieces), program.machine, bases, reuse=False)
         cycles, ledger, traffic, memory = whole.total_cycles, whole.ledger, whole.traffic, whole.dram
     moved = traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.dram_fetch_bytes
     return ProgramTiming(
         prologue=prologue,
-        step=steps[0],
-        steps=program.steps,
+        step=codes[0],
+        steps=executed,
         cycles=cycles,
         seconds=cycles / program.machine.clock_hz,
         mac_utilisation=traffic.mac_operations / (program.machine.peak_macs_per_cycle * cycles),
@@ -104,7 +105,7 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         traffic=traffic,
         dram=memory,
         ledger=ledger,
-        codes=tuple(steps),
+        codes=tuple(codes),
         code_of_step=tuple(numbers),
     )
 

@@ -40,6 +40,7 @@ from models.stdit import STDiT  # noqa: E402
 from models.workloads import Workload, get_workload  # noqa: E402
 from npusim import engine  # noqa: E402
 from npusim.bench.engine import PROBE_LOOPS, PROBE_SUMS, PROBE_UNROLL, make_probe  # noqa: E402
+from npusim.clips import ClipInputs  # noqa: E402
 from npusim.config import load_machine  # noqa: E402
 from npusim.engine import stream  # noqa: E402
 from npusim.engine.cache import kernel  # noqa: E402
@@ -52,7 +53,6 @@ from npusim.host import Host  # noqa: E402
 from npusim.isa import decode  # noqa: E402
 from npusim.isa.encoding import DTYPE_NAMES, Decoded  # noqa: E402
 from npusim.program import Program  # noqa: E402
-from npusim.run import ClipInputs  # noqa: E402
 from npusim.simulate import Simulation  # noqa: E402
 
 DEPTH, STEPS = 28, 20

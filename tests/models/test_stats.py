@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from models.stats import (
 )
 from models.stdit import STDiT
 from models.store import load_arrays, save_arrays
-from models.workloads import get_workload
+from models.workloads import get_workload, random_stdit
 
 TINY = get_workload("tiny")
 
@@ -144,3 +145,31 @@ def test_points_of_another_model_are_refused(stats: CalibrationStats, model: STD
     wider = STDiT(**{**TINY.config, "mlp_ratio": 2.0})
     with pytest.raises(ModelError, match=r"'blocks\.0\.mlp\.fc2:in' have 128 channels, the model has 64"):
         stats.require_points(wider)
+
+
+def test_histogram_against_the_definition_by_frexp() -> None:
+    """Octave by octave, with zeros of both signs, subnormal numbers and the outermost bins."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(4000, generator=generator) * torch.exp(torch.randn(4000, generator=generator) * 9)
+    edges = torch.tensor(
+        [0.0, -0.0, -0.0, 1e-40, -1e-40, 1.0, -1.0, 2.0**-15, 2.0**-16, -(2.0**-16), 3e38, -3e38, 65535]
+    )
+    values = torch.cat([wide, edges])
+    expected = np.zeros(64)
+    for value in values.tolist():
+        octave = 0 if value == 0 else min(max(math.frexp(value)[1] + 15, 0), 31)
+        expected[31 - octave if value < 0 else 32 + octave] += 1
+    np.testing.assert_array_equal(histogram(values), expected)
+
+
+def test_spread_takes_the_nearest_recorded_step() -> None:
+    """Three recorded steps lie at times 999, 500 and 0; of twenty, each takes the nearest one."""
+    model = random_stdit(get_workload("tiny").config, 0)
+    work = get_workload("tiny").with_files(num_steps=3, prompts=1)
+    stats = collect(model, work)
+    wide = stats.spread(20)
+    assert (wide.steps, wide.recorded_steps, stats.recorded_steps) == (20, 3, 0)
+    source = [0] * 5 + [1] * 10 + [2] * 5
+    for kind in ("minimum", "channel_max", "histogram"):
+        for point, values in getattr(wide, kind).items():
+            np.testing.assert_array_equal(values, getattr(stats, kind)[point][source])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from models.clips import load_digits, load_emoji
 from models.errors import ModelError
-from models.stats import weights_sha256
+from models.stats import CalibrationStats, calibrated_points, weights_sha256
 from models.stdit import STDiT
 from models.text import TextStates
 from models.workloads import WORKLOADS, Workload, get_workload, random_stdit
@@ -126,3 +126,30 @@ def test_stored_calibration_belongs_to_the_stored_checkpoint() -> None:
     stats.require_points(model)
     assert (stats.captions, stats.seeds) == (EMOJI.calibration_captions, EMOJI.calibration_seeds)
     assert EMOJI.calibration.stat().st_size < 6_000_000
+
+
+def test_the_first_blocks_are_those_of_the_whole_network() -> None:
+    """Of a checkpoint and of random weights; calibration and exponents of the whole network no longer hold."""
+    for name in ("emoji", "tiny"):
+        work = get_workload(name)
+        part = work.with_files(blocks=1)
+        assert (part.calibration, part.alphas, part.network["depth"]) == (None, None, 1)
+        whole, cut = work.load_model(), part.load_model()
+        assert len(cut.blocks) == 1
+        for key, value in cut.blocks[0].state_dict().items():
+            torch.testing.assert_close(value, whole.blocks[0].state_dict()[key], rtol=0, atol=0)
+        assert calibrated_points(cut)[-1] == calibrated_points(whole)[-1]
+
+
+def test_a_quick_calibration_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time nothing is sampled; every step has the statistics of a recorded one."""
+    monkeypatch.chdir(tmp_path)
+    work = dataclasses.replace(get_workload("tiny"), quick_calibration=(1, 2))
+    told: list[tuple[int, int]] = []
+    first = work.collected_stats(work.load_model(), lambda *progress: told.append(progress))
+    assert told == [(0, 2), (1, 2)]
+    assert (first.steps, first.recorded_steps, first.captions) == (4, 2, work.calibration_captions[:1])
+    (path,) = (tmp_path / "build" / "calibration").iterdir()
+    assert CalibrationStats.load(path).steps == 2
+    monkeypatch.setattr("models.calibrate.collect", lambda *args, **options: pytest.fail("sampled again"))
+    assert work.collected_stats(work.load_model()).values_sha256() == first.values_sha256()

@@ -32,6 +32,12 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
+def tiny_file(repository: Path) -> Path:
+    """The machine file of `tiny_machine`."""
+    return repository / "hwconfigs" / "tiny_8x8.yaml"
+
+
+@pytest.fixture(scope="session")
 def tiny(tiny_machine: Machine) -> Tiny:
     workload = get_workload("tiny")
     program = compile_model(quantize_workload(workload), tiny_machine)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from compiler import compile_model
 from models.fakequant import FakeQuantSTDiT
@@ -14,9 +15,12 @@ from models.iddpm import draw_noise
 from models.metrics import sqnr_db
 from models.quantize import quantize
 from models.sample import denoise, fakequant_predictor, float_predictor
+from models.stats import BRANCHES
 from models.workloads import get_workload
 from npusim.host import Host
+from npusim.run import quantize_workload
 from npusim.simulate import Simulation
+from tests.npusim.conftest import CAPTION
 
 STEPS = (0, 5, 10, 15, 19)
 
@@ -59,3 +63,28 @@ def test_sixteen_bit_activations_stay_50_db_from_fake_quant(edge_machine):
 def test_eight_bit_activations_lose_no_more_than_fake_quant(edge_machine):
     for exact, rounded, integer in branch_predictions(edge_machine, 8):
         assert sqnr_db(exact, integer) >= sqnr_db(exact, rounded) - 0.5
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_a_branch_alone_predicts_what_it_does_beside_the_other(tiny, tiny_machine, branch: int):
+    """Bit for bit: rows of different branches meet in the guidance only. The float predictor likewise, without it."""
+    quantized = quantize_workload("tiny")
+    alone = Simulation(compile_model(quantized, tiny_machine, branch=BRANCHES[branch]), tiny.inputs)
+    both = Simulation(tiny.program, tiny.inputs)
+    for simulation in (alone, both):
+        simulation.prologue()
+        simulation.step(0)
+    made, expected = alone.read("raw"), both.read("raw")
+    tokens = len(made)
+    assert len(expected) == 2 * tokens
+    np.testing.assert_array_equal(made, expected[branch * tokens :][:tokens])
+    host = Host(alone.program, tiny.workload.latent_shape)
+    np.testing.assert_array_equal(host.eps_out(alone.read("eps")), host.raw_out(made)[branch])
+
+    model = tiny.workload.load_model()
+    text, mask = tiny.workload.text(CAPTION)
+    conditions = model, tiny.workload.sampler(), text, mask, model.y_embedder.y_embedding.detach()
+    x = torch.from_numpy(tiny.floats["x_T"])
+    one, two = (float_predictor(*conditions, name)(1, x) for name in (BRANCHES[branch], None))
+    for index in (0, 1):
+        torch.testing.assert_close(one[index], two[branch])

@@ -16,11 +16,13 @@ from models.metrics.layers import layer_sqnr_db
 from models.sample import denoise, float_predictor
 from models.workloads import get_workload
 from npusim.cli import main
+from npusim.clips import ClipInputs
+from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.html.report import FIGURES, PAGE, write_report
 from npusim.html.source import layer_class, layer_group, load_run
 from npusim.isa.encoding import UNITS
-from npusim.run import ClipInputs, RunResult
+from npusim.run import RunResult, run
 from npusim.timing import CAUSES
 
 ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory"}
@@ -237,3 +239,13 @@ def test_names_of_layers(tiny_folder):
         "attn_temp", "final_layer", "noise", "",
     ]  # fmt: skip
     assert load_run(tiny_folder).step.name == "step"
+
+
+def test_a_part_is_reported_as_one(tiny_machine: Machine, tmp_path: Path) -> None:
+    """Without float clips and of two steps: the page says so, and its figures are of those steps."""
+    result = run("tiny", tiny_machine, out=tmp_path / "run", steps=2, integer_only=True, verify="none")
+    write_report(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "ONLY A PART of the video was run, and all figures are of that: the first 2 of 4 steps" in page
+    assert f"{result.timing.cycles:,}" in page
+    assert "n/a: this run measured no fidelity." in page
