@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from models.errors import ModelError
 from npusim.commands import hw as hw_commands
 from npusim.commands.compare import compare
+from npusim.commands.group import Commands
 from npusim.commands.report import report
 from npusim.commands.sweep import sweep
 from npusim.commands.trace import trace
@@ -33,6 +34,7 @@ from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
 from npusim.program import bare_program, load_program, save_program, write_atomically
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -55,7 +57,7 @@ class Part(StrEnum):
 Workload = Annotated[
     str, typer.Option(help="Named workload: emoji, or tiny (random weights: quick, its fidelity means nothing).")
 ]
-Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
+Hardware = Annotated[Path, typer.Option(help="Machine file, or a name in hwconfigs: hwconfigs/edge_8k.yaml.")]
 Method = Annotated[str, typer.Option(help="Quantization method, e.g. cw_tw, asq, tsq_pot (models/quantize/README.md).")]
 Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or first step of each: 0,5,12.")]
 Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the one searched for.")]

@@ -5,6 +5,7 @@ Every number is a positive integer whose name ends in its unit. `load_machine` i
 `hwconfigs/README.md`.
 """
 
+import re
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
@@ -18,9 +19,11 @@ from npusim.config_dram import Dram, DramDevice
 from npusim.config_messages import NAME_PATTERN, problems
 from npusim.config_sram import Sram
 from npusim.errors import UserError
-from npusim.strict_yaml import read_yaml
+from npusim.strict_yaml import printable, read_yaml
 
 MIB = 1 << 20
+MACHINES = Path(__file__).resolve().parents[1] / "hwconfigs"
+"""This project's machine files."""
 DEVICES = Path("dram")
 """Folder of device tables, beside a machine file or in this project's `hwconfigs`."""
 
@@ -263,14 +266,29 @@ class Machine(Section):
         return ceil(Fraction(transfer_bytes * self.clock_hz, self.storage.bandwidth_bytes_per_second))
 
 
+def find_machine(name: str) -> Path:
+    """The file that ``name`` means: a path, or the name of a machine in hwconfigs.
+
+    Raises UserError for what looks like a name and is none; that a path leads to no file is `load_machine`'s to say.
+    """
+    path = Path(name)
+    if path.suffix or not re.match(NAME_PATTERN, name) or path.exists():
+        return path
+    known = [file.stem for file in sorted(MACHINES.glob("[!.]*.yaml"))]
+    if name not in known:
+        raise UserError(f"{printable(name)}: no such machine; allowed: {', '.join(known)}, or a machine file's path")
+    return MACHINES / f"{name}.yaml"
+
+
 def load_machine(path: str | Path) -> Machine:
-    """Read the machine file at `path`, and the device table that it names, if it names one.
+    """Read the machine file at `path` (or the machine of that name in hwconfigs), and the device table that it names.
 
     Raises:
         UserError: a file cannot be read, is not strict YAML 1.2 (see `npusim.strict_yaml`), or has a field that is
             unknown, missing, of the wrong type, out of range, or in conflict with another. The message has one line for
             each fault: file, line, field, the value given, what is allowed, and for an unknown field the nearest name.
     """
+    path = find_machine(str(path))
     document = read_yaml(path)
     dram = document.data.get("dram")
     if isinstance(dram, dict) and isinstance(dram.get("device"), str):
@@ -283,7 +301,7 @@ def load_machine(path: str | Path) -> Machine:
 
 def _device(name: str, machine: Path, where: str) -> dict[str, Any]:
     """Read and check the device table `name`; the fields as plain data."""
-    folders = [machine.parent / DEVICES, Path(__file__).resolve().parents[1] / "hwconfigs" / DEVICES]
+    folders = [machine.parent / DEVICES, MACHINES / DEVICES]
     tables = {table.stem: table for folder in reversed(folders) for table in sorted(folder.glob("*.yaml"))}
     if name not in tables:
         raise UserError(

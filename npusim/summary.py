@@ -19,6 +19,9 @@ from npusim.run import RunResult, TimingResult
 from npusim.simulate import BitExact
 from npusim.timing import CAUSES
 
+LEDGER_KEY = "raw: waits for data; war: for room; swap: for storage; drain: for other units"
+"""What stands in the ledger's head, as far as it is no word; npusim/timing/README.md has all."""
+
 
 def summary(result: TimingResult) -> RenderableType:
     """One screen, 80 columns wide or more."""
@@ -28,7 +31,7 @@ def summary(result: TimingResult) -> RenderableType:
             f"{c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, on "
             f"{c.machine.name}\n{c.num_steps} steps, both guidance branches; timing only: fidelity n/a"
         )
-        return Group(head, _cost(result), _ledger(result))
+        return Group(head, _cost(result), _ledger(result), Text(LEDGER_KEY))
     head = Text.assemble(
         (f"{c.prompt}", "bold"),
         f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
@@ -36,7 +39,7 @@ def summary(result: TimingResult) -> RenderableType:
         f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}",
     )
     lines = [Text(line) for line in (saturation_line(saturation(result)), bits_line(result.bit_exact)) if line]
-    return Group(head, _fidelity(result), _cost(result), _ledger(result), *lines)
+    return Group(head, _fidelity(result), _cost(result), _ledger(result), Text(LEDGER_KEY), *lines)
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:

@@ -239,6 +239,14 @@ def test_help_fits_a_screen_and_names_its_library_call() -> None:
             assert found or importlib.util.find_spec(call), f"{name}: {call}"
 
 
+def test_the_list_of_commands_fits_a_screen_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 50
+    assert "..." not in text
+    assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in _root().commands)
+
+
 @pytest.mark.slow
 def test_every_quick_command_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
