@@ -43,6 +43,11 @@ REDUCED = {
     "npusim quantize --workload emoji --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors": (
         "npusim quantize --workload tiny --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors"
     ),
+    "npusim run --workload emoji --hw gemmini_like --attention-bits 8 --out runs/gemmini": (
+        "npusim run --workload tiny --hw gemmini_like --attention-bits 8 --verify 1 --out runs/gemmini"
+    ),
+    "npusim compare runs/demo runs/gemmini": "npusim compare runs/demo runs/gemmini",
+    "npusim explain runs/demo/program.npu 78": "npusim explain runs/demo/program.npu 78",
     "npusim report runs/demo": "npusim report runs/demo",
     "npusim trace runs/demo --window 0:20000 --out runs/demo.pftrace": (
         "npusim trace runs/demo --window 0:20000 --out runs/demo.pftrace"
@@ -70,6 +75,7 @@ RUN_ELSEWHERE = {
     "npusim evaluate --tables integer --out runs/tables": TABLES,
     "npusim evaluate --tables all --out runs/tables": TABLES,
     "npusim evaluate --tables all --out DIR": TABLES,
+    "npusim hw check FILE": "tests/npusim/test_hw.py",
     "npusim verify runs/demo --tosa": TOSA,
     "npusim verify runs/demo --tosa --block 0": TOSA,
     "npusim verify runs/demo --tosa --step 5": TOSA,
@@ -151,6 +157,8 @@ OURS = sorted({d._replace(text=d.text.removeprefix(".venv/bin/")) for d in DOCUM
 def _parsed(text: str) -> bool:
     """Whether a command is complete; fails for one that can be none: an unknown name, option or value."""
     _, *words = shlex.split(text.partition(" > ")[0])
+    if words == ["--help"]:
+        return False
     known = dict(_all_commands())
     name = words[0] if words[0] in known else " ".join(words[:2])
     if name not in known:
@@ -243,7 +251,7 @@ def test_the_list_of_commands_fits_a_screen_and_cuts_nothing(capsys: pytest.Capt
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 50
-    assert "..." not in text
+    assert "..." not in text.partition("Commands:")[2]
     assert all(re.search(rf"^  {name} +\w", text, re.MULTILINE) for name in _root().commands)
 
 
