@@ -2,10 +2,12 @@
 # and installs the pinned versions first, and skips that when nothing they depend on has changed.
 #
 # Variables:  PYTHON     the interpreter that creates .venv (3.11 or later)
+#             MARKS      which tests `make coverage` runs; all where it is empty
 #             PIP_FLAGS  further options for pip, e.g. --extra-index-url where the CPU build of torch has its own index
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+MARKS ?= not slow
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,13 +20,14 @@ export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install demo notebooks lint verilator chromium test test-slow mutants check clean
+.PHONY: help install demo notebooks lint verilator chromium test test-slow mutants coverage check clean
 
 help:
 	@echo "make demo       install, then generate a clip with the float model and on the NPU, and report (runs/demo)"
 	@echo "make test       install, then ruff, mypy and the tests that are not slow"
 	@echo "make test-slow  install, then the slow tests"
 	@echo "make mutants    install, then plant slips in engine and RTL, each of which the tests must notice (part of test-slow)"
+	@echo "make coverage   install, then the share of Python lines that the tests run (MARKS='not slow'; MARKS= takes all)"
 	@echo "make check      what CI runs: test, then test-slow"
 	@echo "make notebooks  install, then execute the notebooks; copies with all figures go to runs/notebooks"
 	@echo "make lint       install, then ruff and mypy only"
@@ -69,6 +72,12 @@ test-slow: $(STAMP) verilator chromium
 
 mutants: $(STAMP) verilator
 	$(BIN)/python -m pytest -m slow tests/npusim/test_engine_mutants.py tests/cosim/test_mutants.py
+
+coverage: $(STAMP) verilator
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m "$(MARKS)"
+	$(BIN)/python -m coverage combine
+	$(BIN)/python -m coverage report
 
 check:
 	$(MAKE) test

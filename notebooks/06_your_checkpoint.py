@@ -243,7 +243,7 @@ Markdown("\n".join(table))
 #
 # The same with files only, here for the released STDiT-XL/2 (`models/README.md` says what `t5.safetensors` holds):
 #
-#     python -m models.calibrate --workload stdit-xl2-16x256x256 --checkpoint OpenSora-v1-16x256x256.pth \
+#     npusim calibrate --workload stdit-xl2-16x256x256 --checkpoint OpenSora-v1-16x256x256.pth \
 #         --text t5.safetensors --prompts 10 --steps 20 --out stats.safetensors
 #     npusim quantize --workload stdit-xl2-16x256x256 --checkpoint OpenSora-v1-16x256x256.pth \
 #         --calibration stats.safetensors --method asq --out asq.safetensors

@@ -48,6 +48,9 @@ REDUCED = {
     ),
     "npusim compare runs/demo runs/gemmini": "npusim compare runs/demo runs/gemmini",
     "npusim explain runs/demo/program.npu 78": "npusim explain runs/demo/program.npu 78",
+    "npusim calibrate --workload emoji --out models/calibration/emoji.safetensors": (
+        "npusim calibrate --workload tiny --out calibration.safetensors"
+    ),
     "npusim report runs/demo": "npusim report runs/demo",
     "npusim trace runs/demo --window 0:20000 --out runs/demo.pftrace": (
         "npusim trace runs/demo --window 0:20000 --out runs/demo.pftrace"
@@ -75,11 +78,14 @@ RUN_ELSEWHERE = {
     "npusim evaluate --tables integer --out runs/tables": TABLES,
     "npusim evaluate --tables all --out runs/tables": TABLES,
     "npusim evaluate --tables all --out DIR": TABLES,
+    "npusim bench": "tests/npusim/test_bench.py",
     "npusim hw check FILE": "tests/npusim/test_hw.py",
     "npusim verify runs/demo --tosa": TOSA,
     "npusim verify runs/demo --tosa --block 0": TOSA,
     "npusim verify runs/demo --tosa --step 5": TOSA,
     "npusim verify quantized.safetensors --tosa --hw hwconfigs/edge_8k.yaml": TOSA,
+    f"npusim calibrate {XL2} --checkpoint OpenSora-v1-16x256x256.pth --text t5.safetensors --prompts 10 --steps 20 "
+    "--out stats.safetensors": RELEASED,
     f"npusim quantize {XL2} --checkpoint OpenSora-v1-16x256x256.pth "
     "--calibration stats.safetensors --method asq --out asq.safetensors": RELEASED,
     "npusim asm example.s --hw hwconfigs/tiny_8x8.yaml --out example.npu": MANUAL,
@@ -236,7 +242,7 @@ def test_help_fits_a_screen_and_names_its_library_call() -> None:
         text = _help(name, command)
         assert len(text.splitlines()) <= 40, f"{name}: {len(text.splitlines())} lines"
         assert "Example: npusim" in text, name
-        calls = re.findall(r"\(((?:npusim|compiler)(?:\.\w+)+)\)", re.sub(r"\s+", " ", command.help or ""))
+        calls = re.findall(r"\(((?:npusim|compiler|models)(?:\.\w+)+)\)", re.sub(r"\s+", " ", command.help or ""))
         assert calls, f"{name}: names no library call"
         for call in calls:
             module, _, function = call.rpartition(".")

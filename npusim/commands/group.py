@@ -19,4 +19,4 @@ class Commands(TyperGroup):
 def _first_sentence(text: str) -> str:
     """Of a command's help, without the library call in parentheses."""
     first = re.sub(r"\s+", " ", text.split("\n\n")[0])
-    return re.sub(r" \((npusim|compiler)[\w.]*\).*$", "", first).removesuffix(".")
+    return re.sub(r" \((npusim|compiler|models)[\w.]*\).*$", "", first).removesuffix(".")
