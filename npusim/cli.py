@@ -25,6 +25,7 @@ from npusim.commands.compile import compile_
 from npusim.commands.disasm import disasm
 from npusim.commands.evaluate import evaluate
 from npusim.commands.explain import explain
+from npusim.commands.group import Commands
 from npusim.commands.quantize import quantize
 from npusim.commands.report import report
 from npusim.commands.rtl import rtl
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from npusim.run import TimingResult
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

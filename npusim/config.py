@@ -5,6 +5,7 @@ Every number is a positive integer whose name ends in its unit. `load_machine` i
 `hwconfigs/README.md`.
 """
 
+import re
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
@@ -19,9 +20,11 @@ from npusim.config_messages import NAME_PATTERN, problems
 from npusim.config_sram import Sram
 from npusim.config_storage import Storage, StorageDevice
 from npusim.errors import UserError
-from npusim.strict_yaml import read_yaml
+from npusim.strict_yaml import printable, read_yaml
 
 MIB = 1 << 20
+MACHINES = Path(__file__).resolve().parents[1] / "hwconfigs"
+"""This project's machine files."""
 TABLES: dict[str, type[Section]] = {"dram": DramDevice, "storage": StorageDevice}
 """Sections whose ``device`` may name a table, and what the table holds. The folder of that name with the tables lies
 beside a machine file or in this project's `hwconfigs`."""
@@ -256,14 +259,29 @@ class Machine(Section):
         return ceil(clocks * self.clock_mhz / device.clock_mhz)
 
 
+def find_machine(name: str) -> Path:
+    """The file that ``name`` means: a path, or the name of a machine in hwconfigs.
+
+    Raises UserError for what looks like a name and is none; that a path leads to no file is `load_machine`'s to say.
+    """
+    path = Path(name)
+    if path.suffix or not re.match(NAME_PATTERN, name) or path.exists():
+        return path
+    known = [file.stem for file in sorted(MACHINES.glob("[!.]*.yaml"))]
+    if name not in known:
+        raise UserError(f"{printable(name)}: no such machine; allowed: {', '.join(known)}, or a machine file's path")
+    return MACHINES / f"{name}.yaml"
+
+
 def load_machine(path: str | Path) -> Machine:
-    """Read the machine file at `path`, and the device tables that it names.
+    """Read the machine file at `path` (or the machine of that name in hwconfigs), and the device tables that it names.
 
     Raises:
         UserError: a file cannot be read, is not strict YAML 1.2 (see `npusim.strict_yaml`), or has a field that is
             unknown, missing, of the wrong type, out of range, or in conflict with another. The message has one line for
             each fault: file, line, field, the value given, what is allowed, and for an unknown field the nearest name.
     """
+    path = find_machine(str(path))
     document = read_yaml(path)
     for name in TABLES:
         section = document.data.get(name)
@@ -277,7 +295,7 @@ def load_machine(path: str | Path) -> Machine:
 
 def _device(section: str, name: str, machine: Path, where: str) -> dict[str, Any]:
     """Read and check the device table `name` of `section`; the fields as plain data."""
-    folders = [machine.parent / section, Path(__file__).resolve().parents[1] / "hwconfigs" / section]
+    folders = [machine.parent / section, MACHINES / section]
     tables = {table.stem: table for folder in reversed(folders) for table in sorted(folder.glob("*.yaml"))}
     if name not in tables:
         raise UserError(

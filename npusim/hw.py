@@ -17,14 +17,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from npusim.config import MACHINES as MACHINES
 from npusim.config import Machine, load_machine
+from npusim.config import find_machine as find_machine
 from npusim.config_messages import NAME_PATTERN, PATTERN_WORDS, leaf_fields, problems
 from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.strict_yaml import FieldPath, YamlDocument, dotted, printable
 
-MACHINES = Path(__file__).resolve().parents[1] / "hwconfigs"
-"""This project's machine files."""
 SCHEMA = "schema.json"
 """Name of the JSON schema beside them."""
 
@@ -85,20 +85,6 @@ def machine_files(folder: Path = MACHINES) -> list[Path]:
 def list_machines(folder: Path = MACHINES) -> dict[Path, Machine]:
     """Every machine in ``folder``. Raises UserError for a faulty one, as `load_machine`."""
     return {path: load_machine(path) for path in machine_files(folder)}
-
-
-def find_machine(name: str) -> Path:
-    """The file that ``name`` means: a path, or the name of a machine in hwconfigs.
-
-    Raises UserError for what looks like a name and is none; that a path leads to no file is `load_machine`'s to say.
-    """
-    path = Path(name)
-    if path.suffix or path.exists() or not re.match(NAME_PATTERN, name):
-        return path
-    known = [file.stem for file in machine_files()]
-    if name not in known:
-        raise UserError(f"{printable(name)}: no such machine; allowed: {', '.join(known)}, or a machine file's path")
-    return MACHINES / f"{name}.yaml"
 
 
 def field_rows(machine: Machine) -> list[tuple[str, Any, str]]:

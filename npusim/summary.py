@@ -20,6 +20,9 @@ from npusim.run import RunResult, TimingResult
 from npusim.simulate import BitExact
 from npusim.timing import CAUSES
 
+LEDGER_KEY = "raw: waits for data; war: for room; swap: for storage; drain: for other units"
+"""What stands in the ledger's head, as far as it is no word; npusim/timing/README.md has all."""
+
 
 def summary(result: TimingResult) -> RenderableType:
     """One screen, 80 columns wide or more."""
@@ -30,7 +33,7 @@ def summary(result: TimingResult) -> RenderableType:
             f"{c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, on "
             f"{c.machine.name}\n{extent}; timing only: fidelity n/a"
         )
-        return Group(head, _cost(result), _ledger(result))
+        return Group(head, _cost(result), _ledger(result), Text(LEDGER_KEY))
     head = Text.assemble(
         (f"{c.prompt}", "bold"),
         f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
@@ -38,6 +41,7 @@ def summary(result: TimingResult) -> RenderableType:
         f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}"
         f"{f'{chr(10)}only a part of the video: {c.part}' if c.part else ''}",
     )
+<<<<<<< HEAD
     fidelity = Text("integer clip only: fidelity n/a") if result.fidelity is None else _fidelity(result.fidelity)
     texts = saturation_line(saturation(result)), bits_line(result.bit_exact)
     return Group(head, fidelity, _cost(result), _ledger(result), *(Text(line) for line in texts if line))
@@ -46,6 +50,10 @@ def summary(result: TimingResult) -> RenderableType:
 def written_line(result: TimingResult, out: Path) -> str:
     """Where a run was written to, and the most memory that it has occupied on this computer."""
     return f"written to {out}; peak resident memory {float(result.wall_clock['peak_resident_bytes']) / 1e9:.2f} GB"
+=======
+    lines = [Text(line) for line in (saturation_line(saturation(result)), bits_line(result.bit_exact)) if line]
+    return Group(head, _fidelity(result), _cost(result), _ledger(result), Text(LEDGER_KEY), *lines)
+>>>>>>> front
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:

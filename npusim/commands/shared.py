@@ -28,7 +28,7 @@ from npusim.errors import UserError
 Workload = Annotated[
     str, typer.Option(help="Named workload: emoji, or tiny (random weights: quick, its fidelity means nothing).")
 ]
-Hardware = Annotated[Path, typer.Option(help="Machine file, e.g. hwconfigs/edge_8k.yaml.")]
+Hardware = Annotated[Path, typer.Option(help="Machine file, or a name in hwconfigs: hwconfigs/edge_8k.yaml.")]
 Method = Annotated[str, typer.Option(help="Quantization method, e.g. cw_tw, asq, tsq_pot (models/quantize/README.md).")]
 Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or first steps: 0,5,12.")]
 Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the searched one.")]

@@ -29,5 +29,7 @@ def trace(
     paths = write_trace(source, out, part=part, window=parse_window(window) if window else None, page=open_)
     for path in paths:
         typer.echo(f"written to {path}")
+    if not open_:
+        typer.echo("shown by ui.perfetto.dev; with --open also as a page that needs no network")
     if open_:
         webbrowser.open(paths[-1].resolve().as_uri())
