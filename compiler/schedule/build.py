@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from compiler.graph import BITS, OUTPUT_BUFFERS, Graph, Op
 from compiler.schedule import tile_attention, tile_linear, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
+from compiler.schedule.alone import alone_zones, cost_by_itself
 from compiler.schedule.blocks import Plan, emit_group
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.encode import encode_all
 from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
-from compiler.schedule.search import alone_zones, cost_by_itself, plan_phase
+from compiler.schedule.search import plan_phase
 from compiler.schedule.tokens import insert_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -158,10 +159,12 @@ def _groups(
 ) -> list[tuple[Plan | None, tuple[Op, ...]]]:
     """The operations in groups, with the plans of those that share blocks of rows.
 
-    Where every tensor finds a place in SRAM, or that is estimated to be faster, each operation stands by itself.
+    Where every tensor finds a place in SRAM and no linear reads and writes DRAM, or that is estimated to be faster,
+    each operation stands by itself.
     """
     ops: tuple[Op, ...] = getattr(graph, phase)
-    if all(home.memory == "sram" or name in pinned for name, home in emitter.homes.items()):
+    passes = any(pinned.keys() >= {graph.base(op.inputs["x"]).name, op.output} for op in ops if "weight" in op.inputs)
+    if not passes and all(home.memory == "sram" or name in pinned for name, home in emitter.homes.items()):
         return [(None, (op,)) for op in ops]
     by_itself = emitter.homes
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from math import ceil, lcm
 
 from compiler.graph import BITS, Op
+from compiler.schedule.alone import alone, alone_zones, attention_cost, vector_cost
 from compiler.schedule.blocks import Plan, replaceable, vector_roles
-from compiler.schedule.cost_model import Cost, matmul_cycles, transfer, vector_pass
+from compiler.schedule.cost_model import Cost, matmul_cycles, transfer
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.fuse import LINEARS, Group, Stage, group_of, matrices, uses_of
 from compiler.schedule.place import ALIGN, Home, Zones, aligned, row_bytes, value_bytes
-from compiler.schedule.tile_attention import Shape, blocks_of, p_type
+from compiler.schedule.tile_attention import Shape
 from compiler.schedule.tile_linear import Accumulators, parameter_tables
 from npusim.errors import UserError
 from npusim.isa.layernorm import STATISTICS
@@ -43,18 +44,6 @@ def plan_phase(emitter: Emitter, ops: tuple[Op, ...], resident: int) -> list[Cho
     return best[0][1]
 
 
-def cost_by_itself(emitter: Emitter, ops: tuple[Op, ...]) -> float:
-    """Cycles of all operations, each by itself, with tensors where they are now.
-
-    Weights come while earlier operations compute, so they count for all together only.
-    """
-    search, zones, values = Search(emitter, 0), Zones.of(emitter.machine), emitter.graph.values
-    weights = sum(value_bytes(values[op.inputs["weight"]]) for op in ops if "weight" in op.inputs)
-    costs = [search.alone(op, zones, weights=False) for op in ops]
-    dram = sum(cost.dram for cost in costs) + transfer(emitter.machine, weights, len(ops)).dram
-    return max(sum(cost.key[0] for cost in costs), dram)
-
-
 class Search:
     """Finds the cheapest plan of a group."""
 
@@ -67,7 +56,11 @@ class Search:
     def group(self, ops: tuple[Op, ...]) -> Choice | None:
         """The cheapest plan of these operations as one group, or None where there is none."""
         found = group_of(self.graph, ops, self.uses)
-        single = (self.alone(ops[0], alone_zones(self.emitter, self.resident)), None, ops) if len(ops) == 1 else None
+        single = (
+            (alone(self.emitter, ops[0], alone_zones(self.emitter, self.resident)), None, ops)
+            if len(ops) == 1
+            else None
+        )
         if found is None or not any(op.kind in LINEARS or op.kind == "attention" for op in ops):
             return single
         key = signature(self.emitter, found)
@@ -221,10 +214,12 @@ class Search:
                 except UserError:
                     return None
             else:
-                cost += self._vector_cost(head, rows, graph.values[head.output].shape[1], blocks)
+                cost += vector_cost(self.machine, head, rows, graph.values[head.output].shape[1], blocks)
             for op in stage.tail:
                 width = min(plan.columns, graph.values[op.output].shape[1])
-                cost += self._vector_cost(op, rows, width, blocks * -(-graph.values[op.output].shape[1] // width))
+                cost += vector_cost(
+                    self.machine, op, rows, width, blocks * -(-graph.values[op.output].shape[1] // width)
+                )
         moved = {n for op in plan.group.ops for n in matrices(op) if op.kind != "attention"} | {
             plan.group.ops[-1].output
         }
@@ -249,36 +244,6 @@ class Search:
         copies = chunks * (-(-k // depth) + 1 + sum(len(vector_roles(op)) for op in stage.tail))
         return Cost(mac=cycles * blocks) + transfer(self.machine, size * blocks, copies * blocks)
 
-    def _vector_cost(self, op: Op, rows: int, cols: int, times: int) -> Cost:
-        if op.kind == "layernorm_modulate":
-            return Cost(vector=times * (vector_pass(self.machine, rows, cols, 3) + rows))
-        return Cost(vector=times * vector_pass(self.machine, rows, cols))
-
-    def alone(self, op: Op, zones: Zones, weights: bool = True) -> Cost:
-        """An operation by itself, roughly: what it computes, and its operands and result once."""
-        values, emitter = self.graph.values, self.emitter
-        rows, cols = values[op.output].shape
-        names = {*matrices(op), op.output, *(op.inputs[role] for role in "kv" if op.kind == "attention")}
-        size = sum(value_bytes(values[n]) for n in names if not emitter.in_sram(n))
-        if op.kind == "attention":
-            emitter.divide(zones)
-            cost = attention_cost(emitter, op, 1, None)
-        elif "weight" in op.inputs:
-            weight = values[op.inputs["weight"]]
-            cycles = matmul_cycles(
-                self.machine, rows, weight.shape[1], cols, values[op.inputs["x"]].dtype, weight.dtype
-            )
-            rounds = -(-cols // self.machine.mac_array.cols)
-            size += value_bytes(weight) if weights else 0
-            size += 0 if emitter.in_sram(op.inputs["x"]) else (rounds - 1) * value_bytes(values[op.inputs["x"]])
-            cost = Cost(mac=cycles)
-        else:
-            cost = self._vector_cost(op, rows, cols, 1)
-        # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them.
-        # What lies in SRAM does not wait for that, and the vector unit follows the array.
-        waits = min(cost.vector + cost.mac, 8192) if any(not emitter.in_sram(n) for n in names) else cost.vector / 2
-        return cost + transfer(self.machine, size, 8 if size else 0) + Cost(exposed=waits)
-
 
 def _shares(k: int, unit: int) -> Iterator[int]:
     """Values of K in each of 2, 3, .. pieces, rounded up to ``unit``."""
@@ -291,35 +256,6 @@ def standing(emitter: Emitter, group: Group, brought: tuple[str, ...]) -> dict[s
     outputs = {stage.output for stage in group.stages}
     homes = {name: Home("sram" if name in outputs else "dram", 0) for name in group.inner}
     return homes | {name: Home("sram", 0) for name in brought}
-
-
-def alone_zones(emitter: Emitter, resident: int) -> Zones:
-    """The split of SRAM for an operation by itself."""
-    arena = emitter.machine.sram.capacity_bytes - resident
-    weights = arena // (4 if not resident else 2) // ALIGN * ALIGN
-    return Zones(resident, weights, (arena - weights) // ALIGN * ALIGN)
-
-
-def attention_cost(emitter: Emitter, op: Op, blocks: int, rows: int | None) -> Cost:
-    """An attention in ``blocks`` parts of ``rows`` rows, or whole; raises UserError where it does not fit."""
-    machine, values, shape = emitter.machine, emitter.graph.values, Shape.of(emitter, op)
-    parts = blocks_of(emitter, op, shape, None if rows is None else (0, rows))
-    cost, times = Cost(), blocks
-    types = [values[op.inputs[role]].dtype for role in "qkv"]
-    need = shape.need(emitter, op, parts[0].groups, parts[0].heads, parts[0].rows)
-    for block in parts:
-        m, n, count = block.rows, shape.key.tokens, block.batches
-        mac = matmul_cycles(machine, m, shape.width, n, types[0], types[1], count)
-        mac += matmul_cycles(machine, m, n, shape.width, "i16" if p_type(op)[1] == 2 else "u8", types[2], count)
-        vector = vector_pass(machine, count * m, n, 2) + count * m + machine.vector_unit.op_latency_cycles
-        size = sum(
-            count * tokens * row_bytes(values[op.inputs[role]], shape.width)
-            for role, tokens in (("q", m), ("k", n), ("v", n))
-            if not emitter.in_sram(op.inputs[role])
-        )
-        alone = 2 * need > emitter.tiles.half
-        cost += Cost(mac=mac, vector=vector, exposed=vector if alone else 0) + transfer(machine, size, 3)
-    return Cost(cost.mac * times, cost.vector * times, cost.dram * times, cost.exposed * times, cost.dram_bytes * times)
 
 
 def signature(emitter: Emitter, group: Group) -> object:
