@@ -49,7 +49,7 @@ def emit_group(emitter: Emitter, plan: Plan) -> None:
     blocks = [(row, min(plan.rows, total - row)) for row in range(0, total, plan.rows)]
     count = len(plan.group.stages) + bool(plan.brought)
     emitter.divide(plan.zones)
-    for stage, number in order(len(blocks), count):
+    for stage, number in order(len(blocks), count, ahead=len(plan.group.stages) > 1):
         row, rows = blocks[number]
         emitter.local = {name: Home("dram", 0) for name in plan.group.inner}
         for name, addresses in plan.local.items():
@@ -63,14 +63,18 @@ def emit_group(emitter: Emitter, plan: Plan) -> None:
     emitter.local = {}
 
 
-def order(blocks: int, stages: int) -> Iterator[tuple[int, int]]:
-    """(stage, block) in program order."""
+def order(blocks: int, stages: int, ahead: bool = True) -> Iterator[tuple[int, int]]:
+    """(stage, block) in program order; ``ahead``: stage 0 of the next block before the last stage of this one.
+
+    A copy alone in front of one stage is not emitted ahead: it would wait for the block before to leave its buffer, and
+    this block's weights behind it.
+    """
     for block in range(blocks):
-        if block == 0 or stages == 1:
+        if block == 0 or stages == 1 or not ahead:
             yield 0, block
         yield from ((stage, block) for stage in range(1, stages - 1))
         if stages > 1:
-            if block + 1 < blocks:
+            if ahead and block + 1 < blocks:
                 yield 0, block + 1
             yield stages - 1, block
 

@@ -170,7 +170,7 @@ def linear_fields(emitter: Emitter, op: Op) -> dict[str, int]:
     weight = emitter.graph.values[op.inputs["weight"]]
     mode = {"linear_dynamic": "factored_row", "linear_factored": "factored"}.get(op.kind, "channel")
     fields = {
-        "batch0": 1, "batch1": 1, "b_k": 0 if BITS[weight.dtype] < 8 else 1, "out_zp": op.attrs["out_zp"],
+        "batch0": 1, "batch1": 1, "b_k": BITS[weight.dtype] // 8, "out_zp": op.attrs["out_zp"],
         "rq_mode": RQ_MODES.index(mode), "a_dtype": emitter.dtype(op.inputs["x"]),
         "b_dtype": emitter.dtype(weight.name), "out_dtype": emitter.dtype(op.output),
         "shifted": int("shifts" in op.inputs),

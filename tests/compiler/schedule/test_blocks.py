@@ -72,9 +72,9 @@ def test_a_tensor_that_others_read_ends_a_group() -> None:
     assert group_of(graph, graph.step[:1], uses_of(graph) | {norm: 2}) is not None
 
 
-@given(blocks=st.integers(1, 5), stages=st.integers(1, 6))
-def test_every_stage_of_every_block_in_order(blocks: int, stages: int) -> None:
-    steps = list(order(blocks, stages))
+@given(blocks=st.integers(1, 5), stages=st.integers(1, 6), ahead=st.booleans())
+def test_every_stage_of_every_block_in_order(blocks: int, stages: int, ahead: bool) -> None:
+    steps = list(order(blocks, stages, ahead))
     assert sorted(steps) == [(stage, block) for stage in range(stages) for block in range(blocks)]
     for (stage, block), at in zip(steps, range(len(steps)), strict=True):
         assert stage == 0 or steps.index((stage - 1, block)) < at
