@@ -1,6 +1,6 @@
 """Calibration: run the float model's sampling trajectories and record the range of every calibrated point.
 
-    python -m models.calibrate --workload emoji --out models/calibration/emoji.safetensors
+    npusim calibrate --workload emoji --out models/calibration/emoji.safetensors
 
 Each caption is one guided sampling run with its own seeded noise. The branches are evaluated one after the other, so
 that each has its own statistics, and on the valid text tokens alone, so that padding never enters a range.
@@ -8,8 +8,6 @@ that each has its own statistics, and on the valid text tokens alone, so that pa
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -279,33 +277,36 @@ def collect_moments(model: STDiT, workload: Workload, console: Console | None = 
     return InputMoments(weights_sha256(model), {name: values.numpy() for name, values in sums.items()})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command-line entry; returns the exit code (2 on a user error)."""
-    parser = argparse.ArgumentParser(prog="python -m models.calibrate", description="Collect calibration statistics.")
-    parser.add_argument("--workload", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--checkpoint", type=Path, help="float weights other than the workload's, .safetensors or .pth")
-    parser.add_argument("--text", type=Path, help="text states of captions of your own (models/text.py)")
-    parser.add_argument("--prompts", type=int, help="only the first so many captions")
-    parser.add_argument("--steps", type=int, help="sampling steps other than the workload's")
-    parser.add_argument("--moments", action="store_true", help="also collect what GPTQ needs, under build/calibration/")
-    options = parser.parse_args(arguments)
-    console = Console(stderr=True, soft_wrap=True)
-    try:
-        workload = get_workload(options.workload).with_files(
-            options.checkpoint, None, options.text, options.steps, options.prompts
-        )
-        model = workload.load_model()
-        stats = collect(model, workload, console=console)
-        stats.save(options.out)
-        if options.moments:
-            workload.load_moments(model, console)
-    except ModelError as error:
-        console.print(f"error: {error}", markup=False, highlight=False)
-        return 2
-    console.print(f"{options.out}: {len(stats.minimum)} points, {len(stats.captions)} captions, {stats.steps} steps")
-    return 0
+def calibrate(
+    workload: str,
+    out: Path,
+    *,
+    checkpoint: Path | None = None,
+    text_states: Path | None = None,
+    prompts: int | None = None,
+    num_steps: int | None = None,
+    moments: bool = False,
+    console: Console | None = None,
+) -> CalibrationStats:
+    """Calibrate a workload's float model and write the statistics to ``out``.
 
+    Args:
+        workload: a workload's name.
+        out: safetensors file to write.
+        checkpoint: float weights other than the workload's.
+        text_states: file of text states of captions of your own.
+        prompts: only the first so many captions.
+        num_steps: sampling steps other than the workload's.
+        moments: also collect what GPTQ needs, under build/calibration/.
+        console: shows a progress bar where given.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ModelError: as `Workload.with_files` and `collect`, or ``out`` cannot be written.
+    """
+    work = get_workload(workload).with_files(checkpoint, None, text_states, num_steps, prompts)
+    model = work.load_model()
+    stats = collect(model, work, console=console)
+    stats.save(out)
+    if moments:
+        work.load_moments(model, console)
+    return stats

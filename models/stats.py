@@ -226,7 +226,7 @@ class CalibrationStats:
         if sha256 != self.weights_sha256:
             raise ModelError(
                 f"{source}: collected with weights sha256 {self.weights_sha256[:12]}, the model has {sha256[:12]}; "
-                f"calibrate again: python -m models.calibrate --workload {self.workload} --out FILE"
+                f"calibrate again: npusim calibrate --workload {self.workload} --out FILE"
             )
 
     def require_points(self, model: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""Commands of ``npusim`` that have a file of their own; `npusim.cli` registers them."""
+"""Commands of ``npusim``, one module each; `npusim.cli` registers them."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from npusim.commands.shared import AsJson, print_json
 
 MOST_ROWS = 12
 FILE_COLUMNS = 160
@@ -19,7 +19,7 @@ FILE_COLUMNS = 160
 def compare(
     before: Annotated[Path, typer.Argument(help="Run folder, as `npusim run` writes it.")],
     after: Annotated[Path, typer.Argument(help="Run folder to compare with it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all layers and causes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say which settings, causes, layers and bytes changed between two runs (npusim.compare.compare)."""
     from npusim.compare import LAYER_COUNTS, Change
@@ -27,7 +27,7 @@ def compare(
 
     found = library(before, after)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1))
+        print_json(found)
         return
     console = Console()
     if not console.is_terminal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from npusim import hw
+from npusim.commands.shared import AsJson, print_json
 from npusim.config import Machine, load_machine
 
 app = typer.Typer(
@@ -20,7 +20,6 @@ app = typer.Typer(
 )
 
 MachineFile = Annotated[str, typer.Argument(help="Machine file, or the name of one in hwconfigs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command("list", epilog="Example: npusim hw list --json")
@@ -31,7 +30,7 @@ def list_(
     """List machines with peak rates and ridge points (npusim.hw.list_machines)."""
     machines = hw.list_machines(hw.MACHINES if folder is None else folder)
     if as_json:
-        typer.echo(json.dumps([_summary(path, machine) for path, machine in machines.items()], indent=2))
+        print_json([_summary(path, machine) for path, machine in machines.items()])
         return
     columns = "{:20} {:>11} {:>5} {:>7} {:>9} {:>8} {:>7} {:>8}"
     typer.echo(columns.format("machine", "array", "MHz", "TOPS", "SRAM KiB", "GB/s", "DRAM", "MAC/byte"))
@@ -58,7 +57,7 @@ def show(machine: MachineFile, as_json: AsJson = False) -> None:
     path = hw.find_machine(machine)
     loaded = load_machine(path)
     if as_json:
-        typer.echo(json.dumps(_summary(path, loaded) | {"machine": loaded.model_dump(mode="json")}, indent=2))
+        print_json(_summary(path, loaded) | {"machine": loaded.model_dump(mode="json")})
         return
     rows = [(field, str(value).lower() if isinstance(value, bool) else str(value), meaning)
             for field, value, meaning in hw.field_rows(loaded)]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.calibrate import collect, collect_moments, main, patches
+from models.calibrate import calibrate, collect, collect_moments, patches
 from models.errors import ModelError
 from models.iddpm import draw_noise
 from models.sample import denoise, float_predictor
@@ -146,7 +146,7 @@ def test_the_model_is_left_as_it_was(model: STDiT, stats: CalibrationStats) -> N
 
 
 def test_runs_repeat_byte_for_byte(stats: CalibrationStats, tmp_path: Path) -> None:
-    assert main(["--workload", "tiny", "--out", str(tmp_path / "a")]) == 0
+    calibrate("tiny", tmp_path / "a")
     stats.save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert CalibrationStats.load(tmp_path / "a").workload == "tiny"
@@ -158,12 +158,6 @@ def test_lists_must_match(model: STDiT) -> None:
             collect(model, TINY, captions, seeds)
     with pytest.raises(ModelError, match="unknown caption"):
         collect(model, TINY, ["fyre"], [1])
-
-
-def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--workload", "emojo", "--out", str(tmp_path / "x")]) == 2
-    assert "nearest: emoji" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_patches_make_the_patch_embedding_a_linear(model: STDiT) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.calibrate import main
+from models.calibrate import calibrate
 from models.errors import ModelError
 from models.fakequant import FakeQuantSTDiT
 from models.iddpm import draw_noise
@@ -52,7 +52,7 @@ def test_moments_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     name = "blocks.1.mlp.fc2"
     assert (first.linears[name].weights[0].q == again.linears[name].weights[0].q).all()
     path.unlink()
-    assert main(["--workload", "tiny", "--moments", "--out", str(tmp_path / "stats")]) == 0
+    calibrate("tiny", tmp_path / "stats", moments=True)
     found = InputMoments.load(path)
     assert found.weights_sha256 == stats.weights_sha256
     bad = dataclasses.replace(found, moments={**found.moments, name: found.moments[name][:, :3]})

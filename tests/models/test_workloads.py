@@ -120,7 +120,7 @@ def test_statistics_of_other_settings_are_refused(tmp_path: Path, change: dict[s
 
 def test_stored_calibration_belongs_to_the_stored_checkpoint() -> None:
     assert EMOJI.calibration is not None
-    assert EMOJI.calibration.is_file(), "missing; python -m models.calibrate makes it (models/calibration/README.md)"
+    assert EMOJI.calibration.is_file(), "missing; npusim calibrate makes it (models/calibration/README.md)"
     stats, model = EMOJI.load_stats(), EMOJI.load_model()
     stats.require_weights(weights_sha256(model))
     stats.require_points(model)

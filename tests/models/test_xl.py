@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from models.calibrate import main
+from models.calibrate import calibrate
 from models.errors import ModelError
 from models.fakequant import FakeQuantSTDiT
 from models.prepare import quantize_for
@@ -53,8 +53,7 @@ def test_workloads_have_the_released_sizes() -> None:
 
 def test_released_checkpoint_to_mapped_weight_sets(released: Path, registered: Workload, tmp_path: Path) -> None:
     stats_file, out = tmp_path / "stats.safetensors", tmp_path / "model.safetensors"
-    arguments = ["--checkpoint", str(released), "--prompts", "2", "--steps", "2", "--out", str(stats_file)]
-    assert main(["--workload", registered.name, *arguments]) == 0
+    calibrate(registered.name, stats_file, checkpoint=released, prompts=2, num_steps=2)
     stats = CalibrationStats.load(stats_file)
     assert (len(stats.captions), stats.steps, stats.cfg_scale) == (2, 2, 7.0)
     work = registered.with_files(checkpoint=released, num_steps=2, calibration=stats_file)

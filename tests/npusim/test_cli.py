@@ -11,16 +11,17 @@ import pytest
 from safetensors.torch import save_file
 
 from models.quantize import QuantizedModel
+from models.stats import CalibrationStats, weights_sha256
 from models.workloads import get_workload
 from npusim import engine
-from npusim.cli import main
+from npusim.cli import app, main
 from npusim.explain import explain
 from npusim.isa import BY_MNEMONIC
 from npusim.program import save_program
 from npusim.report import write_run
 from tests.npusim.strategies import small_program
 
-COMMANDS = ("run", "evaluate", "quantize", "compile", "disasm", "asm", "verify", "explain", "rtl", "hw")
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands] + ["hw"]
 
 
 @pytest.fixture
@@ -168,6 +169,51 @@ def test_help_is_one_screen_with_an_example(capsys, command, monkeypatch):
     text = capsys.readouterr().out
     assert f"Example: npusim {command} " in " ".join(text.split())
     assert len(text.splitlines()) <= 45
+
+
+def test_json_is_one_document_and_nothing_else(capsys, tmp_path, machine_file, small):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"schema_version: 1\nworkload: tiny\nhw: {machine_file}\naxes: {{method: [nonsense]}}\n")
+    one = ["--workload", "tiny", "--hw", str(machine_file)]
+    for command, key in (
+        (["run", *one, "--timing-only", "--out", str(tmp_path / "run")], "cost"),
+        (["swap", *one, "--methods", "tsw", "--ranges", "1", "--policies", "shadow", "--out", str(tmp_path / "s")], 0),
+        (["sweep", str(sweep), "--out", str(tmp_path / "sweep")], 0),
+        (["verify", str(small)], "crosscheck"),
+        (["hw", "list"], 0),
+        (["hw", "show", str(machine_file)], "derived"),
+        (["compare", str(tmp_path / "run"), str(tmp_path / "run")], "layers"),
+    ):
+        assert main([*command, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        json.loads(out)[key]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())
+
+
+def test_calibrate_makes_what_the_library_makes(capsys, tmp_path):
+    out = tmp_path / "stats.safetensors"
+    assert main(["calibrate", "--workload", "tiny", "--prompts", "1", "--steps", "2", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(" points, 1 captions, 2 steps\n")
+    found = CalibrationStats.load(out)
+    assert (found.steps, len(found.captions)) == (2, 1)
+    found.require_weights(weights_sha256(get_workload("tiny").load_model()))
+    quantized = ["quantize", "--workload", "tiny", "--steps", "2", "--calibration", str(out), "--out"]
+    assert main([*quantized, str(tmp_path / "q.safetensors")]) == 0
+
+
+def test_calibrations_that_are_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out, options, message in (
+        ("x", ["--workload", "emojo"], "nearest: emoji"),
+        ("x", ["--prompts", "0"], "prompts=0"),
+        ("x", ["--steps", "1"], "num_sampling_steps=1"),
+        ("x", ["--text", tmp_path / "none"], "none"),
+        ("file/x", [], "cannot be made"),
+        (".", [], "is a folder; allowed: a file to write"),
+    ):
+        command = ("calibrate", "--workload", "tiny", "--out", tmp_path / out, *options)
+        assert message in refused(capsys, tmp_path, *command)
 
 
 def test_help_lists_the_commands(capsys):
@@ -402,7 +448,7 @@ def test_interrupted_with_ctrl_c(repository, tmp_path, machine_file):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "def slow(*args, **kw):\n    print('ready', flush=True)\n    signal.pause()\n"
         "npusim.run.compile_model = slow\n"
-        "from npusim.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+        "from npusim.cli import app, main\nsys.exit(main(sys.argv[1:]))\n"
     )
     command = ["run", "--workload", "tiny", "--hw", str(machine_file), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(repository)}

@@ -1,25 +1,20 @@
-"""How fast the engine compiles and runs, on this machine: `python tests/bench/bench_engine.py [--json]`.
+"""How fast the engine compiles and runs on this computer.
 
-Prints, for one instruction of each kind at the emoji workload's sizes, the seconds of its first call in a fresh process
-with an empty kernel cache, and the best of 30 later calls. Then the rate of int8 matrix products of a full-size STDiT
-block, beside the processor's peak and PyTorch's int8 and fp32 products. ``--json`` prints the same as JSON.
+For one instruction of each kind at the emoji workload's sizes, the seconds of its first call in a fresh process with an
+empty kernel cache, and the best of later calls; then the rate of int8 matrix products of a full-size STDiT block,
+beside the processor's peak and PyTorch's int8 and fp32 products. ``python -m npusim.bench.engine ROUNDS``
+prints it as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
 
 ROWS, COLS = 256, 512
 VECTOR = f"unit=vector rows={ROWS} cols={COLS} a_row={2 * COLS} out_addr=0x80000 out_row={2 * COLS} out_dtype=i16"
@@ -70,23 +65,6 @@ PROBE_UNROLL = 8
 PROBE_LOOPS = (100_000, 1_000_000)
 """About 1.5 and 15 ms. On a busy machine only the short one finds all cores free; of the long one, the 0.05 ms that it
 takes to hand over to threads are a third of a percent."""
-ROUNDS = 30
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    as_json = parser.parse_args().json
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["NUMBA_CACHE_DIR"] = folder
-        instructions = time_instructions()
-        products = time_products()
-    if as_json:
-        print(json.dumps({"instructions": instructions, **products}, indent=1))
-    else:
-        print_instructions(instructions)
-        print_products(products)
 
 
 def clock(call: Callable[[], object]) -> float:
@@ -96,18 +74,24 @@ def clock(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def time_instructions() -> dict[str, dict[str, float]]:
+def measure(rounds: int) -> dict[str, Any]:
+    """Both, in this process, which should be a fresh one with an empty kernel cache; the best of ``rounds`` calls."""
+    return {"instructions": time_instructions(rounds), **time_products(rounds)}
+
+
+def time_instructions(rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of the first and of the best later call, and multiply-accumulates, of each line."""
     import numpy as np
 
     from npusim import engine
     from npusim.config import load_machine
+    from npusim.hw import MACHINES
     from npusim.isa import decode
     from npusim.isa.assembly import assemble
     from npusim.isa.matmul import RECORD
     from npusim.memory import MachineState
 
-    state = MachineState(load_machine(REPOSITORY / "hwconfigs" / "edge_8k.yaml"), 1 << 20)
+    state = MachineState(load_machine(MACHINES / "edge_8k.yaml"), 1 << 20)
     rng = np.random.default_rng(0)
     for memory in (state.dram, state.sram, state.param):
         memory[:] = rng.integers(0, 256, memory.size)
@@ -116,24 +100,17 @@ def time_instructions() -> dict[str, dict[str, float]]:
     found = {}
     for name, line in LINES.items():
         code = decode(assemble(line))
-        first = clock(lambda code=code: engine.execute(state, code))
-        best = min(clock(lambda code=code: engine.execute(state, code)) for _ in range(30))
+        first = clock(partial(engine.execute, state, code))
+        best = min(clock(partial(engine.execute, state, code)) for _ in range(rounds))
         ins = code[0]
         macs = ins.m * ins.k * ins.n * ins.batch0 * ins.batch1 if ins.op == "matmul" else 0
         found[name] = {"first_s": first, "best_s": best, "macs": macs}
     return found
 
 
-def print_instructions(found: dict[str, dict[str, float]]) -> None:
-    for name, line in found.items():
-        rate = f"{line['macs'] / line['best_s'] / 1e9:8.1f} GMAC/s" if line["macs"] else ""
-        print(f"{name:28s} first {line['first_s']:6.2f} s   then {line['best_s'] * 1e6:8.0f} us {rate}")
-    print(f"all first calls {sum(line['first_s'] for line in found.values()):.1f} s\n")
-
-
 def make_probe() -> Any:
     """A kernel that does nothing but VNNI products of registers, with more independent sums than they take cycles."""
-    from llvmlite import ir
+    from llvmlite import ir  # type: ignore[import-untyped]
     from numba import njit, types
     from numba.extending import intrinsic
 
@@ -169,12 +146,12 @@ def make_probe() -> Any:
 
     @njit(nogil=True)
     def probe(loops: int, first: int, last: int) -> int:
-        return products(loops)
+        return products(loops)  # type: ignore[call-arg]  # numba gives it the first argument
 
     return probe
 
 
-def time_products() -> dict[str, Any]:
+def time_products(rounds: int) -> dict[str, Any]:
     """Rates of the contenders in G multiply-accumulates per second, and the engine's ratios to the others.
 
     The contenders take turns in each round, and the best time of all rounds counts, so that other work on the machine
@@ -189,7 +166,7 @@ def time_products() -> dict[str, Any]:
 
     threads = SETTINGS.NUMBA_NUM_THREADS
     torch.set_num_threads(threads)
-    probe = make_probe() if VARIANT.takes_bytes else None
+    probe: Any = make_probe() if VARIANT.takes_bytes else None
     macs_per_loop = threads * PROBE_UNROLL * PROBE_SUMS * VARIANT.lanes * 4
     peak = 0.0  # of all rounds: it does not depend on the shape
     rng = np.random.default_rng(0)
@@ -201,16 +178,18 @@ def time_products() -> dict[str, Any]:
         signed_a, signed_b = torch.from_numpy(a.view(np.int8)), torch.from_numpy(b)
         float_a, float_b = torch.from_numpy(a).float(), signed_b.float()
         calls: dict[str, Callable[[], object]] = {
-            "engine": lambda a=a, packed=packed: gemm.gemm(a, packed),
-            "int_mm": lambda a=signed_a, b=signed_b: torch._int_mm(a, b),
-            "fp32": lambda a=float_a, b=float_b: torch.matmul(a, b),
+            "engine": partial(gemm.gemm, a, packed),
+            "int_mm": partial(torch._int_mm, signed_a, signed_b),
+            "fp32": partial(torch.matmul, float_a, float_b),
         }
+        for call in calls.values():  # not to time what is compiled or allocated at first
+            call()
         best = dict.fromkeys(calls, math.inf)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, call in calls.items():
                 best[name] = min(best[name], clock(call))
                 for loops in PROBE_LOOPS if probe else ():  # between any two others, to meet the clock that they meet
-                    seconds = clock(lambda loops=loops: in_threads(probe, threads, 1 << 40, loops))
+                    seconds = clock(partial(in_threads, probe, threads, 1 << 40, loops))
                     peak = max(peak, loops * macs_per_loop / seconds)
         rates[shape] = {name: m * k * n / best[name] / 1e9 for name in calls}
     if probe is not None:
@@ -229,23 +208,5 @@ def time_products() -> dict[str, Any]:
     return result
 
 
-def print_products(result: dict[str, Any]) -> None:
-    print(f"int8 products, {result['threads']} threads (torch {result['torch_threads']}), variant {result['variant']}")
-    ratios = ("vs_vnni_peak", "vs_int_mm", "vs_fp32")
-    contenders = ("engine", "vnni_peak", "int_mm", "fp32")
-
-    print(
-        f"{'GMAC/s':18s}" + "".join(f"{name:>10s}" for name in contenders) + "".join(f"{name:>14s}" for name in ratios)
-    )
-    for shape, rates in result["gmac_per_s"].items():
-        values = "".join(f"{rates[name]:10.1f}" if name in rates else f"{'n/a':>10s}" for name in contenders)
-        print(f"{shape:18s}{values}" + "".join(_cell(result[name].get(shape, "n/a")) for name in ratios))
-    print(f"{'geometric mean':58s}" + "".join(_cell(result[name]["geometric_mean"]) for name in ratios))
-
-
-def _cell(value: float | str) -> str:
-    return f"{value:14.2f}" if isinstance(value, float) else f"{value:>14s}"
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure(int(sys.argv[1]))))

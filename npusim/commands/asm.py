@@ -1,0 +1,42 @@
+"""``npusim asm``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from npusim.commands.shared import naming, writing
+from npusim.errors import UserError
+from npusim.isa.assembly import assemble
+from npusim.program import bare_program, save_program, write_atomically
+
+
+def asm(
+    file: Annotated[Path, typer.Argument(help="Assembler text.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    hw: Annotated[Path | None, typer.Option(help="Machine file: write a program for it, which verify takes.")] = None,
+) -> None:
+    """Assemble text to instruction words, 128 little-endian bytes each (npusim.isa.assembly.assemble).
+
+    With --hw, check each instruction against the machine and write a program of one step that runs the text's code;
+    the DRAM that it reaches is its only buffer (npusim.program.bare_program).
+    """
+    from npusim.config import load_machine
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a readable text file ({getattr(error, 'strerror', None) or error})") from None
+    machine = None if hw is None else load_machine(hw)
+    code = assemble(text, str(file), machine)
+    if machine is None:
+        with writing(out):
+            write_atomically(out, code.astype("<u4").tobytes())
+    else:
+        with naming(file):
+            program = bare_program(code, machine)
+        with writing(out):
+            save_program(program, out)
+    typer.echo(f"{out}: {len(code)} instructions")
