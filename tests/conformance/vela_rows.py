@@ -63,7 +63,7 @@ def ours(shape: tuple[int, int, int]) -> Estimate:
     net.output(net.linear("linear", x, rng.integers(-127, 128, (n, k), np.int8), "i8", multiplier=1 << 30, shift=40))
     program = compile_graph(net.graph(), machine)
     timing = time_program(program).step
-    bounds = total(layer_bounds(program.step, program))
+    bounds = total(layer_bounds(program.step, machine).values())
     return Estimate(
         timing.total_cycles - machine.barrier_cycles,
         timing.ledger["mac"]["busy"],
