@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from math import ceil, lcm
 
 from compiler.graph import BITS, Op
-from compiler.schedule.alone import alone, alone_zones, attention_cost, vector_cost
+from compiler.schedule.alone import alone, alone_zones, attention_cost, quantize_cost, vector_cost
 from compiler.schedule.blocks import Plan, replaceable, vector_roles
 from compiler.schedule.cost_model import Cost, matmul_cycles, transfer
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.fuse import LINEARS, Group, Stage, group_of, matrices, uses_of
 from compiler.schedule.place import ALIGN, Home, Zones, aligned, row_bytes, value_bytes
 from compiler.schedule.tile_attention import Shape
-from compiler.schedule.tile_linear import Accumulators, parameter_tables
+from compiler.schedule.tile_linear import Accumulators, parameter_tables, quantized_bytes
 from npusim.errors import UserError
 from npusim.isa.layernorm import STATISTICS
+from npusim.isa.matmul import SCALARS
 
 LONGEST = 9
 """Operations of a group: those between two tensors that others read."""
@@ -114,13 +115,15 @@ class Search:
 
     def _plan(self, group: Group, rows: int, columns: int) -> Plan | None:
         """Addresses and zones of a cut, or None where it does not fit."""
-        linears = [stage for stage in group.stages if stage.head.kind in LINEARS]
+        linears = [stage for stage in group.stages if stage.linear]
         if not self._parameters_fit(linears, columns):
             return None
         brought = []
         self.emitter.local = {}
         for stage in linears:
             x = stage.head.inputs["x"]
+            if stage.head.kind == "linear_dynamic":
+                continue  # a stage of its own reads it, once
             if self.graph.base(x).name not in group.inner and not self.emitter.in_sram(x):
                 if self.graph.values[x].base:
                     return None
@@ -181,6 +184,8 @@ class Search:
         """Bytes of the tile ring that buffers in use at the same time take."""
         values, emitter = self.graph.values, self.emitter
         head = stage.head
+        if stage.quantizes:
+            return 8 * emitter.row_bytes(head.inputs["x"]) + 8 * ALIGN
         if head.kind == "attention":
             shape = Shape.of(emitter, head)
             return shape.need(emitter, head, 1, 1, min(rows, shape.query.tokens, 64))
@@ -206,7 +211,9 @@ class Search:
         emitter.local = standing(emitter, plan.group, plan.brought)
         for stage in plan.group.stages:
             head = stage.head
-            if head.kind in LINEARS:
+            if stage.quantizes:
+                cost += quantize_cost(machine, rows, graph.values[head.inputs["x"]].shape[1], blocks)
+            elif stage.linear:
                 cost += self._linear_cost(plan, stage, rows, blocks)
             elif head.kind == "attention":
                 try:
@@ -233,7 +240,8 @@ class Search:
     def _linear_cost(self, plan: Plan, stage: Stage, rows: int, blocks: int) -> Cost:
         values, head = self.graph.values, stage.head
         (n, k), depth = values[head.inputs["weight"]].shape, plan.pieces[head.output]
-        types = values[head.inputs["x"]].dtype, values[head.inputs["weight"]].dtype
+        x_dtype = f"u{head.attrs['bits']}" if head.kind == "linear_dynamic" else values[head.inputs["x"]].dtype
+        types = x_dtype, values[head.inputs["weight"]].dtype
         cycles = 0
         for column in range(0, n, plan.columns):
             for first in range(0, k, depth):
@@ -269,7 +277,9 @@ def signature(emitter: Emitter, group: Group) -> object:
             memory = value.kind in ("value", "input") and emitter.home(name).memory
             which = number.setdefault(owner, len(number))
             parts.append((op.kind, role, value.shape, value.dtype, value.kind, memory, which))
-        parts.append(tuple(sorted((k, v) for k, v in op.attrs.items() if k in ("over", "heads", "b_rows", "p_bits"))))
+        parts.append(
+            tuple(sorted((k, v) for k, v in op.attrs.items() if k in ("over", "heads", "b_rows", "p_bits", "bits")))
+        )
     return tuple(parts)
 
 
@@ -283,19 +293,22 @@ def allocate(
     stages = len(group.stages) + bool(brought)
     first = 1 if brought else 0
     at = {stage: stage - 1 for stage in range(1, stages - 1)} | {0: stages - 2, stages - 1: stages - 1}
-    made = dict.fromkeys(brought, 0)
+    made, quantized = dict.fromkeys(brought, 0), dict[str, Op]()
     last: dict[str, int] = {}
     for index, stage in enumerate(group.stages, first):
-        if stage.output in group.inner:
+        if stage.output in group.inner or stage.quantizes:
             made[stage.output] = index
-        for op in stage.ops:
-            for name in op.inputs.values():
-                last[emitter.graph.base(name).name] = index
+            quantized |= {stage.output: stage.head} if stage.quantizes else {}
+        for name in stage.reads():
+            last[name if name in quantized else emitter.graph.base(name).name] = index
     spans: list[tuple[int, int, str, tuple[int, ...]]] = []
     for name, maker in made.items():
         begin = at[maker] - (stages if maker == 0 and stages > 1 else 0)
         end = at[last[name]]
-        size = aligned(rows * emitter.row_bytes(name))
+        if name in quantized:
+            size = quantized_bytes(emitter, quantized[name], rows)[1] + aligned(rows * SCALARS.itemsize)
+        else:
+            size = aligned(rows * emitter.row_bytes(name))
         if end - begin + 1 > stages:
             spans.append((2 * size, (1 << stages) - 1, name, (0, size)))
         else:

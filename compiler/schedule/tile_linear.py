@@ -208,11 +208,23 @@ def quantized_rows(emitter: Emitter, op: Op, a: Place, rows: int, cols: int) -> 
     dtype = run_time_type(op)
     out = Place(emitter.tiles.take(rows * row_bytes(dtype, cols), emitter.layer), row_bytes(dtype, cols))
     scalars = emitter.tiles.take(rows * SCALARS.itemsize, emitter.layer)
-    emitter.emit(
-        "rtquant", a_addr=a.address, a_row=a.row, out_addr=out.address, out_row=out.row, rows=rows, cols=cols,
-        scalars_addr=scalars, multiplier=op.attrs["row_multiplier"], shift=op.attrs["row_shift"], out_dtype=dtype,
-    )  # fmt: skip
+    rtquant(emitter, op, a, out, scalars, rows)
     return out, scalars
+
+
+def rtquant(emitter: Emitter, op: Op, a: Place, out: Place, scalars: int, rows: int) -> None:
+    """RTQUANT of ``rows`` rows of a linear's input at ``a``."""
+    emitter.emit(
+        "rtquant", a_addr=a.address, a_row=a.row, out_addr=out.address, out_row=out.row, rows=rows,
+        cols=emitter.graph.values[op.inputs["x"]].shape[1], scalars_addr=scalars,
+        multiplier=op.attrs["row_multiplier"], shift=op.attrs["row_shift"], out_dtype=run_time_type(op),
+    )  # fmt: skip
+
+
+def quantized_bytes(emitter: Emitter, op: Op, rows: int) -> tuple[int, int]:
+    """Bytes of one quantized row of a linear's input, and where behind ``rows`` of them their SCALARS begin."""
+    pitch = row_bytes(run_time_type(op), emitter.graph.values[op.inputs["x"]].shape[1])
+    return pitch, aligned(rows * pitch)
 
 
 def channels_per_block(emitter: Emitter, op: Op, tables: list[str]) -> int:
