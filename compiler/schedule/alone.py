@@ -30,24 +30,23 @@ def cost_by_itself(emitter: Emitter, ops: tuple[Op, ...]) -> float:
 def alone(emitter: Emitter, op: Op, zones: Zones, weights: bool = True) -> Cost:
     """An operation by itself, roughly: what it computes, and its operands and result as often as they move.
 
-    Infinite where a linear's tiles do not fit. ``weights``: whether the first load of weights counts.
+    Infinite where its smallest tiles do not fit. ``weights``: whether the first load of weights counts.
     """
     values, machine = emitter.graph.values, emitter.machine
     rows, cols = values[op.output].shape
     names = {*matrices(op), op.output, *(op.inputs[role] for role in "kv" if op.kind == "attention")}
     size = sum(value_bytes(values[n]) for n in names if not emitter.in_sram(n))
-    if op.kind == "attention":
-        emitter.divide(zones)
-        cost = attention_cost(emitter, op, 1, None)
-    elif "weight" in op.inputs:
-        emitter.divide(zones)
-        try:
+    emitter.divide(zones)
+    try:
+        if op.kind == "attention":
+            cost = attention_cost(emitter, op, 1, None)
+        elif "weight" in op.inputs:
             cost, again = _linear(emitter, op, weights)
-        except UserError:
-            return Cost(exposed=inf)
-        size += again
-    else:
-        cost = vector_cost(machine, op, rows, cols, 1)
+            size += again
+        else:
+            cost = vector_cost(machine, op, rows, cols, 1)
+    except UserError:
+        return Cost(exposed=inf)
     # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them.
     # What lies in SRAM does not wait for that, and the vector unit follows the array.
     waits = min(cost.vector + cost.mac, 8192) if any(not emitter.in_sram(n) for n in names) else cost.vector / 2
