@@ -38,9 +38,11 @@ class TextStates:
                 captions: list[str] = json.loads(file.metadata()["captions"])
                 self._states: NDArray[np.float16] = file.get_tensor("states")
                 self._offsets: NDArray[np.int64] = file.get_tensor("offsets")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"{path}: not a readable file of text states: {error}") from error
-        self._index = {caption: index for index, caption in enumerate(captions)}
+        if not isinstance(captions, list) or self._offsets.ndim != 1 or self._offsets.dtype != np.int64:
+            raise ModelError(f"{path}: captions are no list, or offsets no int64 numbers")
+        self._index = {str(caption): index for index, caption in enumerate(captions)}
         self._length = length
         ends = self._offsets.tolist()
         sound = (

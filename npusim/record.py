@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from npusim.errors import UserError
+from npusim.text_file import read_text
 
 SCHEMA_VERSION = 1
 """Of run.json."""
@@ -21,8 +23,8 @@ def read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; allowed: a run folder, as `npusim run` writes it")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = json.loads(read_text(path, "JSON file"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({' '.join(str(error).split())})") from None
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         found = record.get("schema_version") if isinstance(record, dict) else None
@@ -45,7 +47,6 @@ def read_rows(path: Path) -> Rows:
     if not path.is_file():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return list(csv.DictReader(io.StringIO(read_text(path, "CSV file"), newline="")))
+    except csv.Error as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from None

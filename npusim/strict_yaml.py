@@ -125,6 +125,9 @@ def _check_events(yaml: YAML, text: str, source: str) -> None:
 
 def _collect_lines(node: Node, path: FieldPath, lines: dict[FieldPath, int], source: str) -> None:
     """Note the line of every key and item below `node`; refuse a key that is not text or comes twice."""
+    if isinstance(node, ScalarNode) and any("\ud800" <= character <= "\udfff" for character in node.value):
+        line = node.start_mark.line + 1
+        raise UserError(f"{source}:{line}: {dotted(path)}: half a character (\\ud800 to \\udfff); write the whole one")
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*path, index)] = item.start_mark.line + 1
@@ -134,6 +137,7 @@ def _collect_lines(node: Node, path: FieldPath, lines: dict[FieldPath, int], sou
             line = key.start_mark.line + 1
             if not isinstance(key, ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 raise UserError(f"{source}:{line}: a field name must be text, not {_kind(key)}")
+            _collect_lines(key, path, lines, source)
             here = (*path, key.value)
             if here in lines:
                 raise UserError(f"{source}:{line}: {dotted(here)}: given twice, first on line {lines[here]}")

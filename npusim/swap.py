@@ -21,6 +21,7 @@ from compiler.swap.code import Coder
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
+from npusim import callable_module
 from npusim.config import Machine, load_machine
 from npusim.delta import coded_share
 from npusim.errors import UserError
@@ -29,6 +30,8 @@ from npusim.isa import BY_MNEMONIC
 from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import Notify, one_thread, stats_of, with_files
 from npusim.timing import simulate
+
+callable_module(__name__)
 
 METHODS, RANGES = ("tsw", "tsq", "tsq_pot"), (1, 2, 4, 10, 20)
 STEP_CONSTANTS, ALL_SETS = "step constants", "all sets"
@@ -302,7 +305,7 @@ def swap(
             if notify:
                 notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
             quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=count)
-            program = compile_model(quantized, roomy(machine), factored=factored)
+            program = compile_model(quantized, roomy(machine), factored=factored, cut=False)
             if count == 1:
                 timer = Timer(machine, program.bases(0))
                 one_set[method] = timer(program.prologue) + program.steps * timer(program.step)

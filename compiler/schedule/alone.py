@@ -22,9 +22,18 @@ def cost_by_itself(emitter: Emitter, ops: tuple[Op, ...]) -> float:
     """
     zones, values = Zones.of(emitter.machine), emitter.graph.values
     weights = sum(value_bytes(values[op.inputs["weight"]]) for op in ops if "weight" in op.inputs)
-    costs = [alone(emitter, op, zones, weights=False) for op in ops]
+    known = dict[object, Cost]()
+    costs = [alone_once(known, emitter, op, zones, weights=False) for op in ops]
     dram = sum(cost.dram for cost in costs) + transfer(emitter.machine, weights, len(ops)).dram
     return max(sum(cost.key[0] for cost in costs), dram)
+
+
+def alone_once(known: dict[object, Cost], emitter: Emitter, op: Op, zones: Zones, weights: bool = True) -> Cost:
+    """As `alone`; equal operations are estimated once."""
+    key = signature(emitter, (op,)), zones, weights
+    if key not in known:
+        known[key] = alone(emitter, op, zones, weights)
+    return known[key]
 
 
 def alone(emitter: Emitter, op: Op, zones: Zones, weights: bool = True) -> Cost:
@@ -117,3 +126,20 @@ def attention_cost(emitter: Emitter, op: Op, blocks: int, rows: int | None) -> C
         alone = 2 * need > emitter.tiles.half
         cost += Cost(mac=mac, vector=vector, exposed=vector if alone else 0) + transfer(machine, size, 3)
     return Cost(cost.mac * times, cost.vector * times, cost.dram * times, cost.exposed * times, cost.dram_bytes * times)
+
+
+def signature(emitter: Emitter, ops: tuple[Op, ...]) -> object:
+    """What a plan depends on: kinds, shapes, types, memories, and which operation reads what."""
+    number: dict[str, int] = {}
+    parts: list[object] = []
+    for op in ops:
+        operands = [*op.inputs.items(), ("output", op.output)]
+        for role, name in operands:
+            value, owner = emitter.graph.values[name], emitter.graph.base(name).name
+            memory = value.kind in ("value", "input") and emitter.home(name).memory
+            which = number.setdefault(owner, len(number))
+            parts.append((op.kind, role, value.shape, value.dtype, value.kind, memory, which))
+        parts.append(
+            tuple(sorted((k, v) for k, v in op.attrs.items() if k in ("over", "heads", "b_rows", "p_bits", "bits")))
+        )
+    return tuple(parts)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import ceil, lcm
 
 from compiler.graph import BITS, Op
-from compiler.schedule.alone import alone, alone_zones, attention_cost, quantize_cost, vector_cost
+from compiler.schedule.alone import alone_once, alone_zones, attention_cost, quantize_cost, signature, vector_cost
 from compiler.schedule.blocks import Plan, replaceable, vector_roles
 from compiler.schedule.cost_model import Cost, matmul_cycles, transfer
 from compiler.schedule.emitter import Emitter
@@ -53,18 +53,15 @@ class Search:
         self.uses = uses_of(self.graph)
         emitter.local = {}
         self.known: dict[object, tuple[Cost, int, int] | None] = {}
+        self.by_itself: dict[object, Cost] = {}
 
     def group(self, ops: tuple[Op, ...]) -> Choice | None:
         """The cheapest plan of these operations as one group, or None where there is none."""
         found = group_of(self.graph, ops, self.uses)
-        single = (
-            (alone(self.emitter, ops[0], alone_zones(self.emitter, self.resident)), None, ops)
-            if len(ops) == 1
-            else None
-        )
+        single = (self._alone(ops[0]), None, ops) if len(ops) == 1 else None
         if found is None or not any(op.kind in LINEARS or op.kind == "attention" for op in ops):
             return single
-        key = signature(self.emitter, found)
+        key = signature(self.emitter, found.ops)
         if key not in self.known:
             self.known[key] = self._best(found)
         self.emitter.local = {}
@@ -75,6 +72,9 @@ class Search:
         assert plan is not None
         self.emitter.local = {}
         return cut[0], plan, ops
+
+    def _alone(self, op: Op) -> Cost:
+        return alone_once(self.by_itself, self.emitter, op, alone_zones(self.emitter, self.resident))
 
     def _best(self, group: Group) -> tuple[Cost, int, int] | None:
         best: tuple[Cost, int, int] | None = None
@@ -264,23 +264,6 @@ def standing(emitter: Emitter, group: Group, brought: tuple[str, ...]) -> dict[s
     outputs = {stage.output for stage in group.stages}
     homes = {name: Home("sram" if name in outputs else "dram", 0) for name in group.inner}
     return homes | {name: Home("sram", 0) for name in brought}
-
-
-def signature(emitter: Emitter, group: Group) -> object:
-    """What a plan depends on: kinds, shapes, types, memories, and which operation reads what."""
-    number: dict[str, int] = {}
-    parts: list[object] = []
-    for op in group.ops:
-        operands = [*op.inputs.items(), ("output", op.output)]
-        for role, name in operands:
-            value, owner = emitter.graph.values[name], emitter.graph.base(name).name
-            memory = value.kind in ("value", "input") and emitter.home(name).memory
-            which = number.setdefault(owner, len(number))
-            parts.append((op.kind, role, value.shape, value.dtype, value.kind, memory, which))
-        parts.append(
-            tuple(sorted((k, v) for k, v in op.attrs.items() if k in ("over", "heads", "b_rows", "p_bits", "bits")))
-        )
-    return tuple(parts)
 
 
 def allocate(

@@ -82,9 +82,13 @@ def load_overrides(path: Path) -> tuple[Override, ...]:
 
 def _read(path: Path) -> object:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: not a readable text file (no plain file)")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
             raise ModelError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a readable text file ({error})") from None
     try:

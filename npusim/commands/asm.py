@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from npusim.commands.shared import naming, writing
-from npusim.errors import UserError
 from npusim.isa.assembly import assemble
 from npusim.program import bare_program, save_program, write_atomically
+from npusim.text_file import read_text
 
 
 def asm(
@@ -25,10 +25,7 @@ def asm(
     """
     from npusim.config import load_machine
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable text file ({getattr(error, 'strerror', None) or error})") from None
+    text = read_text(file, "text file")
     machine = None if hw is None else load_machine(hw)
     code = assemble(text, str(file), machine)
     if machine is None:

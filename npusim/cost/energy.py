@@ -5,6 +5,7 @@ The denoiser only, as timing counts it: the text encoder and the autoencoder run
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from npusim.cost.tables import Base, Range, base_table, sram_table
 from npusim.program import Program
 from npusim.timing import CodeTiming, ProgramTiming, Traffic
 
-WORK = ("multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram")
+WORK = ("multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram", "storage")
 """Components that a layer's own actions cause."""
 TIME = ("idle", "leakage")
 """Components that time causes; they belong to a part, not to a layer."""
@@ -47,17 +48,27 @@ class PartEnergy:
 
 @dataclass(frozen=True)
 class Energy:
-    """Of a whole video: the prologue once, the step ``steps`` times; ``node_nm``: what all figures were scaled to."""
+    """Of a whole video: the prologue once, then ``codes`` as each step of ``code_of_step`` asks for.
+
+    ``step`` is the first of the codes; ``node_nm``: what all figures were scaled to.
+    """
 
     prologue: PartEnergy
-    step: PartEnergy
-    steps: int
+    codes: tuple[PartEnergy, ...]
+    code_of_step: tuple[int, ...]
     node_nm: int
 
     @property
+    def step(self) -> PartEnergy:
+        return self.codes[0]
+
+    @property
     def by_component(self) -> Energies:
-        once, each = self.prologue.by_component, self.step.by_component
-        return {name: once[name] + each[name] * self.steps for name in COMPONENTS}
+        found = dict(self.prologue.by_component)
+        for number, count in Counter(self.code_of_step).items():
+            for name, value in self.codes[number].by_component.items():
+                found[name] += value * count
+        return found
 
     @property
     def total_pj(self) -> Range:
@@ -79,6 +90,7 @@ class Unit:
     param_read_byte: Range
     param_write_byte: Range
     dram_byte: Range
+    storage_byte: Range
     idle_cell_cycle: Range
     idle_lane_cycle: Range
     leakage_mw: Range
@@ -89,11 +101,11 @@ def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) 
     machine, base = program.machine, base_table()
     node = base.node_of(machine.name) if node_nm is None else node_nm
     units = unit_energies(machine, node)
-    parts = {
-        name: _part(machine, units, array_actions(code, machine), part)
-        for (name, code), part in zip(program.code(), (timing.prologue, timing.step), strict=True)
-    }
-    return Energy(parts["prologue"], parts["step"], timing.steps, node)
+    prologue, *codes = (
+        _part(machine, units, array_actions(code, machine), part)
+        for (_, code), part in zip(program.code(), (timing.prologue, *timing.codes), strict=True)
+    )
+    return Energy(prologue, tuple(codes), timing.code_of_step, node)
 
 
 def unit_energies(machine: Machine, node_nm: int) -> Unit:
@@ -128,6 +140,7 @@ def unit_energies(machine: Machine, node_nm: int) -> Unit:
         param_read_byte=param[0],
         param_write_byte=param[1],
         dram_byte=base.dram(machine.dram.device.kind) * 8,
+        storage_byte=figures.storage_pj_per_bit.range * 8,
         idle_cell_cycle=product_pj(multiply, add, register, (8, 8), array.acc_bits) * idle,
         idle_lane_cycle=lane * idle,
         leakage_mw=leakage_mw(machine, node_nm),
@@ -188,7 +201,8 @@ def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic,
         "sram": units.sram_read_byte * sram_reads + units.sram_write_byte * traffic.sram_write_bytes,
         "param_memory": units.param_read_byte * traffic.param_read_bytes
         + units.param_write_byte * traffic.param_load_bytes,
-        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes),
+        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.fetch_bytes),
+        "storage": units.storage_byte * traffic.storage_read_bytes,
     }
 
 

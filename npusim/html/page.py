@@ -68,6 +68,7 @@ def page(run: RunData, pictures: Sequence[Picture], folder: str) -> str:
         ("roofline", "Roofline"), ("causes_by_layer", "Cycles by cause and layer"),
         ("causes_by_step", "Cycles by cause and step"), ("timeline", "Units over one step"),
         ("memory", "Memories over one step"), ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
+        ("fidelity_by_layer", "Fidelity by layer and step"),
     ):  # fmt: skip
         sections.append((name, heading, _figure(shown[name], folder) if name in shown else f"<p>{_absent(name)}</p>"))
     sections += [("layers", "Layers", _layers(run)), ("words", "Words", _definitions())]
@@ -194,6 +195,7 @@ def _absent(name: str) -> str:
     return {
         "swap": "n/a: this run folder has no swap.csv.",
         "fidelity": "n/a: this run measured no fidelity.",
+        "fidelity_by_layer": "n/a: not measured; npusim report --by-layer does.",
         "roofline": "n/a: the step has no matrix products.",
     }.get(name, "n/a")
 

@@ -27,11 +27,12 @@ PICTURES: tuple[Callable[[RunData], Picture | None], ...] = (
 )  # fmt: skip
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, out: str | Path | None = None, *, by_layer: bool = False) -> Path:
     """Write the report about the run folder ``folder``; the page's path is returned.
 
-    ``out``: a folder other than the run folder, new, empty, or that of an earlier report. Equal run folders give equal
-    files, whatever ``wall_clock`` says.
+    ``out``: a folder other than the run folder, new, empty, or that of an earlier report. ``by_layer``: also measure
+    fidelity by layer, for which the float and the fake-quantized network run again. Equal run folders give equal files,
+    whatever ``wall_clock`` says.
 
     Raises UserError for a folder that holds no run, and if nothing can be written; then nothing is.
     """
@@ -40,6 +41,10 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
         check_folder(target, REPORT_FOLDER)
     run = load_run(source)
     pictures = [picture for make in PICTURES if (picture := make(run)) is not None]
+    if by_layer:
+        from npusim.html.layers import layers_fidelity  # imports torch, which the rest of the report does without
+
+        pictures.append(layers_fidelity(run))
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write_figures(target, pictures)

@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 def front(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> list[Row]:
     """Rows with a number for every objective that no other row beats in one without losing in another."""
-    found = [row for row in rows if all(isinstance(row.get(name), int | float) for name in objectives)]
+    found = _known(rows, list(objectives))
     if not found:
         return []
     signs = np.array([1.0 if way == "min" else -1.0 for way in objectives.values()])
@@ -42,24 +42,31 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> tuple[bytes, bytes]:
 
 
 def plot(rows: Sequence[Row], best: Sequence[Row], objectives: Mapping[str, Direction]) -> bytes | None:
-    """All points and the front over the first two objectives, as PNG; None with fewer than two."""
+    """All points and the front, a panel for the first objective with each other one, as PNG; None without a second."""
     from npusim.html.style import BLUE, GREY, INK, drawing, png
 
-    names = list(objectives)[:2]
-    points = [row for row in rows if all(isinstance(row.get(name), int | float) for name in names)]
-    if len(names) < 2 or not points:
+    first, *others = objectives
+    panels = [(other, _known(rows, (first, other))) for other in others]
+    panels = [(other, points) for other, points in panels if points]
+    if not panels:
         return None
     with drawing():
-        figure = Figure(figsize=(8, 5.4), layout="constrained")
-        axis = figure.subplots()
+        figure = Figure(figsize=(3 + 5 * len(panels), 5.4), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
         styles: tuple[dict[str, Any], ...] = (
             {"color": GREY, "s": 30, "label": "points"},
             {"color": BLUE, "s": 60, "marker": "D", "label": "no other is better in all"},
         )
-        for some, style in zip((points, best), styles, strict=True):
-            x, y = ([row[name] for row in some] for name in names)
-            axis.scatter(x, y, edgecolors=INK, linewidths=0.5, **style)
-        axis.set(xlabel=f"{names[0]} ({objectives[names[0]]})", ylabel=f"{names[1]} ({objectives[names[1]]})")
-        axis.grid()
-        axis.legend()
+        for axis, (other, points) in zip(axes, panels, strict=True):
+            for some, style in zip((points, best), styles, strict=True):
+                axis.scatter([row[first] for row in some], [row[other] for row in some], edgecolors=INK, linewidths=0.5,
+                             **style)  # fmt: skip
+            axis.set(xlabel=f"{first} ({objectives[first]})", ylabel=f"{other} ({objectives[other]})")
+            axis.grid()
+        axes[0].legend()
         return png(figure)
+
+
+def _known(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Rows with a number for each of ``names``."""
+    return [row for row in rows if all(isinstance(row.get(name), int | float) for name in names)]

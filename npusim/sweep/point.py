@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from npusim.config import Machine
+from npusim.cost import Range
 from npusim.errors import UserError
+from npusim.program import Program
 from npusim.sweep.space import MACHINE, Point, with_field
 
 Record = dict[str, Any]
@@ -48,6 +50,9 @@ def machine_of(point: Point) -> Machine:
 def _figures(point: Point) -> dict[str, float | int | None]:
     """Figures by name, units in the names; None for what is not modelled."""
     from compiler import compile_model
+    from compiler.swap import IN_DRAM
+    from npusim.cost import area, energy
+    from npusim.swap import roomy
     from npusim.timing import time_program
 
     machine, settings = machine_of(point), point.settings()
@@ -55,8 +60,13 @@ def _figures(point: Point) -> dict[str, float | int | None]:
     quantized = _quantized(
         point.workload, settings["method"], settings["weight_bits"], settings["act_bits"], json.dumps(ranges)
     )
-    program = compile_model(quantized, machine, settings["attention_bits"], None, settings["factored"])
+    policy = settings["policy"]
+    home = machine if policy == IN_DRAM else roomy(machine)
+    program = compile_model(quantized, home, settings["attention_bits"], None, settings["factored"])
+    if policy != IN_DRAM:
+        program = _swapped(program, machine, policy)
     timing = time_program(program)
+    joules, size = energy(program, timing).total_pj * 1e-12, area(machine).total_mm2
     return {
         "cycles": timing.cycles,
         "prologue_cycles": timing.prologue.total_cycles,
@@ -70,9 +80,24 @@ def _figures(point: Point) -> dict[str, float | int | None]:
         "range_set_bytes": program.range_sets.shape[1],
         "sram_capacity_bytes": machine.sram.capacity_bytes,
         "peak_tops": machine.peak_tops,
-        "energy_joules": None,
-        "area_mm2": None,
+        "storage_read_bytes": timing.traffic.storage_read_bytes,
+        **{f"energy_joules{name}": value for name, value in _bounds(joules).items()},
+        **{f"area_mm2{name}": value for name, value in _bounds(size).items()},
     }
+
+
+def _bounds(value: Range) -> dict[str, float]:
+    return {"": value.nominal, "_low": value.low, "_high": value.high}
+
+
+def _swapped(program: Program, machine: Machine, policy: str) -> Program:
+    """The program with all of its sets in storage, fetched as ``policy`` says, on the machine itself."""
+    from compiler.swap import IN_DRAM, POLICIES, swap_program
+    from npusim.swap import Timer
+
+    if policy not in POLICIES:
+        raise UserError(f"policy = {policy!r}: allowed {', '.join((IN_DRAM, *POLICIES))}")
+    return swap_program(program, Timer(machine, program.bases(0)), policy, policy, machine)
 
 
 @lru_cache(maxsize=2)

@@ -11,23 +11,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 import npusim
+from compiler.swap import IN_DRAM
 from npusim.config import Machine, load_machine
 from npusim.errors import UserError
 from npusim.strict_yaml import read_yaml
+
+Values = Mapping[str, Any]
+Direction = Literal["min", "max"]
 
 SCHEMA_VERSION = 1
 SEARCHES = ("grid", "random", "nsga2")
 MACHINE = "machine."
 DEFAULTS: dict[str, Any] = {
     "method": "cw_tw", "weight_bits": 8, "act_bits": 8, "attention_bits": 16, "ranges": None, "factored": False,
+    "policy": IN_DRAM,
 }  # fmt: skip
 """Settings beside the machine's fields, with what holds where a sweep does not name them."""
-OBJECTIVES = {"seconds": "min", "sram_capacity_bytes": "min", "peak_tops": "min"}
+FIGURES = (
+    "cycles", "prologue_cycles", "step_cycles", "seconds", "mac_utilisation", "dram_bandwidth_share", "dram_read_bytes",
+    "dram_write_bytes", "dram_capacity_bytes", "range_set_bytes", "storage_read_bytes", "sram_capacity_bytes",
+    "peak_tops", "energy_joules", "energy_joules_low", "energy_joules_high", "area_mm2", "area_mm2_low",
+    "area_mm2_high",
+)  # fmt: skip
+"""What a point has beside its settings; of energy and area the nominal figure, and between what sources leave it."""
+FIDELITY = "fidelity_"
+"""Before the names of figures that were measured elsewhere."""
+OBJECTIVES: dict[str, Direction] = {
+    "seconds": "min", "energy_joules": "min", "area_mm2": "min", "dram_capacity_bytes": "min",
+}  # fmt: skip
 MOST_POINTS = 1_000_000
 _KEYS = {"schema_version", "workload", "hw", "search", "points", "population", "seed", "axes", "objectives", "fidelity"}
-
-Values = Mapping[str, Any]
-Direction = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,10 @@ def load_space(path: str | Path) -> Space:
     search = _one_of(path, "search", data.get("search", "grid"), SEARCHES)
     hw = path.parent / _text(path, "hw", data.get("hw"))
     fidelity = None if data.get("fidelity") is None else path.parent / _text(path, "fidelity", data["fidelity"])
-    machine = load_machine(hw)
+    try:
+        machine = load_machine(hw)
+    except UserError as error:
+        raise UserError(f"{path}: hw: {error}") from None
     space = Space(
         _text(path, "workload", data.get("workload")), machine, search,
         _whole(path, "points", data.get("points", 16), 1, MOST_POINTS),
@@ -133,6 +149,12 @@ def with_field(machine: dict[str, Any], name: str, value: Any, where: str = "swe
 def _objectives(path: Path, data: Any) -> dict[str, Direction]:
     if not isinstance(data, dict) or not data or not set(map(str, data.values())) <= {"min", "max"}:
         raise UserError(f"{path}: objectives = {data!r}: allowed min or max for each figure, at least one")
+    for name in data:
+        if name not in FIGURES and not name.startswith(FIDELITY):
+            raise UserError(
+                f"{path}: objectives.{name}: no such figure; allowed: {', '.join(FIGURES)}, or {FIDELITY} and a column "
+                "of the file named by fidelity"
+            )
     return {str(name): direction for name, direction in data.items()}
 
 

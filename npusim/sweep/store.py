@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
 from npusim.program import write_atomically
 from npusim.sweep.point import OK, Record
-from npusim.sweep.space import DEFAULTS, Space
+from npusim.sweep.space import DEFAULTS, FIDELITY, Space
+from npusim.text_file import read_text
 
 MARKER, POINTS, PARQUET = "sweep.json", "points", "results.parquet"
 LAYOUT = Layout("sweep", (MARKER, POINTS, PARQUET))
-FIDELITY = "fidelity_"
 
 
 class Store:
@@ -67,10 +68,12 @@ def read_fidelity(path: Path | None) -> list[dict[str, str]]:
     if path is None:
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: fidelity: not a readable CSV file ({error})") from None
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV file"), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a readable CSV file ({error})") from None
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: fidelity: row {number} has more or fewer values than the {len(rows[0])} columns")
     if not rows or not set(rows[0]) & set(DEFAULTS):
         raise UserError(f"{path}: fidelity: no column of {', '.join(DEFAULTS)}; allowed: a CSV file with at least one")
     return rows

@@ -42,6 +42,7 @@ def test_8x8_output_stationary(tiny_machine: Machine, unit_of: UnitOf) -> None:
     assert differences(unit_of(machine), all_cases(machine, seed=1, scale_up=2)) == []
 
 
+@pytest.mark.slow
 def test_8x8_with_everything_else_different(tiny_machine: Machine, unit_of: UnitOf) -> None:
     machine = variant(tiny_machine, NO_SHADOW_TRAP)
     assert differences(unit_of(machine), all_cases(machine, seed=2, scale_up=2)) == []

@@ -128,7 +128,7 @@ def machines(draw: st.DrawFn) -> dict[str, dict[str, int]]:
     }
 
 
-@settings(max_examples=3 * settings.default.max_examples // 10)  # an example compiles and runs a program
+@settings(max_examples=12 * settings.default.max_examples // 100)  # an example compiles and runs a program
 @given(changes=machines(), bits=st.sampled_from(BITS))
 def test_any_machine_computes_the_same_or_is_refused(
     graph_of: GraphOf, inputs: Inputs, expected: Callable[[int, int], list[Outputs]], tiny_machine: Machine,

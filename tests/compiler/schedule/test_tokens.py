@@ -120,7 +120,7 @@ def test_an_order_without_a_needed_token_can_change_the_bits(
     program = build_program(graph_of(8, 16), tiny_machine)
     code, expected = decode(program.step), run_program(program, inputs, steps=(1,))
     order, rng, changed_runs, runs = tokens(code), np.random.default_rng(5), 0, 0
-    for number in rng.choice(len(order), 20, replace=False):
+    for number in rng.choice(len(order), 14, replace=False):
         token, broken = order[number], without(code, order[number])
         if not hazards(broken):
             continue
@@ -135,7 +135,7 @@ def test_an_order_without_a_needed_token_can_change_the_bits(
             changed_runs += 1
             continue
         changed_runs += any(not np.array_equal(outputs[0][name], bits) for name, bits in expected[0].items())
-    assert runs > 8
+    assert runs > 5
     assert changed_runs >= 3
 
 
@@ -146,7 +146,7 @@ def changed(instructions: list[Decoded], index: int, field: str, mask: int) -> l
 
 
 def test_half_a_token_is_found(step_code: list[Decoded]) -> None:
-    for token in tokens(step_code)[::9]:
+    for token in tokens(step_code)[::31]:
         sender, taker = step_code[token.sender], step_code[token.taker]
         only_sent = changed(step_code, token.taker, f"wait_{token.kind}", 1 << sender.unit)
         rules = [fault.rule for fault in hazards(only_sent)]

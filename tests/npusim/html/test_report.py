@@ -7,15 +7,20 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from models.fakequant import FakeQuantSTDiT
+from models.metrics.layers import layer_sqnr_db
+from models.sample import denoise, float_predictor
+from models.workloads import get_workload
 from npusim.cli import main
 from npusim.errors import UserError
 from npusim.html.report import FIGURES, PAGE, write_report
 from npusim.html.source import layer_class, layer_group, load_run
 from npusim.isa.encoding import UNITS
-from npusim.run import RunResult
+from npusim.run import ClipInputs, RunResult
 from npusim.timing import CAUSES
 
 ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory"}
@@ -195,6 +200,35 @@ def test_a_folder_of_others_is_not_written_to(tiny_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds files but no report\.html"):
         write_report(tiny_folder, tmp_path)
+
+
+def test_fidelity_by_layer_is_the_librarys(run_folder, tiny_result: RunResult):
+    """The page has it when asked for; the figures are those of the run's own float states."""
+    write_report(run_folder, by_layer=True)
+    assert "runs float" not in (run_folder / "report.html").read_text()
+    assert (run_folder / "figures" / "fidelity_by_layer.png").read_bytes().startswith(b"\x89PNG")
+    with (run_folder / "figures" / "fidelity_by_layer.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert len(rows) == len(tiny_result.quantized.linears)
+    assert header[0] == "layer"
+    work = get_workload("tiny")
+    model, inputs = work.load_model(), ClipInputs.of(work, tiny_result.config.prompt, tiny_result.config.seed)
+    conditions = inputs.text, inputs.mask, model.y_embedder.y_embedding.detach()
+    exact = denoise(float_predictor(model, inputs.sampler, *conditions), inputs.x_T, inputs.noises, inputs.sampler)
+    fakequant = FakeQuantSTDiT(model, tiny_result.quantized)
+    expected = layer_sqnr_db(model, fakequant, inputs.sampler, *conditions, exact)
+    for name, *values in rows:
+        np.testing.assert_allclose([float(value) for value in values], expected[name])
+    last = expected["final_layer.linear"]  # the network's output, before guidance
+    assert np.isfinite(last).all()
+
+
+def test_fidelity_by_layer_is_refused_without_data(run_folder):
+    record = json.loads((run_folder / "run.json").read_text())
+    (run_folder / "run.json").write_text(json.dumps(record | {"seeds": {"noise": "n/a"}}))
+    with pytest.raises(UserError, match="no fidelity by layer"):
+        write_report(run_folder, by_layer=True)
+    assert not (run_folder / "report.html").exists()
 
 
 def test_names_of_layers(tiny_folder):

@@ -7,13 +7,18 @@ import duckdb
 import numpy as np
 import pytest
 
+from compiler import compile_model
 from npusim.cli import main
+from npusim.cost import area, energy
 from npusim.errors import UserError
+from npusim.run import quantize_workload
+from npusim.swap import compare
 from npusim.sweep import runners
 from npusim.sweep.pareto import front
 from npusim.sweep.point import Record, evaluate, machine_of
 from npusim.sweep.run import sweep
-from npusim.sweep.space import Point, load_space
+from npusim.sweep.space import FIGURES, Point, load_space
+from npusim.timing import time_program
 
 BASE = "schema_version: 1\nworkload: tiny\nhw: HW\n"
 AXES = "axes:\n  machine.clock_mhz: [100, 200, 400]\n  method: [cw_tw, tsq]\n"
@@ -45,7 +50,8 @@ def evaluated(monkeypatch) -> list[Point]:
         if (clock, method) == (400, "tsq"):
             return record | {"status": "refused", "message": "does not fit", "figures": {}}
         seconds = 1 / clock + (method == "tsq") / 1000
-        figures = {"seconds": seconds, "peak_tops": clock / 10, "sram_capacity_bytes": 1, "energy_joules": None}
+        figures = {"seconds": seconds, "energy_joules": clock / 10, "area_mm2": 1.0, "dram_capacity_bytes": 1,
+                   "peak_tops": None}  # fmt: skip
         return record | {"status": "ok", "message": "", "figures": figures}
 
     monkeypatch.setattr(runners, "evaluate", made_up)
@@ -188,6 +194,7 @@ def test_what_cannot_be_is_a_result(write):
         ("axes: {method: cw_tw}\n", "allowed a list"),
         ("axes: {method: [cw_tw, cw_tw]}\n", "stands twice"),
         (AXES + "objectives: {seconds: least}\n", "min or max"),
+        (AXES + "objectives: {secnds: min}\n", "objectives.secnds: no such figure; allowed: cycles, "),
         (AXES + "fidelity: nowhere.csv\n", "nowhere.csv"),
     ],
 )
@@ -195,6 +202,25 @@ def test_refused_files_get_nothing(write, tmp_path, text, message, capsys):
     assert main(["sweep", str(write(text)), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_point_is_what_the_library_says_of_it(write, tiny_machine):
+    """Energy, area and a swap policy beside the same figures from their own modules."""
+    space = load_space(write(AXES))
+    plain = evaluate(space.point({"method": "tsq", "ranges": 2}))
+    swapped = evaluate(space.point({"method": "tsq", "ranges": 2, "policy": "blocking"}))
+    assert set(plain["figures"]) == set(swapped["figures"]) == set(FIGURES)
+    program = compile_model(quantize_workload("tiny", "tsq", ranges=2), tiny_machine)
+    found = energy(program, time_program(program)).total_pj
+    for suffix in ("low", "high"):
+        assert plain["figures"][f"energy_joules_{suffix}"] == pytest.approx(getattr(found, suffix) / 1e12)
+        assert plain["figures"][f"area_mm2_{suffix}"] == getattr(area(tiny_machine).total_mm2, suffix)
+    (cost,) = compare(program, tiny_machine, ["blocking"], break_even=False)
+    figures = swapped["figures"]
+    assert (figures["cycles"], figures["dram_capacity_bytes"]) == (cost.cycles, cost.dram_bytes)
+    assert figures["storage_read_bytes"] == cost.storage_read_bytes > 0
+    assert figures["energy_joules"] > plain["figures"]["energy_joules"]
+    assert evaluate(space.point({"policy": "never"}))["message"].startswith("policy = 'never': allowed in_dram, ")
 
 
 def test_a_damaged_point_is_named(write, evaluated, tmp_path):
