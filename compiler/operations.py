@@ -52,7 +52,7 @@ OPERATIONS = {
     ),
     "linear": Operation(
         {
-            "x": LINEAR_INPUTS, "weight": ("i8", "i6", "i4"), "records": ("record",), "shifts": ("u8",),
+            "x": LINEAR_INPUTS, "weight": ("i8", "i6", "i4", "i16"), "records": ("record",), "shifts": ("u8",),
             "output": ELEMENTS,
         },
         _ZERO_POINT,
@@ -131,6 +131,8 @@ def _further_rules(graph: Graph, op: Op, operands: dict[str, Value]) -> Iterator
         yield from _attention_rules(graph, op, operands)
     if op.kind in ("layernorm", "layernorm_modulate") and operands["x"].shape[1] > MAX_COLS:
         yield f"x has {operands['x'].shape[1]} columns; allowed: at most {MAX_COLS}"
+    if op.kind == "linear" and operands["weight"].dtype == "i16" and operands["x"].dtype != "i16":
+        yield f"weight has type i16 and x {operands['x'].dtype}; allowed: x of type i16 with it"
     pattern = op.attrs.get("b_rows", "")
     unit = {"": 1, "position": graph.positions, "frame": graph.positions * graph.frames}.get(pattern)
     if unit is None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import npusim
+from compiler.schedule.bounds import COLUMNS, layer_bounds
 from npusim import pictures
 from npusim.cost.energy import WORK, PartEnergy, energy_block, total
 from npusim.fidelity import PAIRS
@@ -177,13 +178,14 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def layers_csv(result: TimingResult) -> bytes:
-    """One row for each layer of prologue and step, by start; cycles and bytes of one execution."""
+    """One row for each layer of prologue and step, by start; cycles and bytes of one execution, beside their bounds."""
     counts = [f.name for f in fields(Traffic)]
-    peak = result.config.machine.peak_macs_per_cycle
+    code, peak = dict(result.program.code()), result.config.machine.peak_macs_per_cycle
     header = ["part", "layer", "executions", "start_cycle", "span_cycles", *(f"{unit}_busy_cycles" for unit in UNITS)]
-    header += [*counts, "mac_busy_utilisation", *(f"energy_{name}_pj" for name in WORK), *ENERGY_COLUMNS]
+    header += [*counts, *COLUMNS, "mac_busy_utilisation", *(f"energy_{name}_pj" for name in WORK), *ENERGY_COLUMNS]
 
     def rows(part: str, timing: CodeTiming, energy: PartEnergy, executions: int) -> Iterable[list[Any]]:
+        bounds = layer_bounds(code[part], result.program.machine)
         for index, layer in sorted(timing.layers.items(), key=lambda item: (item[1].start_cycle, item[0])):
             busy, work = layer.busy_cycles["mac"], energy.layers[index]
             yield [
@@ -194,6 +196,7 @@ def layers_csv(result: TimingResult) -> bytes:
                 layer.span_cycles,
                 *(layer.busy_cycles[unit] for unit in UNITS),
                 *(getattr(layer.traffic, name) for name in counts),
+                *bounds[index].row().values(),
                 layer.traffic.mac_operations / (peak * busy) if busy else NOT_MODELLED,
                 *(round(work[name].nominal) for name in WORK),
                 *(round(value) for value in asdict(total(work.values())).values()),

@@ -183,18 +183,30 @@ def _attention(low: Lowering, name: str, over: str) -> str:
     width = low.hidden // low.heads
     logit = values[q].scale * values[k].scale * width**-0.5 * log2(e) * 2.0**bits
     rows, layer = values[q].shape[0], f"{name}.proj"
+    keys = {"spatial": low.positions, "temporal": low.frames, "cross": low.text_length}[over]
     grid = low.linear_input(layer)
     kind = grid if folds(low, name) else _whole(low, name)
     out = low.value(f"{name}.out" if folds(low, name) else f"{name}.whole", rows, low.hidden, kind)
     out_name = low.build.attention(
         name, q, k, v, out, heads=low.heads, logit=multiplier_shift(logit, 16, f"{name} logits"),
         output=multiplier_shift(_values(low, name).factor, 32, f"{name} output"),
-        fraction_bits=bits, p_bits=8 if low.attention_bits == 8 else 15,
+        fraction_bits=bits, p_bits=probability_bits(low.attention_bits, keys),
         valid="text_len" if over == "cross" else "", over=over,
     )  # fmt: skip
     return (
         out_name if kind is grid else low.quantized(layer, out_name, low.value(f"{name}.out", rows, low.hidden, grid))
     )
+
+
+def probability_bits(attention_bits: int, keys: int) -> int:
+    """Bits of an attention's probabilities: 8, or up to 15 as long as the sum over ``keys`` 16-bit values fits.
+
+    The sum is at most keys (2^bits - 1) 2^15, for which machines have 40 bits of accumulator: at 1024 keys (16x512x512)
+    14 bits are left. The probability of the largest key is all ones in any case.
+    """
+    if attention_bits == 8:
+        return 8
+    return max(bits for bits in range(9, 16) if bits == 9 or (keys * ((1 << bits) - 1)) << 15 < 1 << 39)
 
 
 def _block(low: Lowering, i: int, x: str) -> str:

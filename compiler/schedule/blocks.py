@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from compiler.graph import BITS, Op
 from compiler.schedule.emitter import Emitter, Place
-from compiler.schedule.fuse import LINEARS, Group, Stage, matrices
+from compiler.schedule.fuse import Group, Stage, matrices, quantized_input
 from compiler.schedule.place import Home, Zones, row_bytes
 from compiler.schedule.tile_attention import attention
-from compiler.schedule.tile_linear import linear_fields, parameter_tables, weight_piece
+from compiler.schedule.tile_linear import linear_fields, parameter_tables, quantized_bytes, rtquant, weight_piece
 from compiler.schedule.tile_rows import (
     MNEMONICS,
     elementwise_constants,
@@ -22,6 +22,8 @@ from compiler.schedule.tile_rows import (
     moved,
     rows_per_tile,
 )
+from npusim.isa.encoding import row_bytes as dtype_bytes
+from npusim.isa.matmul import SCALARS
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Plan:
 
     ``rows``: of a block. ``columns``: output channels of a chunk of a linear. ``pieces``: of each linear (by output),
     the values of K whose weights are held at once. ``zones``: split of SRAM; behind the tile ring lie the tensors of a
-    block, ``local`` by name: the addresses of their one or two places. ``brought``: operands of linears that are copied
-    from DRAM first.
+    block and the rows that RTQUANT makes, ``local`` by name (`quantized_input`): the addresses of their one or two
+    places. ``brought``: operands of linears that are copied from DRAM first.
     """
 
     group: Group
@@ -49,28 +51,32 @@ def emit_group(emitter: Emitter, plan: Plan) -> None:
     blocks = [(row, min(plan.rows, total - row)) for row in range(0, total, plan.rows)]
     count = len(plan.group.stages) + bool(plan.brought)
     emitter.divide(plan.zones)
-    for stage, number in order(len(blocks), count):
+    for stage, number in order(len(blocks), count, ahead=len(plan.group.stages) > 1):
         row, rows = blocks[number]
         emitter.local = {name: Home("dram", 0) for name in plan.group.inner}
-        for name, addresses in plan.local.items():
-            pitch = emitter.row_bytes(name)
-            emitter.local[name] = Home("sram", addresses[number % len(addresses)] - row * pitch)
+        at = {name: addresses[number % len(addresses)] for name, addresses in plan.local.items()}
+        for name in at.keys() & emitter.graph.values.keys():
+            emitter.local[name] = Home("sram", at[name] - row * emitter.row_bytes(name))
         index = stage - bool(plan.brought)
         if index < 0:
             _bring(emitter, plan, row, rows)
         else:
-            _emit_stage(emitter, plan, plan.group.stages[index], row, rows)
+            _emit_stage(emitter, plan, plan.group.stages[index], row, rows, at)
     emitter.local = {}
 
 
-def order(blocks: int, stages: int) -> Iterator[tuple[int, int]]:
-    """(stage, block) in program order."""
+def order(blocks: int, stages: int, ahead: bool = True) -> Iterator[tuple[int, int]]:
+    """(stage, block) in program order; ``ahead``: stage 0 of the next block before the last stage of this one.
+
+    A copy alone in front of one stage is not emitted ahead: it would wait for the block before to leave its buffer, and
+    this block's weights behind it.
+    """
     for block in range(blocks):
-        if block == 0 or stages == 1:
+        if block == 0 or stages == 1 or not ahead:
             yield 0, block
         yield from ((stage, block) for stage in range(1, stages - 1))
         if stages > 1:
-            if block + 1 < blocks:
+            if ahead and block + 1 < blocks:
                 yield 0, block + 1
             yield stages - 1, block
 
@@ -87,11 +93,14 @@ def _bring(emitter: Emitter, plan: Plan, row: int, rows: int) -> None:
         emitter.local[owner] = local
 
 
-def _emit_stage(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int) -> None:
+def _emit_stage(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int, at: dict[str, int]) -> None:
+    """``at``: addresses of the block's tensors, by name."""
     head = stage.head
     emitter.layer = head.layer
-    if head.kind in LINEARS:
-        _linear(emitter, plan, stage, row, rows)
+    if stage.quantizes:
+        _quantize(emitter, head, row, rows, at[stage.output])
+    elif stage.linear:
+        _linear(emitter, plan, stage, row, rows, at.get(quantized_input(head), 0))
     elif head.kind == "attention":
         attention(emitter, head, (row, rows))
     elif head.kind == "layernorm_modulate":
@@ -100,8 +109,23 @@ def _emit_stage(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int)
         _rowwise(emitter, head, row, rows)
 
 
-def _linear(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int) -> None:
-    """A linear by chunks of output channels, each followed by the stage's other operations."""
+def _quantize(emitter: Emitter, op: Op, row: int, rows: int, address: int) -> None:
+    """RTQUANT of a block's rows; behind them at ``address`` stand their SCALARS."""
+    x = op.inputs["x"]
+    pitch, scalars = quantized_bytes(emitter, op, rows)
+    step = rows_per_tile(emitter, moved(emitter, x), rows)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        out = Place(address + first * pitch, pitch)
+        a = emitter.source(x, row + first, count)
+        rtquant(emitter, op, a, out, address + scalars + first * SCALARS.itemsize, count)
+
+
+def _linear(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int, quantized: int) -> None:
+    """A linear by chunks of output channels, each followed by the stage's other operations.
+
+    ``quantized``: address of its rows where RTQUANT made them.
+    """
     op, graph = stage.head, emitter.graph
     x, weight = op.inputs["x"], op.inputs["weight"]
     (n, k), tables, fields = graph.values[weight].shape, parameter_tables(op), linear_fields(emitter, op)
@@ -116,11 +140,17 @@ def _linear(emitter: Emitter, plan: Plan, stage: Stage, row: int, rows: int) -> 
         known = dict(zip(tables, addresses[1:], strict=False))
         fields |= {"rq_addr": addresses[0], "shift_addr": known.get(op.inputs.get("shifts", ""), 0)}
         fields["scalars_addr"] = known.get(op.inputs.get("scalars", ""), 0)
+        if op.kind == "linear_dynamic":
+            pitch, scalars = quantized_bytes(emitter, op, rows)
+            fields["scalars_addr"] = quantized + scalars
         shift_addr = fields["shift_addr"]
         place = _result(emitter, stage, 0, row, rows, column, width, {})
         for first in range(0, k, piece):
             depth = min(piece, k - first)
-            a = emitter.source(x, row, rows, first, depth)
+            if op.kind == "linear_dynamic":
+                a = Place(quantized + dtype_bytes(fields["a_dtype"], first), pitch)
+            else:
+                a = emitter.source(x, row, rows, first, depth)
             address, b_n = weight_piece(emitter, weight, column, width, first, depth)
             fields |= {"acc_continue": int(first > 0), "acc_hold": int(first + depth < k)}
             fields["shift_addr"] = shift_addr + first // 4 if shift_addr or first else shift_addr

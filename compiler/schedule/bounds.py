@@ -1,7 +1,7 @@
 """What no schedule can beat: for each layer of a piece of code, the least cycles of each unit, and the bytes of DRAM.
 
-    rows = layer_bounds(program.step, program)
-    total(rows).bound_cycles  # beside time_program(program).step.total_cycles
+    rows = layer_bounds(program.step, program.machine)
+    total(rows.values()).bound_cycles  # beside time_program(program).step.total_cycles
 
 Nothing here knows the order of instructions. The chosen fusion is taken as given: what it passes through DRAM is
 compulsory once, what it copies again is not.
@@ -9,19 +9,23 @@ compulsory once, what it copies again is not.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npusim.config import Machine
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.dma import dma_bytes
-from npusim.isa.encoding import UNITS, Decoded
+from npusim.isa.encoding import HEADER, UNITS, Decoded, decode_row
 from npusim.isa.matmul import fold_height, pass_cycles
-from npusim.program import Program
+from npusim.timing.cost import DMA, shapes
+
+_LAYER = next(f for f in HEADER if f.name == "layer")
+_DRAM_SIDE = ("unit", "dram_addr", "base", "row_bytes", "rows", "planes", "dram_row", "dram_plane")
+"""Fields of a copy that say which bytes of DRAM it moves, and in which direction."""
 
 
 @dataclass(frozen=True)
@@ -29,65 +33,96 @@ class Bounds:
     """One row of the report.
 
     Attributes:
-        layer: its name.
         compulsory_dram_bytes: distinct copies from and to DRAM; one that is made again (weights for another block of
             rows) counts once.
         moved_dram_bytes: all copies.
-        array_cycles: products over what all cells of the array do in a cycle, at the widths of the operands.
+        array_bound_cycles: products over what all cells of the array do in a cycle, at the widths of the operands.
         padding_cycles: what cells without work add, at ragged edges: a head of 72 on 64 rows, 120 keys on 128 columns.
         fill_cycles: first loads, skew and drain of each instruction, and folds shorter than a load of weights.
-        vector_cycles: of all vector instructions.
-        dram_cycles: the compulsory bytes at the DRAM's peak rate.
+        vector_bound_cycles: of all vector instructions.
+        dram_bound_cycles: the compulsory bytes at the DRAM's peak rate.
     """
 
-    layer: str
     compulsory_dram_bytes: int = 0
     moved_dram_bytes: int = 0
-    array_cycles: float = 0
+    array_bound_cycles: float = 0
     padding_cycles: float = 0
     fill_cycles: float = 0
-    vector_cycles: int = 0
-    dram_cycles: float = 0
+    vector_bound_cycles: int = 0
+    dram_bound_cycles: float = 0
 
     @property
     def bound_cycles(self) -> float:
         """The largest of array, vector unit and compulsory DRAM."""
-        return max(self.array_cycles, self.vector_cycles, self.dram_cycles)
+        return max(self.array_bound_cycles, self.vector_bound_cycles, self.dram_bound_cycles)
+
+    def row(self) -> dict[str, int]:
+        """By name in `COLUMNS`, cycles rounded."""
+        return {name: round(value) for name, value in {**asdict(self), "bound_cycles": self.bound_cycles}.items()}
 
 
 COLUMNS = (*(f.name for f in fields(Bounds)), "bound_cycles")
 """Columns of a table of `Bounds`."""
 
 
-def layer_bounds(code: NDArray[np.uint32], program: Program) -> list[Bounds]:
-    """Bounds of each layer of ``code`` (count, 32), in the order in which they begin."""
-    numbers: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    seen: set[tuple[int, ...]] = set()
-    for ins in decode(code):
-        row = numbers[ins.layer]
-        if ins.op in ("load", "store"):
-            copy = (
-                ins.layer, ins.unit, ins.dram_addr, ins.base, ins.row_bytes, ins.rows, ins.planes, ins.dram_row,
-                ins.dram_plane,
-            )  # fmt: skip
-            row["moved_dram_bytes"] += dma_bytes(ins)
-            row["compulsory_dram_bytes"] += 0 if copy in seen else dma_bytes(ins)
-            seen.add(copy)
-        elif ins.op == "matmul":
-            for name, cycles in array_cycles(ins, program.machine).items():
-                row[name] += cycles
-        elif UNITS[ins.unit] == "vector" and ins.op not in ("barrier", "halt"):
-            row["vector_cycles"] += BY_MNEMONIC[ins.op].cycles(ins, program.machine)
-    for row in numbers.values():
-        row["dram_cycles"] = row["compulsory_dram_bytes"] / program.machine.dram_bytes_per_cycle
-    whole = ("compulsory_dram_bytes", "moved_dram_bytes", "vector_cycles")
-    return [
-        Bounds(program.layers[layer], **{name: int(v) if name in whole else v for name, v in row.items()})  # type: ignore[arg-type]
-        for layer, row in numbers.items()
-    ]
+def layer_bounds(code: NDArray[np.uint32], machine: Machine) -> dict[int, Bounds]:
+    """Bounds by number of layer of ``code`` (count, 32), in the order in which they begin."""
+    layer = code[:, _LAYER.word].astype(np.int64) >> _LAYER.lo & ((1 << _LAYER.bits) - 1)
+    costs, which = _costs(code, machine)
+    _, first, numbers = np.unique(layer, return_index=True, return_inverse=True)
+    sums = np.zeros((len(first), costs.shape[1]))
+    np.add.at(sums, numbers, costs[which])
+    once = _distinct_copies(code, layer)
+    compulsory = np.bincount(numbers[once], costs[which[once], 0], len(first))
+    rows = {}
+    for number in np.argsort(first, kind="stable").tolist():
+        moved, array, padding, fill, vector = sums[number].tolist()
+        cycles = float(compulsory[number] / machine.dram_bytes_per_cycle)
+        rows[int(layer[first[number]])] = Bounds(
+            int(compulsory[number]), int(moved), array, padding, fill, int(vector), cycles
+        )
+    return rows
 
 
-def array_cycles(ins: Decoded, machine: Machine) -> dict[str, float]:
+def _costs(code: NDArray[np.uint32], machine: Machine) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Bytes of DRAM, cycles of the array (three), of the vector unit: a row for each shape; the shapes' numbers."""
+    table: dict[bytes, int] = {}
+    rows: list[list[float]] = []
+    which = np.empty(len(code), np.int64)
+    for index, shape in enumerate(np.ascontiguousarray(shapes(code))):
+        key = shape.tobytes()
+        if key not in table:
+            table[key] = len(rows)
+            rows.append(_cost(decode_row(shape.tolist(), BY_OPCODE), machine))
+        which[index] = table[key]
+    return np.array(rows), which
+
+
+def _cost(ins: Decoded, machine: Machine) -> list[float]:
+    if ins.op in DMA:
+        return [dma_bytes(ins), 0, 0, 0, 0]
+    if ins.op == "matmul":
+        return [0, *array_cycles(ins, machine), 0]
+    vector = UNITS[ins.unit] == "vector" and ins.op not in ("barrier", "halt")
+    return [0, 0, 0, 0, BY_MNEMONIC[ins.op].cycles(ins, machine) if vector else 0]
+
+
+def _distinct_copies(code: NDArray[np.uint32], layer: NDArray[np.int64]) -> NDArray[Any]:
+    """Places in ``code`` of one copy each of those that move the same bytes of DRAM in one direction for one layer."""
+    opcodes = code[:, 0] & 0xFF
+    copies = np.flatnonzero(np.isin(opcodes, [BY_MNEMONIC[op].opcode for op in DMA]))
+    known = {f.name: f for f in (*HEADER, *BY_MNEMONIC["load"].fields)}
+    columns = [layer[copies], opcodes[copies]]
+    for field in (known[name] for name in _DRAM_SIDE):
+        for word in range(field.word, field.word + -(-(field.lo + field.bits) // 32)):
+            low = field.lo if word == field.word else 0
+            bits = min(field.bits, 32)
+            columns.append(code[copies, word].astype(np.int64) >> low & ((1 << bits) - 1))
+    _, first = np.unique(np.stack(columns, axis=1).astype(np.int64), axis=0, return_index=True)
+    return copies[first]
+
+
+def array_cycles(ins: Decoded, machine: Machine) -> tuple[float, float, float]:
     """Cycles of a MATMUL's products, of its padding, and of filling and draining the array."""
     array, height = machine.mac_array, fold_height(ins, machine)
     streamed, held = (ins.n, ins.m) if array.dataflow == "input_stationary" else (ins.m, ins.n)
@@ -99,10 +134,10 @@ def array_cycles(ins: Decoded, machine: Machine) -> dict[str, float]:
         useful = each * streamed * ins.k / height * (held / array.cols)
         taken = each * streamed * -(-ins.k // height) * -(-held // array.cols)
     busy = BY_MNEMONIC["matmul"].cycles(ins, machine)
-    return {"array_cycles": useful, "padding_cycles": taken - useful, "fill_cycles": busy - taken}
+    return useful, taken - useful, busy - taken
 
 
-def total(rows: Sequence[Bounds]) -> Bounds:
-    """The sum of all layers, as layer "total"."""
-    sums = {f.name: sum(getattr(row, f.name) for row in rows) for f in fields(Bounds)[1:]}
-    return Bounds("total", **sums)
+def total(rows: Iterable[Bounds]) -> Bounds:
+    """The sum of all layers."""
+    each = list(rows)
+    return Bounds(*(sum(getattr(row, f.name) for row in each) for f in fields(Bounds)))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from compiler.graph import BITS, OUTPUT_BUFFERS, Graph, Op
 from compiler.schedule import tile_attention, tile_linear, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
+from compiler.schedule.alone import alone_zones, cost_by_itself
 from compiler.schedule.blocks import emit_group
 from compiler.schedule.cost_model import Cost
 from compiler.schedule.emitter import Emitter
@@ -26,7 +27,7 @@ from compiler.schedule.place import (
     place,
     value_bytes,
 )
-from compiler.schedule.search import Choice, alone_zones, cost_by_itself, plan_phase
+from compiler.schedule.search import Choice, plan_phase
 from compiler.schedule.segments import Group, held, segments
 from compiler.schedule.tokens import with_tokens
 from npusim.config import Machine
@@ -193,14 +194,16 @@ def _homes(
 def _chosen(graph: Graph, phase: str, machine: Machine, layout: Layout) -> tuple[bool, list[Choice]]:
     """Whether operations share blocks of rows, and the groups; where not, each operation by itself.
 
-    They do not where every tensor finds a place in SRAM, or where that is estimated to be faster.
+    They do not where every tensor finds a place in SRAM and no linear reads and writes DRAM, or where that is estimated
+    to be faster.
     """
     pinned, _, spill = _buffers(graph, machine, layout)
     by_itself = _homes(graph, phase, machine, pinned, spill)
     emitter = Emitter(graph, machine, layout, by_itself, [])
     ops: tuple[Op, ...] = getattr(graph, phase)
     alone: list[Choice] = [(Cost(), None, (op,)) for op in ops]
-    if all(home.memory == "sram" or name in pinned for name, home in by_itself.items()):
+    passes = any(pinned.keys() >= {graph.base(op.inputs["x"]).name, op.output} for op in ops if "weight" in op.inputs)
+    if not passes and all(home.memory == "sram" or name in pinned for name, home in by_itself.items()):
         return False, alone
     try:
         before = cost_by_itself(emitter, ops)

@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from compiler.graph import Graph, Op
 
 COLUMNWISE = ("elementwise", "product", "table")
-LINEARS = ("linear", "linear_factored")
+LINEARS = ("linear", "linear_factored", "linear_dynamic")
 ROWWISE = (*COLUMNWISE, *LINEARS, "layernorm_modulate")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """``head``, and what follows each of its blocks of columns."""
+    """``head``, and what follows each of its blocks of columns.
+
+    ``quantizes``: only RTQUANT of the rows that ``head`` reads, in front of the stage that has its products.
+    """
 
     head: Op
     tail: tuple[Op, ...] = ()
+    quantizes: bool = False
 
     @property
     def ops(self) -> tuple[Op, ...]:
@@ -29,7 +33,22 @@ class Stage:
 
     @property
     def output(self) -> str:
-        return self.ops[-1].output
+        return quantized_input(self.head) if self.quantizes else self.ops[-1].output
+
+    @property
+    def linear(self) -> bool:
+        """Whether the array works on it."""
+        return self.head.kind in LINEARS and not self.quantizes
+
+    def reads(self) -> list[str]:
+        """Operands, with the rows of a linear that is quantized at run time as RTQUANT leaves them."""
+        if self.quantizes:
+            return [self.head.inputs["x"]]
+        names = [name for op in self.ops for name in op.inputs.values()]
+        if self.head.kind == "linear_dynamic":
+            names.remove(self.head.inputs["x"])
+            names.append(quantized_input(self.head))
+        return names
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,11 @@ class Group:
     ops: tuple[Op, ...]
     stages: tuple[Stage, ...]
     inner: frozenset[str]
+
+
+def quantized_input(op: Op) -> str:
+    """Name of what RTQUANT makes for a linear; no value of the graph."""
+    return f"{op.output}:rows"
 
 
 def matrices(op: Op) -> list[str]:
@@ -98,7 +122,12 @@ def _stages(graph: Graph, ops: Sequence[Op], inner: set[str]) -> list[Stage]:
             stages[-1].append(op)
         else:
             stages.append([op])
-    return [Stage(first, tuple(rest)) for first, *rest in stages]
+    found = []
+    for first, *rest in stages:
+        if first.kind == "linear_dynamic":
+            found.append(Stage(first, quantizes=True))
+        found.append(Stage(first, tuple(rest)))
+    return found
 
 
 def _follows(graph: Graph, stage: list[Op], op: Op, inner: set[str]) -> bool:

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from math import ceil, lcm
 
 from compiler.graph import BITS, Op
+from compiler.schedule.alone import alone_once, alone_zones, attention_cost, quantize_cost, signature, vector_cost
 from compiler.schedule.blocks import Plan, replaceable, vector_roles
-from compiler.schedule.cost_model import Cost, matmul_cycles, transfer, vector_pass
+from compiler.schedule.cost_model import Cost, matmul_cycles, transfer
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.fuse import LINEARS, Group, Stage, group_of, matrices, uses_of
 from compiler.schedule.place import ALIGN, Home, Zones, aligned, row_bytes, value_bytes
-from compiler.schedule.tile_attention import Shape, blocks_of, p_type
-from compiler.schedule.tile_linear import Accumulators, parameter_tables
+from compiler.schedule.tile_attention import Shape
+from compiler.schedule.tile_linear import Accumulators, parameter_tables, quantized_bytes
 from npusim.errors import UserError
 from npusim.isa.layernorm import STATISTICS
+from npusim.isa.matmul import SCALARS
 
 LONGEST = 9
 """Operations of a group: those between two tensors that others read."""
@@ -43,18 +45,6 @@ def plan_phase(emitter: Emitter, ops: tuple[Op, ...], resident: int) -> list[Cho
     return best[0][1]
 
 
-def cost_by_itself(emitter: Emitter, ops: tuple[Op, ...]) -> float:
-    """Cycles of all operations, each by itself, with tensors where they are now.
-
-    Weights come while earlier operations compute, so they count for all together only.
-    """
-    search, zones, values = Search(emitter, 0), Zones.of(emitter.machine), emitter.graph.values
-    weights = sum(value_bytes(values[op.inputs["weight"]]) for op in ops if "weight" in op.inputs)
-    costs = [search.alone(op, zones, weights=False) for op in ops]
-    dram = sum(cost.dram for cost in costs) + transfer(emitter.machine, weights, len(ops)).dram
-    return max(sum(cost.key[0] for cost in costs), dram)
-
-
 class Search:
     """Finds the cheapest plan of a group."""
 
@@ -68,7 +58,7 @@ class Search:
     def group(self, ops: tuple[Op, ...]) -> Choice | None:
         """The cheapest plan of these operations as one group, or None where there is none."""
         found = group_of(self.graph, ops, self.uses)
-        single = (self.alone(ops[0], alone_zones(self.emitter, self.resident)), None, ops) if len(ops) == 1 else None
+        single = (self._alone(ops[0]), None, ops) if len(ops) == 1 else None
         if found is None or not any(op.kind in LINEARS or op.kind == "attention" for op in ops):
             return single
         key = signature(self.emitter, found.ops)
@@ -82,6 +72,9 @@ class Search:
         assert plan is not None
         self.emitter.local = {}
         return cut[0], plan, ops
+
+    def _alone(self, op: Op) -> Cost:
+        return alone_once(self.by_itself, self.emitter, op, alone_zones(self.emitter, self.resident))
 
     def _best(self, group: Group) -> tuple[Cost, int, int] | None:
         best: tuple[Cost, int, int] | None = None
@@ -122,13 +115,15 @@ class Search:
 
     def _plan(self, group: Group, rows: int, columns: int) -> Plan | None:
         """Addresses and zones of a cut, or None where it does not fit."""
-        linears = [stage for stage in group.stages if stage.head.kind in LINEARS]
+        linears = [stage for stage in group.stages if stage.linear]
         if not self._parameters_fit(linears, columns):
             return None
         brought = []
         self.emitter.local = {}
         for stage in linears:
             x = stage.head.inputs["x"]
+            if stage.head.kind == "linear_dynamic":
+                continue  # a stage of its own reads it, once
             if self.graph.base(x).name not in group.inner and not self.emitter.in_sram(x):
                 if self.graph.values[x].base:
                     return None
@@ -189,6 +184,8 @@ class Search:
         """Bytes of the tile ring that buffers in use at the same time take."""
         values, emitter = self.graph.values, self.emitter
         head = stage.head
+        if stage.quantizes:
+            return 8 * emitter.row_bytes(head.inputs["x"]) + 8 * ALIGN
         if head.kind == "attention":
             shape = Shape.of(emitter, head)
             return shape.need(emitter, head, 1, 1, min(rows, shape.query.tokens, 64))
@@ -214,7 +211,9 @@ class Search:
         emitter.local = standing(emitter, plan.group, plan.brought)
         for stage in plan.group.stages:
             head = stage.head
-            if head.kind in LINEARS:
+            if stage.quantizes:
+                cost += quantize_cost(machine, rows, graph.values[head.inputs["x"]].shape[1], blocks)
+            elif stage.linear:
                 cost += self._linear_cost(plan, stage, rows, blocks)
             elif head.kind == "attention":
                 try:
@@ -222,10 +221,12 @@ class Search:
                 except UserError:
                     return None
             else:
-                cost += self._vector_cost(head, rows, graph.values[head.output].shape[1], blocks)
+                cost += vector_cost(self.machine, head, rows, graph.values[head.output].shape[1], blocks)
             for op in stage.tail:
                 width = min(plan.columns, graph.values[op.output].shape[1])
-                cost += self._vector_cost(op, rows, width, blocks * -(-graph.values[op.output].shape[1] // width))
+                cost += vector_cost(
+                    self.machine, op, rows, width, blocks * -(-graph.values[op.output].shape[1] // width)
+                )
         moved = {n for op in plan.group.ops for n in matrices(op) if op.kind != "attention"} | {
             plan.group.ops[-1].output
         }
@@ -239,7 +240,8 @@ class Search:
     def _linear_cost(self, plan: Plan, stage: Stage, rows: int, blocks: int) -> Cost:
         values, head = self.graph.values, stage.head
         (n, k), depth = values[head.inputs["weight"]].shape, plan.pieces[head.output]
-        types = values[head.inputs["x"]].dtype, values[head.inputs["weight"]].dtype
+        x_dtype = f"u{head.attrs['bits']}" if head.kind == "linear_dynamic" else values[head.inputs["x"]].dtype
+        types = x_dtype, values[head.inputs["weight"]].dtype
         cycles = 0
         for column in range(0, n, plan.columns):
             for first in range(0, k, depth):
@@ -249,42 +251,6 @@ class Search:
         size = value_bytes(values[head.inputs["weight"]]) + value_bytes(values[head.inputs["records"]])
         copies = chunks * (-(-k // depth) + 1 + sum(len(vector_roles(op)) for op in stage.tail))
         return Cost(mac=cycles * blocks) + transfer(self.machine, size * blocks, copies * blocks)
-
-    def _vector_cost(self, op: Op, rows: int, cols: int, times: int) -> Cost:
-        if op.kind == "layernorm_modulate":
-            return Cost(vector=times * (vector_pass(self.machine, rows, cols, 3) + rows))
-        return Cost(vector=times * vector_pass(self.machine, rows, cols))
-
-    def alone(self, op: Op, zones: Zones, weights: bool = True) -> Cost:
-        """An operation by itself, roughly: what it computes, and its operands and result once."""
-        key = signature(self.emitter, (op,)), zones, weights
-        if key not in self.by_itself:
-            self.by_itself[key] = self._alone(op, zones, weights)
-        return self.by_itself[key]
-
-    def _alone(self, op: Op, zones: Zones, weights: bool) -> Cost:
-        values, emitter = self.graph.values, self.emitter
-        rows, cols = values[op.output].shape
-        names = {*matrices(op), op.output, *(op.inputs[role] for role in "kv" if op.kind == "attention")}
-        size = sum(value_bytes(values[n]) for n in names if not emitter.in_sram(n))
-        if op.kind == "attention":
-            emitter.divide(zones)
-            cost = attention_cost(emitter, op, 1, None)
-        elif "weight" in op.inputs:
-            weight = values[op.inputs["weight"]]
-            cycles = matmul_cycles(
-                self.machine, rows, weight.shape[1], cols, values[op.inputs["x"]].dtype, weight.dtype
-            )
-            rounds = -(-cols // self.machine.mac_array.cols)
-            size += value_bytes(weight) if weights else 0
-            size += 0 if emitter.in_sram(op.inputs["x"]) else (rounds - 1) * value_bytes(values[op.inputs["x"]])
-            cost = Cost(mac=cycles)
-        else:
-            cost = self._vector_cost(op, rows, cols, 1)
-        # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them.
-        # What lies in SRAM does not wait for that, and the vector unit follows the array.
-        waits = min(cost.vector + cost.mac, 8192) if any(not emitter.in_sram(n) for n in names) else cost.vector / 2
-        return cost + transfer(self.machine, size, 8 if size else 0) + Cost(exposed=waits)
 
 
 def _shares(k: int, unit: int) -> Iterator[int]:
@@ -300,50 +266,6 @@ def standing(emitter: Emitter, group: Group, brought: tuple[str, ...]) -> dict[s
     return homes | {name: Home("sram", 0) for name in brought}
 
 
-def alone_zones(emitter: Emitter, resident: int) -> Zones:
-    """The split of SRAM for an operation by itself."""
-    arena = emitter.machine.sram.capacity_bytes - resident
-    weights = arena // (4 if not resident else 2) // ALIGN * ALIGN
-    return Zones(resident, weights, (arena - weights) // ALIGN * ALIGN)
-
-
-def attention_cost(emitter: Emitter, op: Op, blocks: int, rows: int | None) -> Cost:
-    """An attention in ``blocks`` parts of ``rows`` rows, or whole; raises UserError where it does not fit."""
-    machine, values, shape = emitter.machine, emitter.graph.values, Shape.of(emitter, op)
-    parts = blocks_of(emitter, op, shape, None if rows is None else (0, rows))
-    cost, times = Cost(), blocks
-    types = [values[op.inputs[role]].dtype for role in "qkv"]
-    need = shape.need(emitter, op, parts[0].groups, parts[0].heads, parts[0].rows)
-    for block in parts:
-        m, n, count = block.rows, shape.key.tokens, block.batches
-        mac = matmul_cycles(machine, m, shape.width, n, types[0], types[1], count)
-        mac += matmul_cycles(machine, m, n, shape.width, "i16" if p_type(op)[1] == 2 else "u8", types[2], count)
-        vector = vector_pass(machine, count * m, n, 2) + count * m + machine.vector_unit.op_latency_cycles
-        size = sum(
-            count * tokens * row_bytes(values[op.inputs[role]], shape.width)
-            for role, tokens in (("q", m), ("k", n), ("v", n))
-            if not emitter.in_sram(op.inputs[role])
-        )
-        alone = 2 * need > emitter.tiles.half
-        cost += Cost(mac=mac, vector=vector, exposed=vector if alone else 0) + transfer(machine, size, 3)
-    return Cost(cost.mac * times, cost.vector * times, cost.dram * times, cost.exposed * times, cost.dram_bytes * times)
-
-
-def signature(emitter: Emitter, ops: tuple[Op, ...]) -> object:
-    """What a plan depends on: kinds, shapes, types, memories, and which operation reads what."""
-    number: dict[str, int] = {}
-    parts: list[object] = []
-    for op in ops:
-        operands = [*op.inputs.items(), ("output", op.output)]
-        for role, name in operands:
-            value, owner = emitter.graph.values[name], emitter.graph.base(name).name
-            memory = value.kind in ("value", "input") and emitter.home(name).memory
-            which = number.setdefault(owner, len(number))
-            parts.append((op.kind, role, value.shape, value.dtype, value.kind, memory, which))
-        parts.append(tuple(sorted((k, v) for k, v in op.attrs.items() if k in ("over", "heads", "b_rows", "p_bits"))))
-    return tuple(parts)
-
-
 def allocate(
     emitter: Emitter, group: Group, brought: tuple[str, ...], rows: int
 ) -> tuple[dict[str, tuple[int, ...]], int]:
@@ -354,19 +276,22 @@ def allocate(
     stages = len(group.stages) + bool(brought)
     first = 1 if brought else 0
     at = {stage: stage - 1 for stage in range(1, stages - 1)} | {0: stages - 2, stages - 1: stages - 1}
-    made = dict.fromkeys(brought, 0)
+    made, quantized = dict.fromkeys(brought, 0), dict[str, Op]()
     last: dict[str, int] = {}
     for index, stage in enumerate(group.stages, first):
-        if stage.output in group.inner:
+        if stage.output in group.inner or stage.quantizes:
             made[stage.output] = index
-        for op in stage.ops:
-            for name in op.inputs.values():
-                last[emitter.graph.base(name).name] = index
+            quantized |= {stage.output: stage.head} if stage.quantizes else {}
+        for name in stage.reads():
+            last[name if name in quantized else emitter.graph.base(name).name] = index
     spans: list[tuple[int, int, str, tuple[int, ...]]] = []
     for name, maker in made.items():
         begin = at[maker] - (stages if maker == 0 and stages > 1 else 0)
         end = at[last[name]]
-        size = aligned(rows * emitter.row_bytes(name))
+        if name in quantized:
+            size = quantized_bytes(emitter, quantized[name], rows)[1] + aligned(rows * SCALARS.itemsize)
+        else:
+            size = aligned(rows * emitter.row_bytes(name))
         if end - begin + 1 > stages:
             spans.append((2 * size, (1 << stages) - 1, name, (0, size)))
         else:

@@ -19,6 +19,44 @@ from npusim.isa.encoding import DTYPE_NAMES, row_bytes
 from npusim.isa.matmul import RQ_MODES, SCALARS
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """How a linear is cut: ``columns`` output channels, ``depth`` of K and ``rows`` of a MATMUL.
+
+    ``x_dtype``: of the input as the array gets it.
+    """
+
+    columns: int
+    depth: int
+    rows: int
+    x_dtype: str
+
+
+def linear_tiles(emitter: Emitter, op: Op) -> Tiles:
+    """The cut of a linear by itself. Raises UserError where the smallest tile does not fit."""
+    x, weight = op.inputs["x"], op.inputs["weight"]
+    (n, k), rows = emitter.graph.values[weight].shape, emitter.graph.values[x].shape[0]
+    dynamic = op.kind == "linear_dynamic"
+    dtype = DTYPE_NAMES[run_time_type(op)] if dynamic else emitter.graph.values[x].dtype
+    columns = channels_per_block(emitter, op, parameter_tables(op))
+    if columns:
+        return Tiles(columns, k, _rows(emitter, op, columns), dtype)
+    most = Accumulators.of(emitter.machine)
+    columns = min(n, most.columns)
+    piece = piece_of_k(emitter, op, columns)
+    inner = [] if dynamic or emitter.in_sram(x) else [emitter.columns_bytes(x, piece)]
+    whole_rows = moved(emitter, x) if dynamic else []
+    step = min(most.rows, rows_per_tile(emitter, [*whole_rows, *inner, *_buffers(emitter, op, k, columns)], rows))
+    return Tiles(columns, piece, step, dtype)
+
+
+def _rows(emitter: Emitter, op: Op, width: int) -> int:
+    """Rows of a tile of ``width`` channels and all of K."""
+    x = op.inputs["x"]
+    rows, k = emitter.graph.values[x].shape
+    return rows_per_tile(emitter, [*moved(emitter, x), *_buffers(emitter, op, k, width)], rows)
+
+
 def linear(emitter: Emitter, op: Op) -> None:
     """MATMUL over row tiles.
 
@@ -27,16 +65,16 @@ def linear(emitter: Emitter, op: Op) -> None:
     x, weight = op.inputs["x"], op.inputs["weight"]
     (n, k), rows = emitter.graph.values[weight].shape, emitter.graph.values[x].shape[0]
     k_bytes, tables, fields = emitter.row_bytes(weight), parameter_tables(op), linear_fields(emitter, op)
-    block = channels_per_block(emitter, op, tables)
-    if not block:
-        _in_pieces_of_k(emitter, op, tables, fields)
+    tiles = linear_tiles(emitter, op)
+    if tiles.depth < k:
+        _in_pieces_of_k(emitter, op, tiles, fields)
         return
-    for column in range(0, n, block):
-        width = min(block, n - column)
+    for column in range(0, n, tiles.columns):
+        width = min(tiles.columns, n - column)
         address = emitter.weights.take(width * k_bytes, emitter.layer)
         emitter.load(emitter.homes[weight], column * k_bytes, address, width * k_bytes)
         fields |= _records(emitter, op, column, width, tables)
-        step = rows_per_tile(emitter, [*moved(emitter, x), *_buffers(emitter, op, k, width)], rows)
+        step = _rows(emitter, op, width)
         for row in range(0, rows, step):
             count = min(step, rows - row)
             a = emitter.source(x, row, count)
@@ -48,30 +86,25 @@ def linear(emitter: Emitter, op: Op) -> None:
             emitter.commit(op.output, row, count, out, column)
 
 
-def _in_pieces_of_k(emitter: Emitter, op: Op, tables: list[str], fields: dict[str, int]) -> None:
+def _in_pieces_of_k(emitter: Emitter, op: Op, tiles: Tiles, fields: dict[str, int]) -> None:
     """As ``linear``, with sums that stay in the accumulators while pieces of K come and go.
 
     A tile is what the accumulators hold, and the weights pass by once for each row tile.
     """
     x, weight = op.inputs["x"], op.inputs["weight"]
     (n, k), rows = emitter.graph.values[weight].shape, emitter.graph.values[x].shape[0]
-    most, dynamic = Accumulators.of(emitter.machine), op.kind == "linear_dynamic"
-    block = min(n, most.columns)
-    piece = piece_of_k(emitter, op, block)
-    inner = [] if dynamic or emitter.in_sram(x) else [emitter.columns_bytes(x, piece)]
-    whole_rows = moved(emitter, x) if dynamic else []
-    step = min(most.rows, rows_per_tile(emitter, [*whole_rows, *inner, *_buffers(emitter, op, k, block)], rows))
-    for column in range(0, n, block):
-        width = min(block, n - column)
-        fields |= _records(emitter, op, column, width, tables)
+    dynamic = op.kind == "linear_dynamic"
+    for column in range(0, n, tiles.columns):
+        width = min(tiles.columns, n - column)
+        fields |= _records(emitter, op, column, width, parameter_tables(op))
         shift_addr = fields["shift_addr"]
-        for row in range(0, rows, step):
-            count = min(step, rows - row)
+        for row in range(0, rows, tiles.rows):
+            count = min(tiles.rows, rows - row)
             if dynamic:
                 whole, fields["scalars_addr"] = quantized_rows(emitter, op, emitter.source(x, row, count), count, k)
             out = emitter.target(op.output, row, count, column, width)
-            for first in range(0, k, piece):
-                depth = min(piece, k - first)
+            for first in range(0, k, tiles.depth):
+                depth = min(tiles.depth, k - first)
                 if dynamic:
                     a = Place(whole.address + row_bytes(fields["a_dtype"], first), whole.row)
                 else:
@@ -137,7 +170,7 @@ def linear_fields(emitter: Emitter, op: Op) -> dict[str, int]:
     weight = emitter.graph.values[op.inputs["weight"]]
     mode = {"linear_dynamic": "factored_row", "linear_factored": "factored"}.get(op.kind, "channel")
     fields = {
-        "batch0": 1, "batch1": 1, "b_k": 0 if BITS[weight.dtype] < 8 else 1, "out_zp": op.attrs["out_zp"],
+        "batch0": 1, "batch1": 1, "b_k": BITS[weight.dtype] // 8, "out_zp": op.attrs["out_zp"],
         "rq_mode": RQ_MODES.index(mode), "a_dtype": emitter.dtype(op.inputs["x"]),
         "b_dtype": emitter.dtype(weight.name), "out_dtype": emitter.dtype(op.output),
         "shifted": int("shifts" in op.inputs),
@@ -175,11 +208,23 @@ def quantized_rows(emitter: Emitter, op: Op, a: Place, rows: int, cols: int) -> 
     dtype = run_time_type(op)
     out = Place(emitter.tiles.take(rows * row_bytes(dtype, cols), emitter.layer), row_bytes(dtype, cols))
     scalars = emitter.tiles.take(rows * SCALARS.itemsize, emitter.layer)
-    emitter.emit(
-        "rtquant", a_addr=a.address, a_row=a.row, out_addr=out.address, out_row=out.row, rows=rows, cols=cols,
-        scalars_addr=scalars, multiplier=op.attrs["row_multiplier"], shift=op.attrs["row_shift"], out_dtype=dtype,
-    )  # fmt: skip
+    rtquant(emitter, op, a, out, scalars, rows)
     return out, scalars
+
+
+def rtquant(emitter: Emitter, op: Op, a: Place, out: Place, scalars: int, rows: int) -> None:
+    """RTQUANT of ``rows`` rows of a linear's input at ``a``."""
+    emitter.emit(
+        "rtquant", a_addr=a.address, a_row=a.row, out_addr=out.address, out_row=out.row, rows=rows,
+        cols=emitter.graph.values[op.inputs["x"]].shape[1], scalars_addr=scalars,
+        multiplier=op.attrs["row_multiplier"], shift=op.attrs["row_shift"], out_dtype=run_time_type(op),
+    )  # fmt: skip
+
+
+def quantized_bytes(emitter: Emitter, op: Op, rows: int) -> tuple[int, int]:
+    """Bytes of one quantized row of a linear's input, and where behind ``rows`` of them their SCALARS begin."""
+    pitch = row_bytes(run_time_type(op), emitter.graph.values[op.inputs["x"]].shape[1])
+    return pitch, aligned(rows * pitch)
 
 
 def channels_per_block(emitter: Emitter, op: Op, tables: list[str]) -> int:

@@ -12,7 +12,7 @@ from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.encoding import DTYPE_NAMES, ELEMENT_BITS, HEADER, Decoded, decode_row, row_bytes
 from npusim.isa.matmul import RQ_MODES, fold_height
-from npusim.timing.cost import _shapes as shapes
+from npusim.timing.cost import shapes
 
 MATMUL = BY_MNEMONIC["matmul"].opcode
 LAYER = next(f for f in HEADER if f.name == "layer")

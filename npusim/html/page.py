@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from compiler.schedule.bounds import COLUMNS, layer_bounds, total
 from npusim.fidelity import PAIRS
 from npusim.html.fidelity import figures
 from npusim.html.figure import Picture
@@ -51,6 +52,8 @@ DEFINITIONS = (
      "place has been read."),
     ("wait DRAM", "cycles of a transfer beyond its bytes at the peak rate: latency, rows, refresh, other traffic."),
     ("wait barrier", "no work before the barrier at the end of a part, or the barrier itself."),
+    ("bound", "the least cycles: of the array for its products, of the vector unit, of DRAM for the bytes that must "
+     "move once. Padding are cells of the array without work, at edges; fill are its first loads and drains."),
     ("n/a", "was not modelled or not measured in this run; never 0."),
 )  # fmt: skip
 
@@ -217,7 +220,19 @@ def _layers(run: RunData) -> str:
         "them by cause.</p>"
     )
     every = f"<details><summary>All {len(rows)} rows</summary>{table(header, rows)}</details>"
-    return note + table(header, longest[:15], "The layers that keep a unit busy longest") + every
+    return note + table(header, longest[:15], "The layers that keep a unit busy longest") + every + _bounds(run)
+
+
+def _bounds(run: RunData) -> str:
+    """What no schedule can beat, beside what the layers of a step took."""
+    part, names = run.step, run.program.layers
+    bounds = layer_bounds(run.program.step, run.program.machine)
+    taken = {index: layer.span_cycles for index, layer in part.timing.layers.items() if index in bounds}
+    longest = sorted(taken, key=lambda index: (-taken[index], index))[:15]
+    header = ["layer", "first start to last end", *(name.replace("_", " ") for name in COLUMNS)]
+    rows = [[names[index], taken[index], *bounds[index].row().values()] for index in longest]
+    every = total(bounds.values()).row().values()
+    return table(header, [*rows, ["whole step", part.timing.total_cycles, *every]], "Bounds of the longest layers")
 
 
 def _busiest(row: Sequence[Any]) -> int:

@@ -237,7 +237,7 @@ def _address_fields(opcode: int) -> list[Field]:
     return [f for f in BY_OPCODE[opcode].fields if f.name.endswith("addr") and f.name not in ruled]
 
 
-def _shapes(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def shapes(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The words with layer, tokens and addresses set to 0; an absent optional operand keeps its `NO_ADDRESS`."""
     shapes = code.copy()
     shapes[:, _LAYER_BITS[0]] &= np.uint32(0xFFFF_FFFF ^ (((1 << _LAYER_BITS[2]) - 1) << _LAYER_BITS[1]))
@@ -265,7 +265,7 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
     which = np.empty(len(code), np.int64)
     copies: dict[int, tuple[Decoded, list[int]]] = {}
     on_chip: dict[int, list[tuple[Field, int, int, bool]]] = {}
-    for index, shape in enumerate(np.ascontiguousarray(_shapes(code))):
+    for index, shape in enumerate(np.ascontiguousarray(shapes(code))):
         key = shape.tobytes()
         if key not in table:
             try:

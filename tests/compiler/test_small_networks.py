@@ -16,6 +16,7 @@ from compiler.lower.scales import multiplier_shift
 from compiler.schedule.build import build_program
 from npusim.config import Machine
 from npusim.errors import UserError
+from npusim.isa.matmul import RECORD
 from npusim.program import load_program, save_program
 from npusim.simulate import Simulation
 from npusim.testing import assert_same_bits
@@ -48,6 +49,22 @@ def mlp(hidden: int = 40) -> Graph:
     return net.graph()
 
 
+def wide() -> Graph:
+    """Weights of 16 bits, which `Builder.op` takes."""
+    rng = np.random.default_rng(5)
+    net = Builder()
+    x = net.input("x", (TOKENS, WIDTH), "i16")
+    records = np.zeros(20, RECORD)
+    records["multiplier"], records["shift"], records["bias_low"] = 20000, 30, rng.integers(0, 1 << 30, 20)
+    roles = {
+        "x": x,
+        "weight": net.const("weight", rng.integers(-(1 << 15), 1 << 15, (20, WIDTH), np.int16), "i16"),
+        "records": net.const("records", records, "record"),
+    }
+    net.output(net.op("linear", "wide", roles, Value("y", (TOKENS, 20), "i16"), out_zp=3))
+    return net.graph()
+
+
 def attention_block() -> Graph:
     """LayerNorm, one fused projection, attention over more keys than queries, projection, residual."""
     rng = np.random.default_rng(2)
@@ -71,7 +88,7 @@ def attention_block() -> Graph:
 
 
 @pytest.mark.parametrize("machine", ["tiny_machine", "edge_machine"])
-@pytest.mark.parametrize("network", [mlp, attention_block])
+@pytest.mark.parametrize("network", [mlp, wide, attention_block])
 def test_same_bits_everywhere(request: pytest.FixtureRequest, network: Callable[[], Graph], machine: str) -> None:
     assert_same_bits(network(), request.getfixturevalue(machine), orders=3)
 

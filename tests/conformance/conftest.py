@@ -30,6 +30,12 @@ def scalesim() -> str:
     return _installed("scalesim")
 
 
+@pytest.fixture(scope="session")
+def vela() -> str:
+    """Vela, for estimates of cycles."""
+    return _installed("vela")
+
+
 def _installed(name: str) -> str:
     try:
         side_venv.python_of(name)

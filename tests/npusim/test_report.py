@@ -125,6 +125,17 @@ def test_layers_csv_adds_up(tiny_result):
         assert busy == 0 or 0 < float(row["mac_busy_utilisation"]) <= 1
 
 
+def test_bounds_of_layers_csv_are_reached_and_add_up(tiny_result):
+    for row in rows(report.layers_csv(tiny_result)):
+        number = {name: int(value) for name, value in row.items() if value.isdigit()}
+        assert number["bound_cycles"] <= number["span_cycles"] + 1  # rounded
+        array = sum(number[name] for name in ("array_bound_cycles", "padding_cycles", "fill_cycles"))
+        assert abs(array - number["mac_busy_cycles"]) <= 2
+        assert number["vector_bound_cycles"] == number["vector_busy_cycles"]
+        assert number["moved_dram_bytes"] == number["load_bytes"] + number["store_bytes"]
+        assert 0 < number["compulsory_dram_bytes"] <= number["moved_dram_bytes"] or number["moved_dram_bytes"] == 0
+
+
 def test_saturation_csv_counts_every_result_of_the_run(tiny_result):
     """Results of all executed instructions that requantize or round, from their own fields; no overflow was proved."""
     table = rows(report.saturation_csv(tiny_result))

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compiler.lower import lower
+from compiler.lower.stdit import probability_bits
 from compiler.pipeline import integer_graph
 from compiler.verify_graph import verify_graph
 from models.quantize import QuantizedModel
@@ -60,3 +63,10 @@ def test_guidance_branches_share_everything_but_the_text(qm: QuantizedModel, inp
     null = np.rint(qm.y_embedding * 2.0 ** graph.host["text_fraction_bits"]).astype(np.int64)
     raw = run_graph(graph, {**inputs, "text": null}, (1,))[0]["raw"]
     np.testing.assert_array_equal(raw[: len(raw) // 2], raw[len(raw) // 2 :])
+
+
+@given(keys=st.integers(1, 1 << 14))
+def test_probabilities_take_as_many_bits_as_40_bits_of_accumulator_leave(keys: int) -> None:
+    bits = probability_bits(16, keys)
+    assert keys * ((1 << bits) - 1) * 32768 < 1 << 39
+    assert bits == 15 or keys * ((1 << bits + 1) - 1) * 32768 >= 1 << 39

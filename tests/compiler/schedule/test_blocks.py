@@ -72,10 +72,45 @@ def test_a_tensor_that_others_read_ends_a_group() -> None:
     assert group_of(graph, graph.step[:1], uses_of(graph) | {norm: 2}) is not None
 
 
-@given(blocks=st.integers(1, 5), stages=st.integers(1, 6))
-def test_every_stage_of_every_block_in_order(blocks: int, stages: int) -> None:
-    steps = list(order(blocks, stages))
+@given(blocks=st.integers(1, 5), stages=st.integers(1, 6), ahead=st.booleans())
+def test_every_stage_of_every_block_in_order(blocks: int, stages: int, ahead: bool) -> None:
+    steps = list(order(blocks, stages, ahead))
     assert sorted(steps) == [(stage, block) for stage in range(stages) for block in range(blocks)]
     for (stage, block), at in zip(steps, range(len(steps)), strict=True):
         assert stage == 0 or steps.index((stage - 1, block)) < at
         assert block == 0 or steps.index((stage, block - 1)) < at
+
+
+def dynamic_mlp(rows: int = ROWS) -> Graph:
+    """Two linears quantized at run time, a table between, and a sum with the input."""
+    rng = np.random.default_rng(6)
+    net = Builder()
+    x = net.input("x", (rows, WIDTH), "i16")
+
+    def linear(layer: str, x: str, channels: int, k: int, bits: int) -> str:
+        return net.linear_dynamic(
+            layer, x, rng.integers(0, 256, (channels, k), np.uint8), "i16", bits=bits, row=(1 << 30, 44),
+            multiplier=rng.integers(1 << 14, 1 << 15, channels), shift=14, bias=rng.integers(-99999, 99999, channels),
+            weight_zp=rng.integers(100, 150, channels), weight_bits=8, fraction_bits=8,
+        )  # fmt: skip
+
+    relu = np.maximum(np.arange(513) * 128 - 32768, 0).clip(max=32767)
+    h = net.table("relu", linear("fc1", x, HIDDEN, WIDTH, 8), relu, "i16", multiplier=1 << 14, shift=21)
+    h = linear("fc2", h, WIDTH, HIDDEN, 4)
+    net.output(net.sum("residual", x, h, "i16", a_mul=3, b_mul=rng.integers(1, 4, WIDTH), shift=2))
+    return net.graph()
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS - 1])
+def test_rows_quantized_at_run_time_stay_in_sram_and_are_made_once(tiny_machine: Machine, rows: int) -> None:
+    graph = dynamic_mlp(rows)
+    machine = machine_like(
+        tiny_machine,
+        dram={"interconnect_ns": 0},
+        dma={"setup_cycles": 1},
+        vector_unit={"runtime_quantization": True, "lanes": 64},
+    )
+    program = decode(build_program(after_passes(graph), machine).step)
+    assert sum(dma_bytes(ins) for ins in program if ins.op == "store") == rows * WIDTH * 2
+    assert sum(ins.rows for ins in program if ins.op == "rtquant") == 2 * rows
+    assert_same_bits(graph, machine, orders=2)
