@@ -41,19 +41,16 @@ def summary(result: TimingResult) -> RenderableType:
         f"{c.num_steps} steps, guidance {c.cfg_scale:g} on {c.cfg_channels} of 4 channels, noise seed {c.seed}"
         f"{f'{chr(10)}only a part of the video: {c.part}' if c.part else ''}",
     )
-<<<<<<< HEAD
     fidelity = Text("integer clip only: fidelity n/a") if result.fidelity is None else _fidelity(result.fidelity)
     texts = saturation_line(saturation(result)), bits_line(result.bit_exact)
-    return Group(head, fidelity, _cost(result), _ledger(result), *(Text(line) for line in texts if line))
+    return Group(
+        head, fidelity, _cost(result), _ledger(result), Text(LEDGER_KEY), *(Text(line) for line in texts if line)
+    )
 
 
 def written_line(result: TimingResult, out: Path) -> str:
     """Where a run was written to, and the most memory that it has occupied on this computer."""
     return f"written to {out}; peak resident memory {float(result.wall_clock['peak_resident_bytes']) / 1e9:.2f} GB"
-=======
-    lines = [Text(line) for line in (saturation_line(saturation(result)), bits_line(result.bit_exact)) if line]
-    return Group(head, _fidelity(result), _cost(result), _ledger(result), Text(LEDGER_KEY), *lines)
->>>>>>> front
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:
