@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS := .ci/constraints.txt
-SOURCES := npusim compiler models tests
+SOURCES := npusim compiler models tests notebooks
 
 # The build environment of `pip install -e .` obeys the same pins: older pips read the first, newer ones the second.
 export PIP_CONSTRAINT := $(CONSTRAINTS)
@@ -20,7 +20,7 @@ export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install demo lint verilator chromium test test-slow mutants coverage check clean
+.PHONY: help install demo notebooks lint verilator chromium test test-slow mutants coverage check clean
 
 help:
 	@echo "make demo       install, then generate a clip with the float model and on the NPU, and report (runs/demo)"
@@ -29,6 +29,7 @@ help:
 	@echo "make mutants    install, then plant slips in engine and RTL, each of which the tests must notice (part of test-slow)"
 	@echo "make coverage   install, then the share of Python lines that the tests run (MARKS='not slow'; MARKS= takes all)"
 	@echo "make check      what CI runs: test, then test-slow"
+	@echo "make notebooks  install, then execute the notebooks; copies with all figures go to runs/notebooks"
 	@echo "make lint       install, then ruff and mypy only"
 	@echo "make verilator  install what the tests of the RTL run on, where that may be done (root, apt-get)"
 	@echo "make chromium   install what the slow tests of the report run in, where that may be done"
@@ -45,6 +46,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: $(STAMP)
 	$(BIN)/npusim run --workload emoji --hw hwconfigs/edge_8k.yaml --method cw_tw --out runs/demo
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/pair.py --execute runs/notebooks
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -10,38 +10,93 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compiler.accesses import READ, WRITE, Accesses
 from compiler.verify_fetches import Fault, fetch_faults
+from npusim.congruence import copies, digest, joins, pieces
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, broken_rules
+from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.control import JOINS, named_tokens
-from npusim.isa.encoding import UNITS, Decoded
+from npusim.isa.encoding import UNITS, WORDS, Decoded
+from npusim.isa.storage_dma import FETCH
 from npusim.program import Program, outside
 
 
 def verify(program: Program) -> None:
     """Raise UserError naming part, instruction, layer and rule if the program is not legal."""
-    for part, instructions in program.decoded().items():
-        # In this order: an address means nothing in an undefined instruction, an overlap nothing outside a memory.
-        faults = (
-            broken_rules(instructions, program.machine)
-            or outside(program, instructions)
-            or list[tuple[int, str]](_forbidden_stores(program, instructions))
-            or hazards(instructions)
-            or fetch_faults(program, part, instructions)
-        )
-        if faults:
-            index, rule = faults[0]
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}{more}")
+    if not all(_certainly_legal(program, code) for _, code in program.code()):
+        for part, instructions in program.decoded().items():
+            _verify(program, part, instructions)
+
+
+def _verify(program: Program, part: str, instructions: list[Decoded]) -> None:
+    # In this order: an address means nothing in an undefined instruction, an overlap nothing outside a memory.
+    faults = (
+        broken_rules(instructions, program.machine)
+        or outside(program, instructions)
+        or list[tuple[int, str]](_forbidden_stores(program, instructions))
+        or hazards(instructions)
+        or fetch_faults(program, part, instructions)
+    )
+    if faults:
+        index, rule = faults[0]
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise UserError(f"{part}: {program.named(index, instructions[index])}: {rule}{more}")
+
+
+def _certainly_legal(program: Program, code: NDArray[np.uint32]) -> bool:
+    """Whether all rules hold, found quickly: False may also mean that only `_verify` can tell.
+
+    What depends on places in DRAM is checked for every copy. The rest is the same for pieces between barriers that
+    differ in these places alone (`npusim.congruence.digest`), so it is checked for one of each.
+    """
+    if code.ndim != 2 or code.shape[1] != WORDS or ((code[:, 0] & 0xFF) == FETCH.opcode).any():
+        return False
+    found = copies(code)
+    if found is None or (code[:, 0] >> 16 >= len(program.layers)).any():
+        return False
+    limits = program.limits
+    most = [limits.get(("dram", base), 0) for base in range(1 + int(found.base.max(initial=0)))]
+    if (found.end > np.array(most, np.int64)[found.base]).any() or found.base[found.stores].any():
+        return False
+    for start, end in _constant(program).values():
+        if (found.stores & (found.first < end) & (found.end > start)).any():
+            return False
+    return _pieces_legal(program, code)
+
+
+def _pieces_legal(program: Program, code: NDArray[np.uint32]) -> bool:
+    """The part of `_certainly_legal` that is checked for one of each kind of piece."""
+    seen = set[bytes]()
+    try:
+        check_halt(code)
+        for begin, end in pieces(joins(code)):
+            piece = code[begin:end]
+            key = digest(piece)
+            if key not in seen:
+                instructions = decode(piece)
+                rules = broken_rules(instructions, program.machine)
+                if rules or outside(program, instructions) or hazards(instructions):
+                    return False
+                seen.add(key)
+    except UserError:
+        return False
+    return True
+
+
+def _constant(program: Program) -> dict[str, tuple[int, int]]:
+    """Bytes [start, end) of DRAM that a program must not change: name to start and end."""
+    constant = {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
+    if noise := program.buffers.get("noise"):
+        constant["noise"] = noise.address, noise.address + noise.bytes
+    return constant | program.places
 
 
 def _forbidden_stores(program: Program, instructions: list[Decoded]) -> Iterator[Fault]:
     """Stores into what a program must not change."""
-    constant = {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
-    if noise := program.buffers.get("noise"):
-        constant["noise"] = noise.address, noise.address + noise.bytes
-    constant |= program.places
+    constant = _constant(program)
     for index, ins in ((i, ins) for i, ins in enumerate(instructions) if ins.op != "fetch"):
         for region in (r for r in BY_MNEMONIC[ins.op].footprint(ins)[1] if r.memory == "dram"):
             if region.base:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from npusim import callable_module
 from npusim.errors import UserError
 from npusim.record import read_record, read_rows
+
+callable_module(__name__)
 
 UNKNOWN = ("n/a", None, "")
 TOTALS = (

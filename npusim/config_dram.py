@@ -156,6 +156,11 @@ class Dram(Section):
         device = self.device
         return self.channels * device.clock_mhz * 1_000_000 * device.burst_bytes // device.burst_clocks
 
+    @property
+    def turn_bytes(self) -> int:
+        """Bytes after which the address mapping returns to the same channel, bank and place in the row."""
+        return self.channels * self.device.banks * self.device.row_bytes
+
     def recovery_cycles(self, clock_mhz: int) -> int:
         """Cycles at `clock_mhz` after which every row is closed and refreshed, whatever came before."""
         return ceil(self.device.recovery_clocks * clock_mhz / self.device.clock_mhz)

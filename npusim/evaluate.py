@@ -20,13 +20,15 @@ from models.clips import load_digits, load_emoji
 from models.prepare import quantize_for
 from models.quantize import Override
 from models.workloads import Workload, get_workload
-from npusim import pictures
-from npusim.config import load_machine
+from npusim import callable_module, pictures
+from npusim.config import Machine, load_machine
 from npusim.errors import UserError
 from npusim.fidelity import PAIRS, Clip, Fidelity, measure
 from npusim.folder import Layout, check_folder, write_folder
 from npusim.report import csv_bytes, number
 from npusim.run import ClipInputs, Notify, Stages, float_clips, integer_clip, one_thread, stats_of
+
+callable_module(__name__)
 
 CAPTION_SETS = ("evaluation", "sheet")
 EVALUATION_FOLDER = Layout("evaluation", ("evaluation.json", "clips.csv", "sheet.png"))
@@ -52,7 +54,7 @@ class Evaluation:
 @one_thread()
 def evaluate(
     workload: str | Workload,
-    hw: str | Path,
+    hw: str | Path | Machine,
     method: str = "cw_tw",
     out: str | Path | None = None,
     *,
@@ -76,7 +78,7 @@ def evaluate(
     if captions not in CAPTION_SETS:
         raise UserError(f"captions = {captions!r}: allowed {', '.join(CAPTION_SETS)}")
     work = get_workload(workload) if isinstance(workload, str) else workload
-    machine, model = load_machine(hw), work.load_model()
+    machine, model = hw if isinstance(hw, Machine) else load_machine(hw), work.load_model()
     vae = work.load_vae() if work.vae else None
     quantized = quantize_for(
         work, model, stats_of(work, model), method, weight_bits, act_bits, ranges=ranges, alpha=alpha,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from npusim import callable_module
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import named_tokens
@@ -19,6 +20,8 @@ from npusim.operands import Access, accesses
 from npusim.orders import tokens
 from npusim.program import Buffer, Program
 from npusim.timing.cost import DMA, TRAFFIC, cost_of
+
+callable_module(__name__)
 
 SHOWN = 4
 """Elements or records of a parameter that are printed."""

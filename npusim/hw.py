@@ -9,17 +9,19 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from npusim.config import Machine, load_machine
-from npusim.config_messages import NAME_PATTERN, PATTERN_WORDS, leaf_fields
+from npusim.config_messages import NAME_PATTERN, PATTERN_WORDS, leaf_fields, problems
 from npusim.errors import UserError
 from npusim.folder import check_above
-from npusim.strict_yaml import FieldPath, dotted, printable
+from npusim.strict_yaml import FieldPath, YamlDocument, dotted, printable
 
 MACHINES = Path(__file__).resolve().parents[1] / "hwconfigs"
 """This project's machine files."""
@@ -109,6 +111,30 @@ def field_rows(machine: Machine) -> list[tuple[str, Any, str]]:
         return found
 
     return [(dotted(path), value(path), _meaning(field)) for path, field in leaf_fields(Machine).items()]
+
+
+def changed(machine: Machine, fields: Mapping[str, Any]) -> Machine:
+    """The machine with other values in some fields, by dotted name: ``{"mac_array.cols": 256, "name": "wide"}``.
+
+    Raises UserError, as `load_machine` with the machine's name in place of the file's, for a field that does not exist,
+    a value that it may not have, and values that do not fit together.
+    """
+    data = machine.model_dump(mode="json")
+    for name, value in fields.items():
+        *above, last = name.split(".")
+        section = data
+        for key in above:
+            below = section.setdefault(key, {})
+            if not isinstance(below, dict):
+                raise UserError(f"{machine.name}: {name}: `{key}` is a field, not a section")
+            section = below
+        section[last] = value
+    document = YamlDocument(f"{machine.name}", data, {(): 1})
+    try:
+        return Machine.model_validate(data)
+    except ValidationError as error:
+        lines = problems(error, Machine, document)
+        raise UserError("\n".join(line.replace(":1:", ":", 1) for line in lines)) from None
 
 
 def _meaning(field: FieldInfo) -> str:

@@ -75,7 +75,11 @@ class MachineState:
 
     def count(self, ins: Decoded, saturated: int, outputs: int, overflows: int = 0) -> None:
         """Add what one instruction met to its layer's tally."""
-        tally = self.tallies.setdefault((ins.layer, ins.op), Tally())
+        self.count_of(ins.layer, ins.op, saturated, outputs, overflows)
+
+    def count_of(self, layer: int, op: str, saturated: int, outputs: int, overflows: int = 0) -> None:
+        """The same by number of the layer and mnemonic."""
+        tally = self.tallies.setdefault((layer, op), Tally())
         tally.overflows += int(overflows)
         tally.saturated += int(saturated)
         tally.outputs += int(outputs)

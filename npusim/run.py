@@ -36,6 +36,7 @@ from models.stats import CalibrationStats
 from models.stdit import STDiT
 from models.vae import Autoencoder
 from models.workloads import Workload, get_workload
+from npusim import callable_module
 from npusim.config import Machine, load_machine
 from npusim.cost import Energy, energy
 from npusim.errors import UserError
@@ -46,6 +47,8 @@ from npusim.memory import Tallies
 from npusim.program import Program
 from npusim.simulate import BitExact, Simulation
 from npusim.timing import ProgramTiming, time_program
+
+callable_module(__name__)
 
 Notify = Callable[[str, int, int], None]
 """Called with a stage's name, and how much of how much of it is done."""

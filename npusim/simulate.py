@@ -11,7 +11,7 @@ All values here are integers; `npusim.host` converts them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,8 +27,6 @@ from npusim.operands import accesses
 from npusim.program import Program, input_buffers
 
 PROLOGUE = "prologue"
-
-Executor = Callable[[MachineState, Iterable[Decoded]], None]
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,7 @@ class Simulation:
             raise UserError(f"verify: step {outside[0]} does not exist; allowed 0..{program.steps - 1}")
         self._verify, self._verify_prologue = frozenset(verify), verify_prologue
         self._code = program.decoded()
+        self._tables = {part: engine.Code(words) for part, words in program.code()}
         self.state = MachineState(program.machine, program.dram_bytes, program.storage())
         for address, data in program.areas.values():
             self.state.dram[address : address + data.size] = data
@@ -155,7 +154,7 @@ class Simulation:
         """Run the code that depends on the prompt only."""
         self.state.bases = self.program.prologue_bases
         compare = self._verify_prologue and self._difference is None
-        self._part(PROLOGUE, self._code["prologue"], compare)
+        self._part(PROLOGUE, "prologue", compare)
         self._prologue_compared |= compare
 
     def step(self, step: int) -> None:
@@ -167,7 +166,7 @@ class Simulation:
             raise UserError(f"step {step} does not exist; allowed 0..{self.program.steps - 1}")
         self.state.bases = self.program.bases(step)
         compare = step in self._verify and self._difference is None
-        self._part(f"step {step}", self._code[self.program.part_of_step(step)], compare)
+        self._part(f"step {step}", self.program.part_of_step(step), compare)
         if compare:
             self._steps_compared.append(step)
 
@@ -177,24 +176,35 @@ class Simulation:
             raise UserError(f"program has no buffer {name!r}; it has {', '.join(self.program.buffers)}")
         return np.ndarray(buffer.shape, buffer.numpy_dtype, self.state.dram, buffer.address)
 
-    def _part(self, part: str, code: list[Decoded], compare: bool) -> None:
+    def _part(self, part: str, name: str, compare: bool) -> None:
         start = self.state.copy() if compare else None
         self.state.tallies = self.tallies[part] = {}
-        self._run(self.state, part, code)
+        code = self._code[name]
+        self._run(part, code, engine.progress(self.state, self._tables[name]))
         if start is None:
             return
         expected = start.copy()
-        self._run(expected, part, code, reference.execute)
+        self._run(part, code, _one_by_one(expected, code))
         if self.state.difference(expected) is not None:
             self._difference = first_difference(start, part, code, self.program.layers)
 
-    def _run(self, state: MachineState, part: str, code: list[Decoded], execute: Executor = engine.execute) -> None:
-        for index, ins in enumerate(code):
-            try:
-                execute(state, (ins,))
-            except (ValueError, TypeError, OverflowError, MemoryError) as error:
-                layer = _layer(self.program.layers, ins)
-                raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None
+    def _run(self, part: str, code: list[Decoded], progress: Iterator[int]) -> None:
+        """Let an executor run; ``progress`` gives the number of an instruction before that can fail."""
+        index = 0
+        try:
+            for index in progress:  # noqa: B007, for it is read where the next instruction fails
+                pass
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:
+            ins = code[index]
+            layer = _layer(self.program.layers, ins)
+            raise UserError(f"{part}, instruction {index} ({ins.op}, layer {layer}): {error}") from None
+
+
+def _one_by_one(state: MachineState, code: list[Decoded]) -> Iterator[int]:
+    """Run instructions on the reference; yield the number of each before it runs."""
+    for index, ins in enumerate(code):
+        yield index
+        reference.execute(state, (ins,))
 
 
 def first_difference(start: MachineState, part: str, code: list[Decoded], layers: tuple[str, ...]) -> Difference:

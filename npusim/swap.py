@@ -21,6 +21,7 @@ from compiler.swap.code import Coder
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
+from npusim import callable_module
 from npusim.config import Machine, load_machine
 from npusim.delta import coded_share
 from npusim.errors import UserError
@@ -29,6 +30,8 @@ from npusim.isa import BY_MNEMONIC
 from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import Notify, one_thread, stats_of, with_files
 from npusim.timing import simulate
+
+callable_module(__name__)
 
 METHODS, RANGES = ("tsw", "tsq", "tsq_pot"), (1, 2, 4, 10, 20)
 STEP_CONSTANTS, ALL_SETS = "step constants", "all sets"

@@ -8,7 +8,7 @@ from pathlib import Path
 def test_every_direct_dependency_has_an_exact_pin(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
-    assert "npusim[metrics]" in extras["dev"]  # tests need the metrics' packages
+    assert {"npusim[metrics]", "npusim[notebooks]", "npusim[sweep]"} <= set(extras["dev"])  # tests need these packages
     wanted = [
         *project["project"]["dependencies"],
         *(name for extra in extras.values() for name in extra if not name.startswith("npusim[")),

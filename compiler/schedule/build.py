@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,27 @@ from numpy.typing import NDArray
 from compiler.graph import BITS, OUTPUT_BUFFERS, Graph, Op
 from compiler.schedule import tile_attention, tile_linear, tile_rows
 from compiler.schedule.accumulators import prove_accumulators
-from compiler.schedule.blocks import Plan, emit_group
+from compiler.schedule.blocks import emit_group
+from compiler.schedule.cost_model import Cost
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.encode import encode_all
-from compiler.schedule.place import NOISE_BASE, FirstFit, Home, Layout, Zones, aligned, lifetimes, place, value_bytes
-from compiler.schedule.search import alone_zones, cost_by_itself, plan_phase
-from compiler.schedule.tokens import insert_tokens
+from compiler.schedule.layout import Layout
+from compiler.schedule.place import (
+    NOISE_BASE,
+    FirstFit,
+    Home,
+    Turns,
+    Zones,
+    aligned,
+    lifetimes,
+    place,
+    value_bytes,
+)
+from compiler.schedule.search import Choice, alone_zones, cost_by_itself, plan_phase
+from compiler.schedule.segments import Group, held, segments
+from compiler.schedule.tokens import with_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import Decoded
 from npusim.program import Buffer, Program
 
 TILERS = {
@@ -48,14 +59,22 @@ def build_program(graph: Graph, machine: Machine) -> Program:
     _check_kinds(graph)
     prove_accumulators(graph, machine)
     layout = Layout(graph)
-    layers: list[str] = []
+    chosen = {phase: _chosen(graph, phase, machine, layout) for phase in ("prologue", "step")}
+    parts: dict[str, list[list[Group]]] = {
+        phase: [[(plan, ops) for _, plan, ops in choices]] for phase, (_, choices) in chosen.items()
+    }
+    if chosen["step"][0]:
+        layout, parts["step"] = _cut(graph, machine, layout, chosen["step"][1])
     pinned, buffers, spill = _buffers(graph, machine, layout)
+    layers: list[str] = []
     code = {}
-    for phase in ("prologue", "step"):
-        spill.live = []
-        emitter = Emitter(graph, machine, layout, place(graph, phase, pinned, Zones.of(machine), spill), layers)
-        groups = _groups(graph, phase, emitter, pinned, spill)
-        code[phase] = _phase(graph, phase, emitter, groups)
+    for phase, (fused, _) in chosen.items():
+        # Uncut, tensors live no longer than their groups.
+        units = parts[phase] if len(parts[phase]) > 1 else [[group] for group in parts[phase][0]]
+        homes = _homes(graph, phase, machine, pinned, spill, units if fused else ())
+        emitter = Emitter(graph, machine, layout, homes, layers)
+        emitter.divide(alone_zones(emitter, 0) if fused else Zones.of(machine))
+        code[phase] = _phase(phase, emitter, parts[phase])
     return Program(
         machine=machine,
         prologue=code["prologue"],
@@ -141,55 +160,101 @@ def _buffers(graph: Graph, machine: Machine, layout: Layout) -> tuple[dict[str, 
             continue
         per_step = name == "noise"
         shape = (graph.steps, *value.shape) if per_step else value.shape
+        size = aligned(value_bytes(value) * (graph.steps if per_step else 1))
+        address = layout.turns.start(address, size)
         pinned[name] = Home("dram", 0 if per_step else address, NOISE_BASE if per_step else 0)
         if name in inputs or name in graph.outputs:
             buffers[name] = Buffer(address, value.dtype, shape)
-        address += aligned(value_bytes(value) * (graph.steps if per_step else 1))
+        address += layout.turns.whole(size)
     budget = machine.dram.npu_budget_bytes
     if address > budget:
         raise UserError(
             f"constants, parameter sets and buffers need {address} bytes of DRAM; the NPU's budget is {budget}"
         )
-    return pinned, buffers, FirstFit(address, budget - address)
+    return pinned, buffers, FirstFit(address, budget - address, layout.turns)
 
 
-def _groups(
-    graph: Graph, phase: str, emitter: Emitter, pinned: dict[str, Home], spill: FirstFit
-) -> list[tuple[Plan | None, tuple[Op, ...]]]:
-    """The operations in groups, with the plans of those that share blocks of rows.
+def _homes(
+    graph: Graph, phase: str, machine: Machine, pinned: dict[str, Home], spill: FirstFit,
+    parts: Sequence[Sequence[Group]] = (),
+) -> dict[str, Home]:  # fmt: skip
+    """Homes of tensors for groups that share blocks of rows, or for each operation by itself if there are none.
 
-    Where every tensor finds a place in SRAM, or that is estimated to be faster, each operation stands by itself.
+    What groups of one part touch lives during all of that part.
     """
+    spill.live = []
+    if not parts:
+        return place(graph, phase, pinned, Zones.of(machine), spill)
+    inner = frozenset(name for part in parts for plan, _ in part if plan for name in plan.group.inner)
+    numbers = [number for number, part in enumerate(parts) for _, ops in part for _ in ops]
+    return place(graph, phase, pinned, Zones(0, 0, 0), spill, inner, numbers)
+
+
+def _chosen(graph: Graph, phase: str, machine: Machine, layout: Layout) -> tuple[bool, list[Choice]]:
+    """Whether operations share blocks of rows, and the groups; where not, each operation by itself.
+
+    They do not where every tensor finds a place in SRAM, or where that is estimated to be faster.
+    """
+    pinned, _, spill = _buffers(graph, machine, layout)
+    by_itself = _homes(graph, phase, machine, pinned, spill)
+    emitter = Emitter(graph, machine, layout, by_itself, [])
     ops: tuple[Op, ...] = getattr(graph, phase)
-    if all(home.memory == "sram" or name in pinned for name, home in emitter.homes.items()):
-        return [(None, (op,)) for op in ops]
-    by_itself = emitter.homes
-
-    def alone() -> list[tuple[Plan | None, tuple[Op, ...]]]:
-        emitter.homes, emitter.local = by_itself, {}
-        emitter.divide(Zones.of(emitter.machine))
-        return [(None, (op,)) for op in ops]
-
+    alone: list[Choice] = [(Cost(), None, (op,)) for op in ops]
+    if all(home.memory == "sram" or name in pinned for name, home in by_itself.items()):
+        return False, alone
     try:
         before = cost_by_itself(emitter, ops)
         emitter.homes = {name: Home("dram", 0) for name in by_itself} | pinned
         choices = plan_phase(emitter, ops, 0)
         if before <= sum(cost.key[0] for cost, _, _ in choices):
-            return alone()
-        inner = frozenset(name for _, plan, _ in choices if plan for name in plan.group.inner)
-        spill.live = []
-        numbers = [number for number, (_, _, group) in enumerate(choices) for _ in group]
-        emitter.homes = place(graph, phase, pinned, Zones(0, 0, 0), spill, inner, numbers)
+            return False, alone
+        _homes(graph, phase, machine, pinned, spill, [[(plan, group)] for _, plan, group in choices])
     except UserError:  # too little DRAM, or too little SRAM for an operation by itself: its tiler says so
-        return alone()
-    emitter.divide(alone_zones(emitter, 0))
-    return [(plan, group) for _, plan, group in choices]
+        return False, alone
+    return True, choices
 
 
-def _phase(
-    graph: Graph, phase: str, emitter: Emitter, groups: list[tuple[Plan | None, tuple[Op, ...]]]
-) -> NDArray[np.uint32]:
-    """Instruction words (count, 32) of one phase; it ends with a barrier and halt."""
+def _cut(graph: Graph, machine: Machine, layout: Layout, choices: list[Choice]) -> tuple[Layout, list[list[Group]]]:
+    """The segments of the step, and where constants lie for them; as before if there is one, or too little DRAM."""
+    whole: list[Group] = [(plan, ops) for _, plan, ops in choices]
+    cut = segments(machine, choices)
+    if len(cut) == 1:
+        return layout, [whole]
+    try:
+        roomy = Layout(graph, [[op for _, ops in segment for op in ops] for segment in cut], Turns.of(machine))
+        pinned, _, spill = _buffers(graph, machine, roomy)
+        _homes(graph, "step", machine, pinned, spill, cut)
+    except UserError:
+        return layout, [whole]
+    return roomy, cut
+
+
+def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np.uint32]:
+    """Instruction words (count, 32) of one phase in segments; it ends with a barrier and halt."""
+    for number, segment in enumerate(parts):
+        if number:
+            emitter.join(phase)
+        first = len(emitter.instructions)
+        names = held(emitter, segment) if len(parts) > 1 else {}
+        try:
+            emitter.hold(names, phase)
+            _groups(emitter, segment)
+        except UserError:
+            if not names:
+                raise
+            del emitter.instructions[
+                first:
+            ]  # too little parameter memory is left: the vectors come where they are read
+            emitter.release()
+            _groups(emitter, segment)
+    emitter.layer = phase
+    emitter.emit("barrier")
+    emitter.emit("halt")
+    return with_tokens(encode_all(emitter.instructions, emitter.layers))
+
+
+def _groups(emitter: Emitter, groups: list[Group]) -> None:
+    """The code of groups one after the other."""
     for plan, ops in groups:
         if plan:
             emit_group(emitter, plan)
@@ -197,16 +262,3 @@ def _phase(
             continue
         emitter.layer = ops[0].layer
         TILERS[ops[0].kind](emitter, ops[0])
-    emitter.layer = phase
-    emitter.emit("barrier")
-    emitter.emit("halt")
-    headers = insert_tokens([_decoded(mnemonic, fields) for mnemonic, fields in emitter.instructions])
-    for (_, fields), tokens in zip(emitter.instructions, headers, strict=True):
-        fields |= tokens
-    return encode_all(emitter.instructions, emitter.layers)
-
-
-def _decoded(mnemonic: str, fields: dict[str, int]) -> Decoded:
-    """The instruction as the decoder would give it (absent fields are 0), before it is encoded."""
-    spec = BY_MNEMONIC[mnemonic]
-    return SimpleNamespace(op=mnemonic, **{name: fields.get(name, 0) for name in spec.by_name})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compiler.graph import BITS, Graph
-from compiler.schedule.place import Home, Layout, Ring, Zones, row_bytes, value_bytes
+from compiler.graph import BITS, Graph, Op
+from compiler.schedule.layout import Layout
+from compiler.schedule.place import Home, Ring, Zones, row_bytes, value_bytes
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
@@ -31,8 +33,7 @@ class Emitter:
         self.graph, self.machine, self.layout, self.homes, self.layers = graph, machine, layout, homes, layers
         self.local: dict[str, Home] = {}  # tensors of which a block of rows stands in SRAM, as if all of it did
         self.divide(Zones.of(machine))
-        size = machine.param_memory.addressable_bytes
-        self.params = Ring("parameter memory", "param_memory.capacity_bytes", 0, size)
+        self.release()
         self.instructions: list[tuple[str, dict[str, int]]] = []
         self.layer = ""
 
@@ -40,6 +41,33 @@ class Emitter:
         """Split SRAM anew."""
         self.weights = Ring("SRAM weight", "sram.capacity_bytes", zones.resident, zones.weights)
         self.tiles = Ring("SRAM tile", "sram.capacity_bytes", zones.resident + zones.weights, zones.tiles)
+
+    def release(self) -> None:
+        """Give all of parameter memory back."""
+        self.held: dict[str, int] = {}  # vectors that stay in parameter memory, with their addresses
+        size = self.machine.param_memory.addressable_bytes
+        self.params = Ring("parameter memory", "param_memory.capacity_bytes", 0, size)
+
+    def hold(self, names: Mapping[str, Op], phase: str) -> None:
+        """Load vectors that stay in parameter memory, each for the layer of an operation; a barrier follows."""
+        for name, op in names.items():
+            self.layer = op.layer
+            size = value_bytes(self.graph.values[name])
+            self.held[name] = address = self.params.take(size, self.layer)
+            self.load_parameters(self.homes[name], 0, address, size)
+        if names:
+            self.layer = phase
+            self.emit("barrier")
+            rest = self.params
+            self.params = Ring(rest.name, rest.field, rest.next, rest.end - rest.next)
+
+    def join(self, phase: str) -> None:
+        """A barrier, behind which all of SRAM and parameter memory is free but for tensors that stay."""
+        self.layer = phase
+        self.emit("barrier")
+        self.release()
+        for ring in (self.weights, self.tiles):
+            ring.next = ring.start
 
     def emit(self, mnemonic: str, **fields: int) -> None:
         """Append an instruction on its unit, tagged with the current layer."""
@@ -103,19 +131,23 @@ class Emitter:
     def vectors(self, parts: list[tuple[str, int, int]]) -> list[int]:
         """Load parts of constant vectors, (name, first, count) each, into parameter memory; return their addresses.
 
-        A vector of one number, or a count of 0, is loaded whole.
+        A vector of one number, or a count of 0, is loaded whole. What `hold` has loaded is there already.
         """
-        loads = []
+        loads, addresses = list[tuple[str, int, int]](), list[int | None]()
         for name, first, count in parts:
             value = self.graph.values[name]
+            offset, size = 0, value_bytes(value)
             if count and value.shape != (1,):
-                loads.append((name, row_bytes(value, first), row_bytes(value, count)))
-            else:
-                loads.append((name, 0, value_bytes(value)))
-        addresses = self.params.take_together([size for _, _, size in loads], self.layer)
-        for (name, offset, size), address in zip(loads, addresses, strict=True):
+                offset, size = row_bytes(value, first), row_bytes(value, count)
+            addresses.append(self.held[name] + offset if name in self.held else None)
+            if name not in self.held:
+                loads.append((name, offset, size))
+        taken = iter(self.params.take_together([size for _, _, size in loads], self.layer))
+        found = [next(taken) if address is None else address for address in addresses]
+        new = (address for address, known in zip(found, addresses, strict=True) if known is None)
+        for (name, offset, size), address in zip(loads, new, strict=True):
             self.load_parameters(self.homes[name], offset, address, size)
-        return addresses
+        return found
 
     def logit_parameter(self, output: str) -> int:
         """Load the requantization record of an attention's scores into parameter memory; return the address."""

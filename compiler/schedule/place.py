@@ -8,25 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler.graph import BITS, Graph, Op, Value
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa.matmul import RECORD
-from npusim.memory import packed
 
 ALIGN = 64
-STEP_BASE, NOISE_BASE, RANGE_BASE = 1, 2, 3
-"""Base registers: see `npusim.isa.addressing.BASES`."""
-_BASES = {"const": 0, "step_const": STEP_BASE, "range_const": RANGE_BASE}
+NOISE_BASE = 2
+"""Base register of the step's noise: see `npusim.isa.addressing.BASES`."""
 
 
 def aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Turns of the DRAM's address mapping, of ``size`` bytes: 0 where no tensor must know of them.
+
+    Else large tensors share no turn, and all begin at the same place in one, ``offset``: half of what neighbours have
+    in one channel, so that copies of that many bytes out of each row are spread over two channels.
+    """
+
+    size: int = 0
+    offset: int = 0
+
+    @classmethod
+    def of(cls, machine: Machine) -> Turns:
+        return cls(machine.dram.turn_bytes, machine.dram.interleave_bytes // 2 // ALIGN * ALIGN)
+
+    def _matter(self, size: int) -> bool:
+        """To tensors that they let grow by little more than a quarter."""
+        return bool(self.size) and size >= 4 * self.size
+
+    def start(self, address: int, size: int) -> int:
+        """The first address from ``address`` on where a tensor of ``size`` bytes may begin."""
+        return address + (self.offset - address) % self.size if self._matter(size) else address
+
+    def whole(self, size: int) -> int:
+        """The bytes that a tensor of ``size`` bytes takes."""
+        return -(-(size + self.offset) // self.size) * self.size if self._matter(size) else size
 
 
 def row_bytes(value: Value, count: int) -> int:
@@ -37,12 +60,6 @@ def row_bytes(value: Value, count: int) -> int:
 def value_bytes(value: Value) -> int:
     rows = int(np.prod(value.shape[:-1], dtype=np.int64))
     return rows * row_bytes(value, value.shape[-1])
-
-
-def contents(value: Value, data: NDArray[Any]) -> NDArray[np.uint8]:
-    """A constant's bytes in memory; no copy where it holds whole bytes."""
-    whole = np.ascontiguousarray(packed(data, BITS[value.dtype]) if BITS[value.dtype] < 8 else data)
-    return whole.reshape(-1).view(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -60,17 +77,19 @@ class FirstFit:
 
     start: int
     capacity: int
+    turns: Turns = field(default_factory=Turns)
     live: list[tuple[int, int, int]] = field(default_factory=list)  # (address, end, last use)
     peak: int = 0
 
     def take(self, size: int, first: int, last: int) -> int | None:
         """Address of ``size`` bytes alive from operation ``first`` to ``last``, or None."""
         self.live = sorted(entry for entry in self.live if entry[2] >= first)
-        address = self.start
+        address, taken = self.turns.start(self.start, size), self.turns.whole(size)
         for begin, end, _ in self.live:
-            if begin - address >= size:
+            if begin - address >= taken:
                 break
-            address = max(address, end)
+            address = max(address, self.turns.start(end, size))
+        size = taken
         if address + size > self.start + self.capacity:
             return None
         self.live.append((address, address + size, last))
@@ -127,81 +146,6 @@ class Zones:
     def of(cls, machine: Machine) -> Zones:
         quarter = machine.sram.capacity_bytes // 4 // ALIGN * ALIGN
         return cls(machine.sram.capacity_bytes - 2 * quarter, quarter, quarter)
-
-
-def logit_record(op: Op) -> bytes:
-    """The requantization record of an attention's scores: no bias, no zero point."""
-    record = np.zeros(1, RECORD)
-    record["multiplier"], record["shift"] = op.attrs["logit_multiplier"], op.attrs["logit_shift"]
-    return record.tobytes()
-
-
-class Layout:
-    """DRAM addresses of everything, from sizes alone; and the bytes of constants and of the sets, made when asked for.
-
-    ``homes`` by value; ``logits``: the homes of attentions' requantization records, by output. Nothing depends on what
-    constants hold, so a graph without contents has the same addresses.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.homes: dict[str, Home] = {}
-        self.logits: dict[str, Home] = {}
-        sizes = dict.fromkeys(_BASES, 0)
-        for value in graph.values.values():
-            if value.kind in sizes and value.base is None:
-                self.homes[value.name] = Home("dram", sizes[value.kind], _BASES[value.kind])
-                sizes[value.kind] += aligned(value_bytes(value))
-        for op in (*graph.prologue, *graph.step):
-            if op.kind == "attention":
-                self.logits[op.output] = Home("dram", sizes["const"])
-                sizes["const"] += aligned(RECORD.itemsize)
-        self.constant_bytes, self.step_set_bytes, self.range_set_bytes = (sizes[kind] for kind in _BASES)
-
-    @property
-    def set_address(self) -> int:
-        """Where the first step's constants lie: right behind those of the program."""
-        return self.constant_bytes
-
-    @property
-    def range_address(self) -> int:
-        """Where the first time range's parameter set lies: right behind the steps'."""
-        return self.set_address + self.graph.steps * self.step_set_bytes
-
-    @property
-    def end(self) -> int:
-        """The first address behind all constants and sets."""
-        return self.range_address + self.graph.ranges * self.range_set_bytes
-
-    def constants(self) -> NDArray[np.uint8]:
-        """The program's constants, (constant_bytes,)."""
-        data = self._filled("const", 1, self.constant_bytes)
-        for op in (*self.graph.prologue, *self.graph.step) if self.graph.contents else ():
-            if op.kind == "attention":
-                start = self.logits[op.output].address
-                data[0, start : start + RECORD.itemsize] = np.frombuffer(logit_record(op), np.uint8)
-        return np.asarray(data[0])
-
-    def step_sets(self) -> NDArray[np.uint8]:
-        """The steps' constants, (steps, step_set_bytes)."""
-        return self._filled("step_const", self.graph.steps, self.step_set_bytes)
-
-    def range_sets(self) -> NDArray[np.uint8]:
-        """The parameter sets, (ranges, range_set_bytes)."""
-        return self._filled("range_const", self.graph.ranges, self.range_set_bytes)
-
-    def _filled(self, kind: str, count: int, size: int) -> NDArray[np.uint8]:
-        """Bytes of all constants of a kind, (count, size); zeros that take no memory for a graph without contents."""
-        if not self.graph.contents:
-            return np.broadcast_to(np.uint8(0), (count, size))
-        filled = np.zeros((count, size), np.uint8)
-        for value in self.graph.values.values():
-            if value.kind == kind and value.base is None:
-                assert value.data is not None
-                start = self.homes[value.name].address
-                for part, data in zip(filled, value.data[None] if kind == "const" else value.data, strict=True):
-                    part[start : start + value_bytes(value)] = contents(value, data)
-        return filled
 
 
 def lifetimes(graph: Graph, ops: tuple[Op, ...], groups: Sequence[int] = ()) -> dict[str, tuple[int, int]]:

@@ -8,14 +8,41 @@ order they are sent.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compiler.accesses import READ, WRITE, Accesses
-from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import UNITS, Decoded, Region
+from npusim.congruence import digest, joins, pieces
+from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.encoding import HEADER, UNITS, Decoded, Region
+
+MASKS = {f.name: f for f in HEADER if f.name.startswith(("wait_", "signal_"))}
+
+
+def with_tokens(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The words (count, 32) with the tokens that program order needs, instead of those that they have.
+
+    None crosses a barrier, which takes all. Pieces between barriers with the same overlaps have the same tokens.
+    """
+    code = code.copy()
+    word = next(iter(MASKS.values())).word
+    code[:, word] = 0
+    known: dict[bytes, NDArray[np.uint32]] = {}
+    for begin, end in pieces(joins(code)):
+        piece = code[begin:end]
+        key = digest(piece)
+        if key not in known:
+            known[key] = _token_words(decode(piece))
+        piece[:, word] = known[key]
+    return code
+
+
+def _token_words(instructions: list[Decoded]) -> NDArray[np.uint32]:
+    words = [sum(mask << MASKS[name].lo for name, mask in found.items()) for found in insert_tokens(instructions)]
+    return np.array(words, np.uint32)
 
 
 def insert_tokens(instructions: list[Decoded]) -> list[dict[str, int]]:
-    """Header fields (wait_raw, wait_war, signal_raw, signal_war) of each instruction."""
+    """Header fields (wait_raw, wait_war, signal_raw, signal_war) of each instruction of one piece."""
     touched = Accesses()
     waited = np.full((len(UNITS), len(UNITS)), -1, np.int64)
     headers: list[dict[str, int]] = [{} for _ in instructions]

@@ -14,8 +14,8 @@ from compiler.swap import adaptive, blocking, resident, shadow, streamed
 from compiler.swap.code import Coder, Fetch
 from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, Words, merged
 from npusim.config import Machine
+from npusim.congruence import ADDRESS, copies
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.addressing import BASES
 from npusim.program import Buffer, Program, Swap
 
@@ -146,7 +146,7 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
     code_of_step = tuple(numbers.setdefault(fetches[step], len(numbers)) for step in range(program.steps))
     old_end = program.range_address + program.range_sets.size
     new_end = range_kind.address + range_plan.places * range_kind.set_bytes
-    moved = (old_end - new_end) // _turn(machine) * _turn(machine)
+    moved = (old_end - new_end) // machine.dram.turn_bytes * machine.dram.turn_bytes
     codes = [coder.code(prologue=False, fetches=key) for key in numbers]
     prologue, *steps = (_moved(words, old_end, moved) for words in (coder.code(True, fetches[PROLOGUE]), *codes))
     buffers = {
@@ -170,22 +170,16 @@ def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
     return _moved(program.prologue, old_end, moved), _moved(program.step, old_end, moved)
 
 
-def _turn(machine: Machine) -> int:
-    """Bytes after which the address mapping returns to the same channel and bank."""
-    device = machine.dram.device
-    return device.row_bytes * device.banks * machine.dram.channels
-
-
 def _moved(words: Words, old_end: int, moved: int) -> Words:
     """The code with everything at ``old_end`` or behind it, absolute in DRAM, ``moved`` bytes lower."""
     if not moved:
         return words
-    words = words.copy()
-    for index, ins in enumerate(decode(words)):
-        if ins.op in ("load", "store") and ins.base == 0 and ins.dram_addr >= old_end:
-            f = BY_MNEMONIC[ins.op].by_name["dram_addr"]
-            address = ins.dram_addr - moved
-            words[index, f.word], words[index, f.word + 1] = address & 0xFFFF_FFFF, address >> 32
+    words, low, high = words.copy(), ADDRESS.word, ADDRESS.word + 1
+    found = copies(words)
+    assert found is not None, "a program as compiled"
+    at = found.at[(found.base == 0) & (found.first >= old_end)]
+    address = (words[at, low] | words[at, high].astype(np.uint64) << np.uint64(32)) - np.uint64(moved)
+    words[at, low], words[at, high] = address & np.uint64(0xFFFF_FFFF), address >> np.uint64(32)
     return words
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.schedule.tokens import insert_tokens
+from compiler.schedule.tokens import with_tokens
+from npusim.congruence import copies
+from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.control import JOINS
-from npusim.isa.encoding import HEADER, UNITS, Decoded, encode
-
-MASKS = {f.name: f for f in HEADER if f.name.startswith(("wait_", "signal_"))}
+from npusim.isa.encoding import UNITS, encode
 
 
 class Fetch(NamedTuple):
@@ -41,7 +38,8 @@ class Coder:
     def __init__(self, prologue: NDArray[np.uint32], step: NDArray[np.uint32], layer: int) -> None:
         """``layer``: the number of the layer that fetches belong to."""
         self._words = {True: prologue, False: step}
-        self._decoded = {key: _without_tokens(decode(words)) for key, words in self._words.items()}
+        for part in self._words.values():
+            decode(part)
         self._layer = layer
         self._loads: dict[int, list[tuple[int, int, int]]] = {}
         self._made: dict[tuple[bool, tuple[Fetch, ...]], NDArray[np.uint32]] = {}
@@ -49,12 +47,12 @@ class Coder:
     def loads(self, base: int) -> list[tuple[int, int, int]]:
         """(index, start, end) of every access of the step to DRAM through register ``base``."""
         if base not in self._loads:
-            self._loads[base] = [
-                (index, region.start, region.end)
-                for index, ins in enumerate(self._decoded[False])
-                for region in BY_MNEMONIC[ins.op].footprint(ins)[0]
-                if region.memory == "dram" and region.base == base
-            ]
+            found = copies(self._words[False])
+            if found is None:
+                raise UserError("the step's code reaches DRAM beyond 2^61 bytes; allowed: one as compiled")
+            mine = ~found.stores & (found.base == base)
+            columns = (array[mine].tolist() for array in (found.at, found.first, found.end))
+            self._loads[base] = list(zip(*columns, strict=True))
         return self._loads[base]
 
     def code(self, prologue: bool, fetches: Sequence[Fetch]) -> NDArray[np.uint32]:
@@ -65,19 +63,13 @@ class Coder:
         return self._made[key]
 
     def _code(self, prologue: bool, fetches: Sequence[Fetch]) -> NDArray[np.uint32]:
-        words, decoded = self._words[prologue], self._decoded[prologue]
-        rows, instructions, begin = [], list[Decoded](), 0
+        words = self._words[prologue]
+        parts, begin = list[NDArray[np.uint32]](), 0
         for fetch in sorted(fetches, key=lambda fetch: fetch.at):
-            rows += list(words[begin : fetch.at])
-            instructions += decoded[begin : fetch.at]
+            parts.append(words[begin : fetch.at])
             begin = max(begin, fetch.at)
-            for op, fields in self._made_of(fetch):
-                row = encode(BY_MNEMONIC[op], fields)
-                rows.append(row)
-                instructions += decode(row[None])
-        rows += list(words[begin:])
-        instructions += decoded[begin:]
-        return _with_tokens(np.stack(rows), instructions)
+            parts += [encode(BY_MNEMONIC[op], fields)[None] for op, fields in self._made_of(fetch)]
+        return with_tokens(np.concatenate([*parts, words[begin:]]))
 
     def _made_of(self, fetch: Fetch) -> list[tuple[str, dict[str, int]]]:
         values = {"storage_addr": fetch.storage + fetch.start, "dram_addr": fetch.dram + fetch.start}
@@ -85,19 +77,3 @@ class Coder:
         values |= {"storage_base": fetch.storage_base, "unit": UNITS.index("storage"), "layer": self._layer}
         barrier = {"unit": UNITS.index("vector"), "layer": self._layer}
         return [("fetch", values), *([("barrier", barrier)] if fetch.join else [])]
-
-
-def _without_tokens(instructions: list[Decoded]) -> list[Decoded]:
-    return [SimpleNamespace(**{**vars(ins), **dict.fromkeys(MASKS, 0)}) for ins in instructions]
-
-
-def _with_tokens(words: NDArray[np.uint32], instructions: list[Decoded]) -> NDArray[np.uint32]:
-    """The words with the tokens that program order needs; none crosses a barrier, which takes all."""
-    words = words.copy()
-    words[:, next(iter(MASKS.values())).word] = 0
-    joins = [-1, *(i for i, ins in enumerate(instructions) if ins.op in JOINS), len(instructions)]
-    for before, join in pairwise(joins):
-        for index, tokens in enumerate(insert_tokens(instructions[before + 1 : join]), before + 1):
-            for name, mask in tokens.items():
-                words[index, MASKS[name].word] |= np.uint32(mask << MASKS[name].lo)
-    return words

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine import elementwise, layernorm, matmul, runtime_quantization, softmax, table
+from npusim.engine.stream import HANDLERS, Code, Session
 from npusim.isa import ALL, check_halt, decode
 from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
+
+__all__ = ["EXECUTORS", "HANDLERS", "KERNELS", "Code", "execute", "progress", "run"]
 
 KERNELS: dict[str, Callable[[Any, Decoded], None]] = {
     "matmul": matmul.execute,
@@ -28,6 +31,24 @@ EXECUTORS = {spec.mnemonic: spec.execute for spec in ALL} | KERNELS
 """The rest moves bytes or looks them up, which NumPy does for the reference already: there is nothing to compile."""
 
 
+ORIGINAL = dict(EXECUTORS)
+
+
+def progress(state: MachineState, code: Code, first: int = 0, last: int | None = None) -> Iterator[int]:
+    """Run instructions ``first`` to ``last`` - 1 (all) of ``code``; yield the number of each that no handler takes.
+
+    Where one fails, its number was the last yielded. Raises as `execute`.
+    """
+    # Tests put other executors in the places of some.
+    taken = [name for name in HANDLERS if EXECUTORS[name] is ORIGINAL[name]]
+    session, index, end = Session(state, code, taken), first, len(code) if last is None else last
+    while (index := session.run(index, end)) < end:
+        yield index
+        ins = code.decoded(index)
+        EXECUTORS[ins.op](state, ins)
+        index += 1
+
+
 def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
     """Run decoded instructions on ``state``.
 
@@ -35,8 +56,8 @@ def execute(state: MachineState, instructions: Iterable[Decoded]) -> None:
         ValueError: an instruction reaches outside a memory or finds an undefined record in it.
         OverflowError: an accumulator overflows on a machine whose accumulators trap.
     """
-    for ins in instructions:
-        EXECUTORS[ins.op](state, ins)
+    for _ in progress(state, Code(list(instructions))):
+        pass
 
 
 def run(state: MachineState, code: NDArray[np.uint32]) -> None:

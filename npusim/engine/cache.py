@@ -57,19 +57,33 @@ def cache_folder() -> Path | None:
     return folder
 
 
+def _defined(decorator: Callable[..., Any], *signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator of Numba's that keeps what it compiles in the folder."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        folder = cache_folder()
+        if folder is None:
+            return decorator(*signature, **options)(function)
+        # Numba reads the setting when the kernel is defined. It is put back, so that other packages' kernels,
+        # subprocesses and the environment see nothing of it.
+        settings: Any = numba_config
+        before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
+        try:
+            return decorator(*signature, cache=True, **options)(function)
+        finally:
+            settings.CACHE_DIR = before
+
+    return decorate
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Return ``function`` as a Numba kernel: compiled at its first call, kept on disk, run without the global lock."""
-    folder = cache_folder()
-    if folder is None:
-        return numba.njit(nogil=True)(function)
-    # Numba reads the setting when the kernel is defined. It is put back, so that other packages' kernels, subprocesses
-    # and the environment see nothing of it.
-    settings: Any = numba_config
-    before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    finally:
-        settings.CACHE_DIR = before
+    return _defined(numba.njit, nogil=True)(function)
+
+
+def callback(function: Callable[..., Any], signature: Any) -> Any:
+    """Return ``function`` compiled as a C function with ``address``, now; kept on disk likewise."""
+    return _defined(numba.cfunc, signature)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

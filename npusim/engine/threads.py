@@ -16,7 +16,7 @@ WORK_PER_THREAD = 1 << 20
 
 
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
+def pool(process: int) -> ThreadPoolExecutor:
     """Return the threads beside the calling one, made anew after a fork."""
     return ThreadPoolExecutor(max(1, SETTINGS.NUMBA_NUM_THREADS - 1), thread_name_prefix="npusim")
 
@@ -31,6 +31,6 @@ def in_threads(kernel: Callable[..., int], count: int, work: int, *arguments: An
     edges = [count * i // parts for i in range(parts + 1)]
     if parts == 1:
         return int(kernel(*arguments, 0, count))
-    futures = [_pool(os.getpid()).submit(kernel, *arguments, edges[i], edges[i + 1]) for i in range(1, parts)]
+    futures = [pool(os.getpid()).submit(kernel, *arguments, edges[i], edges[i + 1]) for i in range(1, parts)]
     total = int(kernel(*arguments, edges[0], edges[1]))
     return total + sum(int(future.result()) for future in futures)

@@ -68,15 +68,29 @@ def legal(state: MachineState, ins: Decoded) -> Case:
     return Case(ins, state)
 
 
+ALIGNMENT = 1
+"""Addresses and strides are drawn as multiples of this. Tests of kernels that take aligned operands only set it."""
+
+
+def aligned(value: int) -> int:
+    """The next multiple of ``ALIGNMENT``."""
+    return -(-value // ALIGNMENT) * ALIGNMENT
+
+
 def stride_of(draw: st.DrawFn, at_least: int, repeat: bool) -> int:
     """A stride that keeps rows apart, with a gap of any size, or 0 where a row may be repeated."""
-    stride = at_least + draw(st.integers(0, 9))
+    stride = aligned(at_least + draw(st.integers(0, 9)))
     return draw(st.sampled_from([0, stride])) if repeat else stride
 
 
+def addresses(first: int, last: int) -> st.SearchStrategy[int]:
+    """Addresses from ``first`` to ``last``."""
+    return st.integers(-(-first // ALIGNMENT), last // ALIGNMENT).map(lambda number: number * ALIGNMENT)
+
+
 def address(draw: st.DrawFn, size: int, capacity: int) -> int:
-    """Any alignment; operands may overlap."""
-    return draw(st.integers(0, capacity - size))
+    """Any address at which ``size`` bytes fit; operands may overlap."""
+    return draw(addresses(0, capacity - size))
 
 
 def window(

@@ -26,6 +26,15 @@ from npusim.testing.cases import (
 )
 
 
+def records(draw: st.DrawFn, state: MachineState, mode: str, rows: int, n: int) -> Any:
+    """Records of mode ``tensor``, ``channel`` or ``row``."""
+    if mode != "row":
+        return _records(draw, state, n if mode == "channel" else 1)
+    made = np.zeros(rows, ROW_RECORD)
+    made["multiplier"], made["shift"] = _scales(draw, rows, 16)
+    return made
+
+
 def _records(draw: st.DrawFn, state: MachineState, count: int) -> Any:
     bits = state.machine.mac_array.requant_multiplier_bits
     records = np.zeros(count, RECORD)
@@ -75,7 +84,7 @@ def matmuls(draw: st.DrawFn, on: Machine) -> Case:
     values |= _stationary(draw, state, b_kind, k, n, (batch0, batch1))
     values |= _requantizers(draw, state, mode, a_kind, batch0 * batch1 * m, n)
     if array.input_shift and A_TYPES[a_kind] <= 8 and draw(st.booleans()):
-        values |= {"shifted": 1, "shift_addr": draw(st.integers(0, state.param.size - k))}
+        values |= {"shifted": 1, "shift_addr": address(draw, k, state.param.size)}
     if held & 1:
         bits = array.acc_bits
         low, high = draw(st.sampled_from([(-9, 9), (-(1 << bits - 1), 1 << bits - 1)]))
@@ -117,17 +126,11 @@ def _stationary(
 
 def _requantizers(draw: st.DrawFn, state: MachineState, mode: str, a_kind: str, rows: int, n: int) -> dict[str, Any]:
     """Records of one mode, written where no other operand's records lie; their addresses."""
-    if mode in ("tensor", "channel"):
-        count = n if mode == "channel" else 1
-        address = draw(st.integers(0, state.param.size - 12 * count))
-        put(state.param, address, RECORD, _records(draw, state, count))
-        return {"rq_addr": address}
-    if mode == "row":
-        records = np.zeros(rows, ROW_RECORD)
-        records["multiplier"], records["shift"] = _scales(draw, rows, 16)
-        address = draw(st.integers(0, state.sram.size - 4 * rows))
-        put(state.sram, address, ROW_RECORD, records)
-        return {"rq_addr": address}
+    if not mode.startswith("factored"):
+        made, memory = records(draw, state, mode, rows, n), state.sram if mode == "row" else state.param
+        at = address(draw, made.nbytes, memory.size)
+        put(memory, at, made.dtype, made)
+        return {"rq_addr": at}
     channels, count = np.zeros(n, FACTORED), 1 if mode == "factored" else rows
     channels["bias"] = randoms(draw, *draw(st.sampled_from([(-9, 9), (-(1 << 31), 1 << 31)])), n)
     channels["zero_point"] = _weight_zeros(draw, state, n)
@@ -140,6 +143,6 @@ def _requantizers(draw: st.DrawFn, state: MachineState, mode: str, a_kind: str, 
     channel_at, scalar_at = draw(st.integers(0, middle - 8 * n)), draw(st.integers(middle, state.param.size - 8))
     put(state.param, channel_at, FACTORED, channels)
     if mode == "factored_row":
-        scalar_at = draw(st.integers(0, state.sram.size - 8 * count))
+        scalar_at = address(draw, 8 * count, state.sram.size)
     put(state.param if mode == "factored" else state.sram, scalar_at, SCALARS, scalars)
     return {"rq_addr": channel_at, "scalars_addr": scalar_at, "fraction_bits": draw(st.integers(1, 15))}

@@ -19,6 +19,8 @@ from npusim.testing.cases import (
     DRAM_BYTES,
     Case,
     address,
+    addresses,
+    aligned,
     dtypes,
     legal,
     make,
@@ -84,13 +86,11 @@ def elementwise(draw: st.DrawFn, on: Machine, op: str = "ewlin") -> Case:
             values[f"{name}_mul"] = draw(
                 st.one_of(st.sampled_from([0, 1, -1, limit, -limit]), st.integers(-limit, limit))
             )
-            values[f"{name}_mul_addr"] = draw(
-                st.one_of(st.just(NO_ADDRESS), st.integers(0, state.param.size - 4 * cols))
-            )
+            values[f"{name}_mul_addr"] = draw(st.one_of(st.just(NO_ADDRESS), addresses(0, state.param.size - 4 * cols)))
             if wide and values[f"{name}_mul_addr"] != NO_ADDRESS:
                 low, high = draw(st.sampled_from([(-3, 4), (-(2**30), 2**30)]))
                 put(state.param, values[f"{name}_mul_addr"], np.dtype("<i4"), randoms(draw, low, high, cols))
-        values["bias_addr"] = draw(st.one_of(st.just(NO_ADDRESS), st.integers(0, state.param.size - 4 * cols)))
+        values["bias_addr"] = draw(st.one_of(st.just(NO_ADDRESS), addresses(0, state.param.size - 4 * cols)))
         values |= {name: draw(st.integers(0, 1)) for name in ("wide", "shared_mul", "shared_bias")}
         _repair_multipliers(state, kinds, values, cols)
     values |= {"batch": batch, "rows": rows, "cols": cols, "shift": draw(shifts), "out_zp": draw(zero_points)}
@@ -119,7 +119,7 @@ def tables(draw: st.DrawFn, on: Machine) -> Case:
         "out_row": out["out_row"],
     }
     values |= {"multiplier": draw(st.one_of(powers, st.integers(0, 65535))), "shift": draw(shifts)}
-    at = draw(st.integers(0, state.param.size - 1026))
+    at = address(draw, 1026, state.param.size)
     return legal(
         state, make("table", rows=rows, cols=cols, table_addr=at, out_zp=draw(zero_points), out_dtype=kind, **values)
     )
@@ -131,7 +131,7 @@ def layernorm_statistics(draw: st.DrawFn, on: Machine) -> Case:
     rows, cols = draw(st.integers(1, 6)), draw(st.integers(1, 70))
     a = window(draw, state, "a", "i16", 1, rows, cols)
     epsilon = draw(st.one_of(st.integers(1, 1000), st.integers(1, 2**58 - 1)))
-    at = draw(st.integers(0, state.sram.size - 12 * rows))
+    at = address(draw, 12 * rows, state.sram.size)
     return legal(
         state, make("lnstat", a_addr=a["a_addr"], a_row=a["a_row"], rows=rows, cols=cols, stat_addr=at, epsilon=epsilon)
     )
@@ -146,15 +146,15 @@ def layernorm_apply(draw: st.DrawFn, on: Machine) -> Case:
     records["sum"] = randoms(draw, -cols * 32768, cols * 32767 + 1, rows)
     records["mantissa"] = 1 << 20 if draw(st.booleans()) else randoms(draw, 1 << 20, (1 << 21) + 1, rows)
     records["shift"] = randoms(draw, 21, 52, rows)
-    at = draw(st.integers(0, state.sram.size - 12 * rows))
+    at = address(draw, 12 * rows, state.sram.size)
     put(state.sram, at, STATISTICS, records)
     return legal(
         state,
         make(
             "lnapply", a_addr=a["a_addr"], a_row=a["a_row"], out_addr=out["out_addr"], out_row=out["out_row"],
             rows=rows, cols=cols, stat_addr=at, out_dtype=kind, out_zp=draw(zero_points), shift=draw(shifts),
-            fraction_bits=draw(st.integers(0, 15)), g_addr=draw(st.integers(0, state.param.size - 2 * cols)),
-            b_addr=draw(st.integers(0, state.param.size - 4 * cols)),
+            fraction_bits=draw(st.integers(0, 15)), g_addr=address(draw, 2 * cols, state.param.size),
+            b_addr=address(draw, 4 * cols, state.param.size),
         ),
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def small_tables(draw: st.DrawFn, on: Machine) -> Case:
     kind = draw(st.sampled_from([name for name in DTYPE_NAMES if name != "i32"]))
     rows, cols = draw(st.integers(1, 5)), draw(st.integers(1, 60))
     a, out = window(draw, state, "a", a_kind, 1, rows, cols), window(draw, state, "out", kind, 1, rows, cols)
-    at = draw(st.integers(0, state.param.size - 512))
+    at = address(draw, 512, state.param.size)
     stored, low, high = DTYPES[kind]
     put(state.param, at, np.dtype(stored), randoms(draw, low, high + 1, 1 << int(a_kind[1:])))
     values = {"a_addr": a["a_addr"], "a_row": a["a_row"], "out_addr": out["out_addr"], "out_row": out["out_row"]}
@@ -192,7 +192,7 @@ def _beside(draw: st.DrawFn, rows: int, out: dict[str, int], row_bytes: int, siz
     """An address for a second result of ``size`` bytes before or behind the first one, the window ``out``."""
     before, end = out["out_addr"] - size, out["out_addr"] + (rows - 1) * out["out_row"] + row_bytes
     places = [(0, before), (end, capacity - size)]
-    return draw(st.one_of([st.integers(low, high) for low, high in places if low <= high]))
+    return draw(st.one_of([addresses(low, high) for low, high in places if aligned(low) <= high]))
 
 
 @st.composite
@@ -213,7 +213,7 @@ def exponentials(draw: st.DrawFn, on: Machine) -> Case:
     a, out = window(draw, state, "a", "i16", 1, rows, cols), window(draw, state, "out", kind, 1, rows, cols)
     at = NO_ADDRESS
     if draw(st.booleans()):
-        at = draw(st.integers(0, state.sram.size - 4))
+        at = address(draw, 4, state.sram.size)
         put(state.sram, at, np.dtype("<i4"), [draw(st.integers(-2, cols + 2))])
     return legal(
         state,
@@ -243,11 +243,11 @@ def fetches(draw: st.DrawFn, on: Machine) -> Case:
 def reciprocals(draw: st.DrawFn, on: Machine) -> Case:
     state = draw(states(on))
     rows = draw(st.integers(1, 50))
-    at = draw(st.integers(0, state.sram.size - 4 * rows))
+    at = address(draw, 4 * rows, state.sram.size)
     high = draw(st.sampled_from([2, 300, 2**16, 2**31]))
     put(state.sram, at, np.dtype("<i4"), randoms(draw, 1, high, rows))
     multiplier, shift = draw(st.integers(2**30, 2**31 - 1)), draw(st.integers(0, 63))
-    out = draw(st.integers(0, state.sram.size - 4 * rows))
+    out = address(draw, 4 * rows, state.sram.size)
     return legal(state, make("recip", sum_addr=at, out_addr=out, rows=rows, multiplier=multiplier, shift=shift))
 
 

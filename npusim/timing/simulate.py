@@ -14,18 +14,22 @@ from npusim.isa.addressing import BASES
 from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS
 from npusim.program import Program
-from npusim.timing import core, dram, sram
+from npusim.timing import core
 from npusim.timing.cost import Costs, Int64, costs
 from npusim.timing.results import CodeTiming, DramCounts, LayerTiming, ProgramTiming, Traffic, summed
+from npusim.timing.reuse import run_pieces, run_whole
 
 _KINDS = ("raw", "war")
 _JOINS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic in JOINS}
 
 
-def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,) * BASES) -> CodeTiming:
+def simulate(
+    code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,) * BASES, reuse: bool = True
+) -> CodeTiming:
     """Time ``code`` (count, 32) from empty queues and no tokens, with the base registers at ``bases``.
 
-    Time depends on no data. Behind HALT, a part begins.
+    Time depends on no data. Behind HALT, a part begins. With ``reuse``, pieces of code between barriers that are equal
+    but for places in DRAM are timed once (`npusim.timing.reuse`); the result is the same.
 
     Raises:
         UserError: an instruction is not legal, no unit can proceed (each unit's next instruction and missing tokens are
@@ -33,20 +37,16 @@ def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = 
         AssertionError: the ledger of a unit does not sum to the total; a fault of this package.
     """
     cost = costs(code, machine, bases)
-    queue, stops, barriers = _queues(cost)
-    # Contiguous in any case, so that the kernel is compiled for one kind of array only.
-    arrays = (queue, stops, barriers, cost.busy, cost.transfer, cost.geometry, cost.wait, cost.signal, cost.demand)
-    clocks = np.array([machine.clock_mhz, machine.dram.device.clock_mhz, machine.interconnect_cycles], np.int64)
-    memory = dram.new_state(machine)
-    run = core.run(*map(np.ascontiguousarray, arrays), sram.ports(machine.sram), clocks, memory)
-    outcome, total, ledger, start, end, held, head, tokens, segment = run
-    if outcome == core.DEADLOCK:
-        raise UserError(_deadlock(code, cost, queue, stops[segment + 1], head, tokens, total))
-    if outcome == core.LEFTOVER:
+    run = run_pieces(cost, machine) if reuse else run_whole(cost, machine)
+    total, ledger = run.total, run.ledger
+    if run.outcome == core.DEADLOCK:
+        raise UserError(_deadlock(code, cost, run.stuck, run.tokens, total))
+    if run.outcome == core.LEFTOVER:
+        barriers = np.flatnonzero(cost.barrier)
         place = "at the end of the code"
-        if segment < len(barriers):
-            place = f"at instruction {barriers[segment]} (barrier or halt)"
-        raise UserError(f"tokens left over {place}: {_tokens(tokens)}")
+        if run.barriers_passed < len(barriers):
+            place = f"at instruction {barriers[run.barriers_passed]} (barrier or halt)"
+        raise UserError(f"tokens left over {place}: {_tokens(run.tokens)}")
     if (ledger.sum(axis=1) != total).any():
         raise AssertionError(
             f"ledger of {UNITS} sums to {ledger.sum(axis=1)}, not to {total} cycles: {ledger.tolist()}"
@@ -54,12 +54,12 @@ def simulate(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = 
     return CodeTiming(
         total_cycles=int(total),
         ledger={unit: dict(zip(core.CAUSES, ledger[u].tolist(), strict=True)) for u, unit in enumerate(UNITS)},
-        start_cycle=start,
-        end_cycle=end,
-        wait_bank_cycles=held,
+        start_cycle=run.start,
+        end_cycle=run.end,
+        wait_bank_cycles=run.held,
         traffic=Traffic(*cost.traffic.sum(axis=0).tolist()),
-        dram=DramCounts(*memory[dram.ROW_HITS : dram.ISSUED].tolist()),
-        layers=_layers(cost, start, end),
+        dram=DramCounts(*run.dram.tolist()),
+        layers=_layers(cost, run.start, run.end),
     )
 
 
@@ -68,7 +68,7 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
 
     All pieces of code end in a barrier or halt, so each starts from the same state; hence each step code is timed once
     and counted as often as steps run it. Every step is timed with the base registers of the first one. ``reuse=False``
-    times prologue and all steps as one long piece of code instead; the totals are equal.
+    times prologue and all steps as one long piece of code instead, and every instruction of it; the totals are equal.
 
     Raises:
         UserError: a piece of code does not end in a barrier or halt (an empty prologue need not), something stands
@@ -90,7 +90,7 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
             traffic, memory = traffic + step.traffic.times(count), memory + step.dram.times(count)
     else:
         codes = [program.prologue, *(program.step_codes[number] for number in numbers)]
-        whole = simulate(np.concatenate(codes), program.machine, bases)
+        whole = simulate(np.concatenate(codes), program.machine, bases, reuse=False)
         cycles, ledger, traffic, memory = whole.total_cycles, whole.ledger, whole.traffic, whole.dram
     moved = traffic.dram_read_bytes + traffic.dram_write_bytes
     return ProgramTiming(
@@ -115,16 +115,6 @@ def _named(name: str, code: NDArray[np.uint32], machine: Machine, bases: Sequenc
         return simulate(code, machine, bases)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-
-
-def _queues(cost: Costs) -> tuple[Int64, Int64, Int64]:
-    """``queue``, ``stops`` and ``barriers`` as `core.run` wants them."""
-    barriers = np.flatnonzero(cost.barrier)
-    members = [np.flatnonzero((cost.unit == unit) & ~cost.barrier) for unit in range(len(UNITS))]
-    begin = np.cumsum([0, *map(len, members)])[:-1]
-    limits = [-1, *barriers.tolist(), len(cost.unit)]
-    stops = np.array([[np.searchsorted(member, limit) for member in members] for limit in limits], np.int64) + begin
-    return np.concatenate(members), stops, barriers
 
 
 def _layers(cost: Costs, start: Int64, end: Int64) -> dict[int, LayerTiming]:
@@ -153,16 +143,13 @@ def _tokens(tokens: Int64) -> str:
     return ", ".join(held)
 
 
-def _deadlock(
-    code: NDArray[np.uint32], cost: Costs, queue: Int64, stop: Int64, head: Int64, tokens: Int64, now: int
-) -> str:
-    """One line that says for every unit what it waits for."""
+def _deadlock(code: NDArray[np.uint32], cost: Costs, stuck: Sequence[int], tokens: Int64, now: int) -> str:
+    """One line that says for every unit what it waits for; ``stuck``: the instruction at the head of its queue."""
     parts = []
-    for u, unit in enumerate(UNITS):
-        if head[u] == stop[u]:
+    for u, (unit, index) in enumerate(zip(UNITS, stuck, strict=True)):
+        if index < 0:
             parts.append(f"{unit}: nothing left before the next barrier or the end")
             continue
-        index = int(queue[head[u]])
         missing = [
             f"{kind} from {UNITS[producer]}"
             for k, kind in enumerate(_KINDS)

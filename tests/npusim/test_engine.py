@@ -31,7 +31,16 @@ def outcome(execute: Callable[..., None], state: MachineState, ins: Decoded) -> 
 
 
 def agree(state: MachineState, ins: Decoded) -> bool:
-    (fault, a), (expected, b) = outcome(engine.execute, state, ins), outcome(reference.execute, state, ins)
+    """Whether the engine has the reference's bits, with the handlers of `npusim.engine.stream` and without."""
+    expected = outcome(reference.execute, state, ins)
+    with pytest.MonkeyPatch.context() as patch:
+        same = equal(outcome(engine.execute, state, ins), expected)
+        patch.setattr(engine, "HANDLERS", {})
+        return same and equal(outcome(engine.execute, state, ins), expected)
+
+
+def equal(one: tuple[str, MachineState], other: tuple[str, MachineState]) -> bool:
+    (fault, a), (expected, b) = one, other
     same_memories = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in MEMORIES)
     if fault:
         return fault == expected and same_memories

@@ -28,6 +28,33 @@ def test_derived_figures_of_the_edge_machine(edge_machine: Machine) -> None:
     assert figures.vector_gops == 128
 
 
+def test_changed_fields_of_a_machine(edge_machine: Machine, edge_text: str, tmp_path: Path) -> None:
+    """The same as the edited file, which is read another way; the machine itself stays as it is."""
+    path = tmp_path / "edge_8k.yaml"
+    path.write_text(edge_text.replace("  cols: 128\n", "  cols: 256\n").replace("  channels: 4 ", "  channels: 8 "))
+    made = hw.changed(edge_machine, {"mac_array.cols": 256, "dram.channels": 8})
+    assert made == load_machine(path) != edge_machine
+    assert edge_machine.mac_array.cols == 128
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mac_array.colls": 1}, "edge_8k: mac_array.colls: unknown field"),
+        ({"mac_array.cols": 0}, "edge_8k: mac_array.cols: 0 is not allowed; must be a whole number from 1 to 4096"),
+        ({"sram.banks": 3}, "edge_8k: sram.banks: "),
+        ({"clock_mhz.x": 1}, "edge_8k: clock_mhz.x: `clock_mhz` is a field, not a section"),
+        ({"cache.lines": 1}, "edge_8k: cache: unknown field"),
+        ({"sram": 4}, "edge_8k: sram: 4 is not allowed; must be a section with the fields"),
+    ],
+)
+def test_changed_fields_that_a_machine_may_not_have(edge_machine: Machine, fields: Any, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        hw.changed(edge_machine, fields)
+    assert str(refused.value).startswith(message)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_schema_file_is_current(repository: Path) -> None:
     text = (repository / "hwconfigs" / "schema.json").read_text(encoding="utf-8")
     assert text == hw.schema_text(), "run: python -m npusim.hw"

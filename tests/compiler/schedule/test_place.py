@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.graph import Graph
-from compiler.schedule.place import ALIGN, FirstFit, Layout, Ring, Zones, aligned, lifetimes, place, value_bytes
+from compiler.schedule.layout import Layout
+from compiler.schedule.place import ALIGN, FirstFit, Ring, Zones, aligned, lifetimes, place, value_bytes
 from npusim.config import Machine
 from npusim.errors import UserError
 from tests.compiler.runs import machine_like

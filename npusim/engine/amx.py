@@ -1,0 +1,153 @@
+"""Products of bytes on processors that multiply whole tiles (AMX): 16 rows by 64 bytes, by 64 bytes of 16 columns.
+
+The operands are packed as for `npusim.engine.dot`: a vector of 16 columns is one tile for each 16 units of k. The sums
+are int32 and wrap, as there. Linux gives a process the tiles' registers on request only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core.registry import cpu_target
+
+from npusim.engine.dot import I8, I64, VARIANT, get_or_insert_function
+from npusim.engine.native import intrinsic
+
+ROWS, UNITS = 16, 16
+TILE_BYTES = 1024
+FEATURES = ("+amx-tile", "+amx-int8")
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
+POINTER, NOTHING = I8.as_pointer(), ir.VoidType()
+
+
+def _compiles() -> bool:
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    present = features.split(",")
+    return VARIANT.takes_bytes and VARIANT.lanes == UNITS and all(feature in present for feature in FEATURES)
+
+
+COMPILES = _compiles()
+"""Whether Numba compiles for a processor that has tiles."""
+
+
+def _shape() -> Any:
+    """What LDTILECFG loads: eight tiles of 16 rows of 64 bytes."""
+    shape = np.zeros(64, np.uint8)
+    shape[0] = 1
+    shape[16:32].view(np.uint16)[:] = 64
+    shape[48:56] = ROWS
+    return shape
+
+
+SHAPE = _shape()
+
+
+@cache
+def available() -> bool:
+    """Whether this process may use tiles."""
+    if not COMPILES or sys.platform != "linux":
+        return False
+    return int(ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)) == 0
+
+
+def _call(builder: Any, name: str, *arguments: Any) -> None:
+    if COMPILES:
+        kind = ir.FunctionType(NOTHING, [value.type for value in arguments])
+        builder.call(get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
+
+
+@intrinsic
+def configure(typing_context: Any, shape: Any) -> Any:
+    """Take the tiles' registers in the shape at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _call(builder, "ldtilecfg", builder.inttoptr(arguments[0], POINTER))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def release(typing_context: Any) -> Any:
+    """Give them back: a thread that holds them is dear to switch."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _call(builder, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _emit(builder: Any, tall: int, wide: int, arguments: Any) -> None:
+    """Emit the loop over k for ``tall`` tiles of rows by ``wide`` of columns; tiles 0..3 hold sums, then a, then b."""
+    a, a_row, b, b_vector, blocks, start, c, c_row = arguments
+
+    def pointer(address: Any) -> Any:
+        return builder.inttoptr(address, POINTER)
+
+    for row in range(tall):
+        for column in range(wide):
+            # A stride of 0 repeats one row.
+            _call(builder, "tileloadd64", I8(2 * row + column), pointer(builder.add(start, I64(64 * column))), I64(0))
+    before, loop, after = builder.block, builder.append_basic_block("blocks"), builder.append_basic_block("sums")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    block = builder.phi(I64)
+    a_at = builder.add(a, builder.mul(block, I64(4 * UNITS)))
+    b_at = builder.add(b, builder.mul(block, I64(TILE_BYTES)))
+    for column in range(wide):
+        place = builder.add(b_at, builder.mul(b_vector, I64(column)))
+        _call(builder, "tileloadd64", I8(6 + column), pointer(place), I64(64))
+    for row in range(tall):
+        place = builder.add(a_at, builder.mul(a_row, I64(ROWS * row)))
+        _call(builder, "tileloadd64", I8(4 + row), pointer(place), a_row)
+        for column in range(wide):
+            _call(builder, "tdpbusd", I8(2 * row + column), I8(4 + row), I8(6 + column))
+    following = builder.add(block, I64(1))
+    block.add_incoming(I64(0), before)
+    block.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, blocks), loop, after)
+    builder.position_at_end(after)
+    for row in range(tall):
+        for column in range(wide):
+            place = builder.add(builder.add(c, builder.mul(c_row, I64(ROWS * row))), I64(64 * column))
+            _call(builder, "tilestored64", I8(2 * row + column), pointer(place), c_row)
+
+
+def _multiply(module: Any) -> Any:
+    function = get_or_insert_function(module, ir.FunctionType(NOTHING, [I64] * 10), "multiply_tiles")
+    if not function.is_declaration:
+        return function
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block())
+    tall, wide, *rest = function.args
+    for rows in (1, 2):
+        for columns in (1, 2):
+            matches = builder.and_(
+                builder.icmp_signed("==", tall, I64(rows)), builder.icmp_signed("==", wide, I64(columns))
+            )
+            with builder.if_then(matches):
+                _emit(builder, rows, columns, rest)
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def multiply_tiles(
+    typing_context: Any, tall: Any, wide: Any, a: Any, a_row: Any, b: Any, b_vector: Any, blocks: Any, start: Any,
+    c: Any, c_row: Any,
+) -> Any:  # fmt: skip
+    """As `npusim.engine.dot.tile` for bytes: 16 rows or 32 by one vector of columns or two, ``blocks`` of 16 units."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.call(_multiply(builder.module), arguments)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 10), generate

@@ -1,0 +1,455 @@
+"""Handler of MATMUL, for operands of 8 and 16 bits where no accumulator can overflow.
+
+The products are those of `npusim.engine.gemm`; b is packed by transposing blocks of units in registers, and a is read
+where it lies if its bytes are units already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npusim.engine import amx
+from npusim.engine.cache import inlined
+from npusim.engine.context import (
+    ARENA,
+    ARENA_BYTES,
+    COLUMNS,
+    ELEMENT_BYTES,
+    HIGH,
+    I8,
+    I16,
+    KIND_OF,
+    LOW,
+    MOST,
+    PARAM,
+    SIZE,
+    SRAM,
+    U8,
+    U16,
+    Place,
+    Words,
+    apart,
+    columns,
+    share,
+    tally,
+    words,
+)  # fmt: skip
+from npusim.engine.dot import TILE_ROWS, VARIANT, tile
+from npusim.engine.finish import NARROW_SUMS, TWO_DIGITS, WIDE_SUMS, finish
+from npusim.engine.native import carray, move, pointer, sum_bytes, turn
+from npusim.engine.order import begin, region
+from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp
+from npusim.engine.stream_rows import place32, place64, scratch32, scratch64
+from npusim.isa.encoding import MAX_SHIFT
+from npusim.isa.matmul import RQ_MODES
+
+MATMUL, KIND = columns("matmul"), KIND_OF["matmul"]
+TENSOR, CHANNEL, ROW = (RQ_MODES.index(name) for name in ("tensor", "channel", "row"))
+LANES, PANEL = VARIANT.lanes, VARIANT.vectors
+BLOCK_ROWS = amx.ROWS * TILE_ROWS
+PANEL_BYTES = 4 * LANES * PANEL
+BLOCK_BYTES = BLOCK_ROWS * PANEL_BYTES
+ACC_BITS, MULTIPLIER_BITS, ROW_SUMS, ROUNDS_TWICE, HELD, HELD_ROWS, HELD_M, HELD_N, HELD_BOUND, HELD_ROW_BOUND = (
+    int(place)
+    for place in (
+        Place.ACC_BITS, Place.MULTIPLIER_BITS, Place.ROW_SUMS, Place.ROUNDS_TWICE, Place.HELD, Place.HELD_ROWS,
+        Place.HELD_M, Place.HELD_N, Place.HELD_BOUND, Place.HELD_LARGEST_ROW,
+    )
+)  # fmt: skip
+TILES = int(Place.TILES)
+HELD_MOST = 1 << 20
+"""Held sums that there is room for."""
+LARGEST = tuple(max(HIGH[kind], -LOW[kind]) for kind in range(len(HIGH)))
+BLOCK_AT, LEFT_AT, RIGHT_AT = 3 << 20, 4 << 20, 7 << 20
+"""Where in the arena lie a block of results, packed rows of a, and packed b."""
+MOST_N = (1 << 14) - 64
+
+
+@inlined
+def _extent(w: Words, size: int, rows: int, row: int, b0: int, b1: int) -> Any:
+    """Bytes from first to last of an operand: rows of ``size`` bytes in both batches."""
+    return size + (rows - 1) * row + (w[MATMUL.batch0] - 1) * b0 + (w[MATMUL.batch1] - 1) * b1
+
+
+@inlined
+def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> Any:
+    """Note all operands; False where one is not aligned or meets the result."""
+    m, k, n = w[MATMUL.m], w[MATMUL.k], w[MATMUL.n]
+    if (w[MATMUL.a_addr] | w[MATMUL.a_row] | w[MATMUL.a_b0] | w[MATMUL.a_b1]) & (a_size - 1):
+        return False
+    if (w[MATMUL.b_addr] | w[MATMUL.b_k] | w[MATMUL.b_n] | w[MATMUL.b_b0] | w[MATMUL.b_b1]) & (b_size - 1):
+        return False
+    a, b, out, rq = w[MATMUL.a_addr], w[MATMUL.b_addr], w[MATMUL.out_addr], w[MATMUL.rq_addr]
+    a_bytes = _extent(w, k * a_size, m, w[MATMUL.a_row], w[MATMUL.a_b0], w[MATMUL.a_b1])
+    b_bytes = _extent(w, b_size + (k - 1) * w[MATMUL.b_k], n, w[MATMUL.b_n], w[MATMUL.b_b0], w[MATMUL.b_b1])
+    if not (region(c, SRAM, a, a_bytes, 0) and region(c, SRAM, b, b_bytes, 0)):
+        return False
+    if w[MATMUL.acc_hold]:
+        return True
+    if (w[MATMUL.out_addr] | w[MATMUL.out_row] | w[MATMUL.out_b0] | w[MATMUL.out_b1]) & (out_size - 1):
+        return False
+    out_bytes = _extent(w, n * out_size, m, w[MATMUL.out_row], w[MATMUL.out_b0], w[MATMUL.out_b1])
+    if rq & 3 or not (region(c, SRAM, out, out_bytes, 1) and apart(a, a_bytes, out, out_bytes)):
+        return False
+    if w[MATMUL.rq_mode] == ROW:
+        size = 4 * w[MATMUL.batch0] * w[MATMUL.batch1] * m
+        return region(c, SRAM, rq, size, 0) and apart(rq, size, out, out_bytes) and apart(b, b_bytes, out, out_bytes)
+    size = 12 * n if w[MATMUL.rq_mode] == CHANNEL else 12
+    return region(c, PARAM, rq, size, 0) and apart(b, b_bytes, out, out_bytes)
+
+
+@inlined
+def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, bias: Any) -> tuple[Any, Any]:
+    """Read the records of mode tensor or channel; greatest magnitudes of bias and zero point, the former -1 if bad."""
+    n, limit = w[MATMUL.n], np.int64(1) << (c[MULTIPLIER_BITS] - 1)
+    count = n if w[MATMUL.rq_mode] == CHANNEL else 1
+    found = carray(pointer(c[PARAM] + w[MATMUL.rq_addr]), (count, 3), np.int32)
+    largest_bias, largest_zero = np.int64(0), np.int64(0)
+    for j in range(count):
+        bias[j] = (np.int64(np.int16(found[j, 1])) << 32) | (np.int64(found[j, 0]) & 0xFFFF_FFFF)
+        weight_zero[j] = np.int64(np.int8(found[j, 1] >> 16))
+        shift[j] = np.int64(found[j, 1] >> 24) & 255
+        multiplier[j] = found[j, 2]
+        if found[j, 2] < 0 or found[j, 2] >= limit or shift[j] < 1 or shift[j] > MAX_SHIFT:
+            return -1, 0
+        largest_bias, largest_zero = max(largest_bias, abs(bias[j])), max(largest_zero, abs(np.int64(weight_zero[j])))
+    for j in range(count, n):
+        bias[j], weight_zero[j], shift[j], multiplier[j] = bias[0], weight_zero[0], shift[0], multiplier[0]
+    return largest_bias, largest_zero
+
+
+@inlined
+def _pack_columns(w: Words, b: int, b_size: int, as_bytes: int, padded: int, target: int, rows_at: int) -> None:
+    """Pack b, whose bytes start at ``b``, as vectors of ``padded`` units for `tile`; zeros behind the last k."""
+    k, n, row = w[MATMUL.k], w[MATMUL.n], w[MATMUL.b_n]
+    if w[MATMUL.b_k] != b_size:  # n contiguous, words
+        for v in range(0, n, LANES):
+            count = min(LANES, n - v)
+            for unit in range(padded):
+                units = carray(pointer(target + (v // LANES * padded + unit) * 4 * LANES), LANES, np.int32)
+                if 2 * unit >= k:
+                    for lane in range(LANES):
+                        units[lane] = 0
+                    continue
+                at = b + 2 * unit * w[MATMUL.b_k] + v * b_size
+                even = carray(pointer(at), count, np.int16)
+                if 2 * unit + 1 < k:
+                    odd = carray(pointer(at + w[MATMUL.b_k]), count, np.int16)
+                    for lane in range(count):
+                        units[lane] = (np.int32(odd[lane]) << 16) | (np.int32(even[lane]) & 0xFFFF)
+                else:
+                    for lane in range(count):
+                        units[lane] = np.int32(even[lane]) & 0xFFFF
+                for lane in range(count, LANES):
+                    units[lane] = 0
+        return
+    size, block = k * b_size, 4 * LANES
+    widen = not as_bytes and b_size == 1
+    for v in range(0, n, LANES):
+        last, place = min(LANES, n - v) - 1, target + v * padded * 4
+        source, step, whole = b + v * row, row, size // block
+        if widen:  # to words, beside
+            step = 4 * padded
+            for lane in range(last + 1):
+                narrow = carray(pointer(source + lane * row), k, np.int8)
+                wide = carray(pointer(rows_at + lane * step), 2 * padded, np.int16)
+                for i in range(k):
+                    wide[i] = narrow[i]
+                for i in range(k, 2 * padded):
+                    wide[i] = 0
+            source, whole = rows_at, padded // LANES
+        for i in range(whole):
+            turn(source + i * block, step, last, place + i * LANES * block)
+        if whole * LANES < padded:
+            for lane in range(last + 1):
+                ends = carray(pointer(rows_at + lane * block), block, np.uint8)
+                rest = size - whole * block
+                move(rows_at + lane * block, source + lane * step + whole * block, rest)
+                for i in range(rest, block):
+                    ends[i] = 0
+            turn(rows_at, block, last, place + whole * LANES * block)
+
+
+@inlined
+def _column_sums(n: int, padded: int, right: int, sums: Any) -> None:
+    """Sums of the packed columns' bytes."""
+    for v in range(0, n, LANES):
+        count = min(LANES, n - v)
+        for lane in range(count):
+            sums[v + lane] = 0
+        for unit in range(padded):
+            octets = carray(pointer(right + (v * padded + unit * LANES) * 4), 4 * LANES, np.int8)
+            for lane in range(count):
+                at = 4 * lane
+                sums[v + lane] += (
+                    np.int64(octets[at])
+                    + np.int64(octets[at + 1])
+                    + np.int64(octets[at + 2])
+                    + np.int64(octets[at + 3])
+                )
+
+
+@inlined
+def _pack_row(source: int, k: int, kind: int, digits: int, low: int, high: int, units: int) -> None:
+    """Pack one row of a: bytes, words, or the low and high bytes of words as words; zeros behind the last k."""
+    if kind in (U8, I8):
+        octets, out = carray(pointer(source), k, np.uint8), carray(pointer(low), 4 * units, np.uint8)
+        flip = np.uint8(128 if kind == I8 else 0)
+        for i in range(k):
+            out[i] = octets[i] ^ flip
+        for i in range(k, 4 * units):
+            out[i] = 0
+        return
+    values, first = carray(pointer(source), k, np.int16), carray(pointer(low), 2 * units, np.int16)
+    if digits == 1:
+        for i in range(k):
+            first[i] = values[i]
+    else:
+        second = carray(pointer(high), 2 * units, np.int16)
+        for i in range(k):
+            first[i] = values[i] & 255
+        if kind == U16:
+            unsigned = carray(pointer(source), k, np.uint16)
+            for i in range(k):
+                second[i] = unsigned[i] >> 8
+        else:
+            for i in range(k):
+                second[i] = values[i] >> 8
+        for i in range(k, 2 * units):
+            second[i] = 0
+    for i in range(k, 2 * units):
+        first[i] = 0
+
+
+@inlined
+def _row_sum(source: int, k: int, kind: int) -> Any:
+    """The sum of a row of a."""
+    total, done = np.int64(0), 0
+    if kind == U8:
+        done = k // (4 * LANES) * (4 * LANES)
+        total = sum_bytes(source, k // (4 * LANES))
+        octets = carray(pointer(source), k, np.uint8)
+        for i in range(done, k):
+            total += octets[i]
+    elif kind == I8:
+        signed = carray(pointer(source), k, np.int8)
+        for i in range(k):
+            total += signed[i]
+    elif kind == I16:
+        values = carray(pointer(source), k, np.int16)
+        for i in range(k):
+            total += values[i]
+    else:
+        unsigned = carray(pointer(source), k, np.uint16)
+        for i in range(k):
+            total += unsigned[i]
+    return total
+
+
+@inlined
+def _multiply(
+    wide: int, rows: int, a: int, a_row: int, b: int, b_vector: int, units: int, start: int, block: int
+) -> None:
+    """Multiply some rows by one vector of columns or two, on tiles; all of the last tile's rows are written."""
+    for r in range(0, rows, 2 * amx.ROWS):
+        amx.multiply_tiles(
+            1 if rows - r <= amx.ROWS else 2, min(wide, 2), a + r * a_row, a_row, b, b_vector, units // LANES, start,
+            block + r * PANEL_BYTES, PANEL_BYTES,
+        )  # fmt: skip
+
+
+@inlined
+def _widen(block: int, rows: int, count: int, digit: int, fresh: bool, bias: Any) -> None:
+    """Add a block's int32 sums of a digit to its int64 ones, which lie behind; ``fresh``: these are the bias as yet."""
+    for r in range(rows):
+        sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
+        wide = carray(pointer(block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
+        if fresh:
+            for j in range(count):
+                wide[j] = bias[j] + np.int64(sums[j])
+        else:
+            for j in range(count):
+                wide[j] += np.int64(sums[j]) << (8 * digit)
+
+
+def matmul(context: int, row: int) -> int:
+    """Execute a MATMUL; 0 where it is left to the other kernels."""
+    c, w = words(context, SIZE), words(row, COLUMNS)
+    m, k, n, batches = w[MATMUL.m], w[MATMUL.k], w[MATMUL.n], w[MATMUL.batch0] * w[MATMUL.batch1]
+    a_kind, b_kind, out_kind, mode = w[MATMUL.a_dtype], w[MATMUL.b_dtype], w[MATMUL.out_dtype], w[MATMUL.rq_mode]
+    a_size, b_size, out_size = ELEMENT_BYTES[a_kind], ELEMENT_BYTES[b_kind], ELEMENT_BYTES[out_kind]
+    hold, goes_on = w[MATMUL.acc_hold], w[MATMUL.acc_continue]
+    if not (0 < m < MOST and 0 < k < MOST and 0 < n <= MOST_N and 0 < batches < MOST):
+        return 0
+    if a_size == 0 or (b_kind != I8 and b_kind != I16) or a_size < b_size or w[MATMUL.shifted]:
+        return 0
+    if not hold and (out_size == 0 or mode > ROW or c[ROUNDS_TWICE]):
+        return 0
+    if (hold or goes_on) and (batches != 1 or m * n > HELD_MOST):
+        return 0
+    if goes_on and (c[HELD_M] != m or c[HELD_N] != n):
+        return 0
+    as_bytes, per_unit = (1, 4) if a_size == 1 else (0, 2)
+    if w[MATMUL.b_k] != b_size and (b_size != 2 or w[MATMUL.b_n] != 2):
+        return 0
+    digits = 2 if a_kind == U16 or b_kind == I16 else 1
+    word = 255 if digits == 2 or as_bytes else 32768
+    segment = INT32_HIGH // (word * LARGEST[b_kind]) // per_unit
+    units = (k + per_unit - 1) // per_unit
+    padded, vectors = (units + LANES - 1) // LANES * LANES, (n + LANES - 1) // LANES
+    left_row = 4 * padded + 64
+    if RIGHT_AT + vectors * padded * 4 * LANES > ARENA_BYTES or digits * BLOCK_ROWS * left_row > RIGHT_AT - LEFT_AT - (
+        1 << 20
+    ):
+        return 0
+    bound = k * LARGEST[a_kind] * LARGEST[b_kind] + (c[HELD_BOUND] if goes_on else 0)
+    row_bound = k * LARGEST[a_kind] + (c[HELD_ROW_BOUND] if goes_on else 0)
+    room = np.int64(1) << (c[ACC_BITS] - 1)
+    if bound >= room or ((hold or goes_on) and bound > INT32_HIGH):
+        return 0
+    if not _regions(c, w, a_size, b_size, out_size):
+        return 0
+    begin(c)
+    multiplier, weight_zero, start = scratch32(c, 0, n), scratch32(c, 1, n), scratch32(c, 2, vectors * LANES)
+    shift, fixed = scratch64(c, 0, n), scratch64(c, 1, n)
+    largest_bias, largest_zero = np.int64(0), np.int64(0)
+    if not hold and mode != ROW:
+        largest_bias, largest_zero = _records(c, w, multiplier, shift, weight_zero, fixed)
+        if largest_bias < 0 or (largest_zero and not c[ROW_SUMS]):
+            return 0
+    if hold or mode == ROW:
+        for j in range(n):
+            fixed[j] = 0
+    if mode == ROW and not hold:
+        records = carray(pointer(c[SRAM] + w[MATMUL.rq_addr]), (batches * m, 2), np.int16)
+        for i in range(batches * m):
+            if records[i, 0] < 0 or records[i, 1] < 1 or records[i, 1] > MAX_SHIFT:
+                return 0
+    total_bound = bound + largest_bias + largest_zero * row_bound
+    if total_bound >= room:
+        return 0
+    narrow = digits == 1 and units <= segment and total_bound <= INT32_HIGH
+    if (hold or goes_on) and not narrow:
+        return 0
+    sums_rows = hold or largest_zero > 0
+    zero_point = w[MATMUL.out_zp]
+    low = clamp(INT32_LOW + zero_point, LOW[out_kind], HIGH[out_kind])
+    high = clamp(INT32_HIGH + zero_point, LOW[out_kind], HIGH[out_kind])
+    held, held_rows = carray(pointer(c[HELD]), (m, n), np.int32), carray(pointer(c[HELD_ROWS]), m, np.int64)
+    row_sums = scratch64(c, 4, BLOCK_ROWS)
+    scale_of_row, shift_of_row = scratch32(c, 4, PANEL * LANES), scratch64(c, 5, PANEL * LANES)
+    half_of_row, half = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
+    for j in range(0 if hold or mode == ROW else n):
+        half[j] = np.int64(1) << (shift[j] - 1)
+    multiplier_at, weight_zero_at, scale_of_row_at = place32(c, 0), place32(c, 1), place32(c, 4)
+    shift_at, bias_at, shift_of_row_at = place64(c, 0), place64(c, 3), place64(c, 5)
+    half_of_row_at, half_at = place64(c, 6), place64(c, 7)
+    form = NARROW_SUMS if narrow else (TWO_DIGITS if digits == 2 and units <= segment else WIDE_SUMS)
+    column_sums, bias = scratch64(c, 2, n), scratch64(c, 3, n)
+    left, right, block = c[ARENA] + LEFT_AT, c[ARENA] + RIGHT_AT, c[ARENA] + BLOCK_AT
+    direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16
+    b_vector = padded * 4 * LANES
+    tiles = as_bytes and c[TILES] != 0 and units <= segment
+    step = amx.ROWS if tiles else TILE_ROWS
+    if tiles:
+        direct = a_kind == U8 and k % (4 * LANES) == 0
+        amx.configure(c[TILES])
+    changed, packed_batch, groups = 0, -1, (m + step - 1) // step
+    group, last = share(c, batches * groups)
+    while group < last:
+        batch, inner = group // groups, group % groups * step
+        rows = min(min(BLOCK_ROWS, (last - group) * step), m - inner)
+        group += (rows + step - 1) // step
+        i0, i1 = batch // w[MATMUL.batch1], batch % w[MATMUL.batch1]
+        if batch != packed_batch:
+            packed_batch = batch
+            b = c[SRAM] + w[MATMUL.b_addr] + i0 * w[MATMUL.b_b0] + i1 * w[MATMUL.b_b1]
+            _pack_columns(w, b, b_size, as_bytes, padded, right, left)
+            if a_kind == I8:
+                _column_sums(n, padded, right, column_sums)
+                for j in range(n):
+                    bias[j] = fixed[j] - 128 * column_sums[j]
+            else:
+                for j in range(n):
+                    bias[j] = fixed[j]
+            for j in range(vectors * LANES):
+                start[j] = 0
+            if narrow:
+                for j in range(n):
+                    start[j] = bias[j]
+        a_row = w[MATMUL.a_row]
+        a = c[SRAM] + w[MATMUL.a_addr] + i0 * w[MATMUL.a_b0] + i1 * w[MATMUL.a_b1] + inner * a_row
+        whole = rows // step * step if direct else 0
+        for r in range(whole, rows):
+            at = left + (r - whole) * left_row
+            _pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
+        for r in range(rows if sums_rows else 0):
+            row_sums[r] = _row_sum(a + r * a_row, k, a_kind)
+            if goes_on:
+                row_sums[r] += held_rows[inner + r]
+            if hold:
+                held_rows[inner + r] = row_sums[r]
+        out = c[SRAM] + w[MATMUL.out_addr] + i0 * w[MATMUL.out_b0] + i1 * w[MATMUL.out_b1] + inner * w[MATMUL.out_row]
+        for vector in range(0, vectors, PANEL):
+            panel, column = min(PANEL, vectors - vector), vector * LANES
+            count = min(n - column, panel * LANES)
+            b_at, begins = right + vector * b_vector, c[ARENA] + (2 << 16) + 4 * column
+            if tiles:
+                for v in range(0, panel, 2):
+                    place, where = b_at + v * b_vector, block + v * 4 * LANES
+                    _multiply(panel - v, whole, a, a_row, place, b_vector, padded, begins + v * 4 * LANES, where)
+                    where += whole * PANEL_BYTES
+                    _multiply(
+                        panel - v, rows - whole, left, left_row, place, b_vector, padded, begins + v * 4 * LANES, where
+                    )
+                if not narrow:
+                    _widen(block, rows, count, 0, True, bias[column:])
+            for digit in range(0 if tiles else digits):
+                for unit in range(0, units, segment):
+                    some = min(segment, units - unit)
+                    target = block + digit * BLOCK_BYTES if form == TWO_DIGITS else block
+                    for r in range(0, whole, TILE_ROWS):
+                        tile(
+                            as_bytes, panel, a + r * a_row + 4 * unit, a_row, b_at + unit * 4 * LANES, b_vector, some,
+                            begins, target + r * PANEL_BYTES, PANEL_BYTES,
+                        )  # fmt: skip
+                    packed = left + digit * BLOCK_ROWS * left_row + 4 * unit
+                    for r in range(whole, rows, TILE_ROWS):
+                        tile(
+                            as_bytes, panel, packed + (r - whole) * left_row, left_row, b_at + unit * 4 * LANES,
+                            b_vector, some, begins, target + r * PANEL_BYTES, PANEL_BYTES,
+                        )  # fmt: skip
+                    if form == WIDE_SUMS:
+                        _widen(block, rows, count, digit, digit == 0 and unit == 0, bias[column:])
+            for r in range(rows):
+                sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
+                if goes_on:
+                    for j in range(count):
+                        sums[j] += held[inner + r, column + j]
+                if hold:
+                    for j in range(count):
+                        held[inner + r, column + j] = sums[j]
+                    continue
+                scale, right_shift, halves = multiplier_at + 4 * column, shift_at + 8 * column, half_at + 8 * column
+                if mode == ROW:
+                    record = batch * m + inner + r
+                    factor, down = records[record, 0], np.int64(records[record, 1])
+                    for j in range(PANEL * LANES):
+                        scale_of_row[j], shift_of_row[j], half_of_row[j] = factor, down, np.int64(1) << (down - 1)
+                    scale, right_shift, halves = scale_of_row_at, shift_of_row_at, half_of_row_at
+                at = block + r * PANEL_BYTES if form != WIDE_SUMS else block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES
+                changed += finish(
+                    form, np.int64(largest_zero > 0), out_size, count, out + r * w[MATMUL.out_row] + column * out_size,
+                    at, BLOCK_BYTES, bias_at + 8 * column, weight_zero_at + 4 * column, row_sums[r], scale, halves,
+                    right_shift, zero_point, low, high,
+                )  # fmt: skip
+    if hold:
+        c[HELD_M], c[HELD_N], c[HELD_BOUND], c[HELD_ROW_BOUND] = m, n, bound, row_bound
+    else:
+        c[HELD_M] = 0
+    if tiles:
+        amx.release()
+    tally(c, w, KIND, changed, 0 if hold else batches * m * n)
+    return 1

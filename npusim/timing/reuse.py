@@ -1,0 +1,162 @@
+"""Pieces of code that take equal time are timed once. This is exact, not an estimate.
+
+The rules, in full:
+
+* A barrier leaves nothing behind: queues are empty, no token is left, the DRAM is in one state and its clock starts
+  anew (`npusim.timing.core`). So what happens up to the next barrier follows from the instructions between them.
+* Of an instruction the core reads its unit, its cycles, its tokens, its demands on the SRAM and, for a copy, its shape
+  and address. Layers and opcodes play no part.
+* Of an address the DRAM takes everything below the row (channel, bank group, bank, place in the row) as it is; these
+  repeat with every *turn* of the mapping, one row of every bank. Of rows it asks only whether two are the same.
+* So a copy's address is known well enough by its place in a turn, and by which copies share turns with it. The turns
+  that copies reach, from first to last, form clusters (`npusim.congruence.places`): moving a cluster by whole turns
+  to where it meets no other changes no answer. Two pieces whose instructions agree in all the above, addresses taken
+  relative to their clusters' first turns, take the same time, cycle by cycle.
+* Background traffic reaches the upper half of the memory, at addresses of its own. Where there is any and a piece
+  reaches there too, its addresses count as they are.
+
+What was timed is kept for later pieces of the same process, of any code for a machine that is equal to the core.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npusim.config import Machine
+from npusim.congruence import pieces, places
+from npusim.isa.encoding import UNITS
+from npusim.timing import core, dram, sram
+from npusim.timing.cost import Costs, Int64
+
+KEPT_INSTRUCTIONS = 4_000_000
+"""How many instructions' timings are kept; 24 bytes each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `core.run` found; times from the beginning of the code.
+
+    ``dram``: (counts,) as `DramCounts` has them. ``stuck``: for each unit the index of the instruction at the head of
+    its queue, or -1. All that follows ``dram`` is for messages.
+    """
+
+    outcome: int
+    total: int
+    ledger: Int64
+    start: Int64
+    end: Int64
+    held: Int64
+    dram: Int64
+    stuck: tuple[int, ...]
+    tokens: Int64
+    barriers_passed: int
+
+
+class _Machine(NamedTuple):
+    """What the core reads of a machine."""
+
+    memory: Int64
+    ports: Int64
+    clocks: Int64
+
+    @classmethod
+    def of(cls, machine: Machine) -> _Machine:
+        clocks = np.array([machine.clock_mhz, machine.dram.device.clock_mhz, machine.interconnect_cycles], np.int64)
+        return cls(dram.new_state(machine), sram.ports(machine.sram), clocks)
+
+
+_kept: OrderedDict[bytes, Run] = OrderedDict()
+
+
+def run_whole(cost: Costs, machine: Machine) -> Run:
+    """Time every instruction."""
+    return _run(cost, slice(None), _Machine.of(machine))
+
+
+def run_pieces(cost: Costs, machine: Machine) -> Run:
+    """Time each piece between barriers unless an equal one is known."""
+    known, cuts = _Machine.of(machine), pieces(cost.barrier)
+    salt = blake2b(b"".join(array.tobytes() for array in known)).digest()
+    turn = machine.dram.turn_bytes
+    fixed = machine.dram.capacity_bytes // 2 if machine.dram.background_bytes_per_second else dram.NEVER
+    runs = list[Run]()
+    for begin, end in cuts:
+        part = slice(begin, end)
+        key = _key(cost, part, turn, fixed, salt)
+        run = _kept.pop(key, None) or _run(cost, part, known)
+        if run.outcome != core.DONE:
+            return run_whole(cost, machine)  # for its cycle and indices
+        _kept[key] = run
+        runs.append(run)
+    _forget()
+    return _joined(runs) if runs else _run(cost, slice(None), known)
+
+
+def _forget() -> None:
+    """Drop what was not asked for longest."""
+    count = sum(len(run.start) for run in _kept.values())
+    while count > KEPT_INSTRUCTIONS:
+        count -= len(_kept.popitem(last=False)[1].start)
+
+
+def _key(cost: Costs, part: slice, turn: int, fixed: int, salt: bytes) -> bytes:
+    """A digest of all that the time of a piece depends on; ``fixed``: the first byte of background traffic."""
+    geometry, copies = cost.geometry[part].copy(), np.flatnonzero(cost.transfer[part])
+    start, run, rows, row_stride, planes, plane_stride = geometry[copies].T
+    last = start + (rows - 1) * row_stride + (planes - 1) * plane_stride + run - 1
+    cluster = np.full(len(geometry), -1, np.int64)
+    if len(copies) and last.max() < fixed:
+        first_turn = start // turn
+        cluster[copies], begin = places(np.zeros_like(start), first_turn, last // turn + 1)
+        geometry[copies, 0] -= begin * turn
+    digest = blake2b(salt)
+    for array in (
+        cost.unit[part], cost.barrier[part], cost.busy[part], cost.transfer[part], cost.wait[part], cost.signal[part],
+        cost.demand[part], geometry, cluster,
+    ):  # fmt: skip
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
+def _run(cost: Costs, part: slice, machine: _Machine) -> Run:
+    unit, barrier = cost.unit[part], cost.barrier[part]
+    queue, stops, barriers = _queues(unit, barrier)
+    arrays = (cost.busy, cost.transfer, cost.geometry, cost.wait, cost.signal, cost.demand)
+    memory = machine.memory.copy()
+    # Contiguous in any case, so that the kernel is compiled for one kind of array only.
+    given = map(np.ascontiguousarray, (queue, stops, barriers, *(array[part] for array in arrays)))
+    run = core.run(*given, machine.ports, machine.clocks, memory)
+    outcome, total, ledger, start, end, held, head, tokens, passed = run
+    stop = stops[min(passed + 1, len(stops) - 1)]
+    stuck = [int(queue[at]) if at < limit else -1 for at, limit in zip(head, stop, strict=True)]
+    counts = memory[dram.ROW_HITS : dram.ISSUED]
+    return Run(outcome, int(total), ledger, start, end, held, counts, tuple(stuck), tokens, int(passed))
+
+
+def _queues(unit: Int64, barrier: NDArray[np.bool_]) -> tuple[Int64, Int64, Int64]:
+    """``queue``, ``stops`` and ``barriers`` as `core.run` wants them."""
+    barriers = np.flatnonzero(barrier)
+    members = [np.flatnonzero((unit == number) & ~barrier) for number in range(len(UNITS))]
+    begin = np.cumsum([0, *map(len, members)])[:-1]
+    limits = [-1, *barriers.tolist(), len(unit)]
+    stops = np.array([[np.searchsorted(member, limit) for member in members] for limit in limits], np.int64) + begin
+    return np.concatenate(members), stops, barriers
+
+
+def _joined(runs: list[Run]) -> Run:
+    """One run behind the other; there is one at least."""
+    origins = np.cumsum([0, *(run.total for run in runs)]).tolist()
+    start, end = (
+        np.concatenate([getattr(run, name) + origin for run, origin in zip(runs, origins, strict=False)])
+        for name in ("start", "end")
+    )
+    return replace(
+        runs[-1], total=origins[-1], ledger=np.sum([run.ledger for run in runs], axis=0), start=start, end=end,
+        held=np.concatenate([run.held for run in runs]), dram=np.sum([run.dram for run in runs], axis=0),
+    )  # fmt: skip

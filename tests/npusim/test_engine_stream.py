@@ -1,0 +1,166 @@
+"""The handlers have the reference's bits where they take an instruction, and take those that they should."""
+
+from __future__ import annotations
+
+from copy import copy
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from npusim import engine, reference
+from npusim.config import Machine
+from npusim.engine import finish, stream
+from npusim.engine.context import table_of, table_of_words
+from npusim.isa import ALL, BY_OPCODE
+from npusim.isa.assembly import assemble
+from npusim.isa.encoding import Decoded, decode_row, encode
+from npusim.isa.matmul import RECORD
+from npusim.memory import MachineState, Sums
+from npusim.testing import cases, matmuls
+from tests.npusim.strategies import DRAM, FAMILIES, TINY, Case, any_fields, machine, make
+from tests.npusim.test_engine import SLIPS, TIES, agree, tied
+
+LEAST_TAKEN = 0.05
+"""Share of the aligned cases; of the rest, many are packed or have operands that overlap."""
+TAKEN = ("dma", "ewlin", "ewmul", "table", "lnstat", "lnapply", "smexp", "recip")
+LARGE: dict[str, Any] = {**TINY, "sram": {**TINY["sram"], "capacity_bytes": 1 << 19}}
+"""The tiny machine with room for products of several tiles."""
+WIDTH = {"u8": 1, "i8": 1, "i16": 2, "u16": 2, "i32": 4}
+
+
+@st.composite
+def products(draw: st.DrawFn) -> Case:
+    """MATMULs as compiled programs have them: operands apart, accumulators wide; shapes on both sides of every edge."""
+    array = {"acc_bits": draw(st.sampled_from([40, 48])), "acc_rows": 64, "cols": 64, "rows": 64}
+    on = Machine.model_validate({**LARGE, "mac_array": {**LARGE["mac_array"], **array}})
+    state = draw(cases.states(on))
+    a_kind = draw(st.sampled_from(["u8", "i8", "i16", "u16"]))
+    b_kind = draw(st.sampled_from(["i8", "i16"])) if WIDTH[a_kind] == 2 else "i8"
+    out_kind, mode = draw(st.sampled_from(list(WIDTH))), draw(st.sampled_from(["tensor", "channel", "row"]))
+    held = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    m, n = (
+        draw(st.one_of(st.integers(1, 14), st.integers(45, 60))),
+        draw(st.one_of(st.integers(1, 20), st.integers(60, 64))),
+    )
+    k = draw(st.one_of(st.integers(1, 9), st.integers(60, 70), st.sampled_from([255, 256, 257, 258, 511, 512, 600])))
+    batch0, batch1 = (1, 1) if held else (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    fields: dict[str, Any] = {"a_dtype": a_kind, "b_dtype": b_kind, "out_dtype": out_kind, "rq_mode": mode, "m": m}
+    fields |= {"k": k, "n": n, "batch0": batch0, "batch1": batch1, "acc_continue": held & 1, "acc_hold": held >> 1}
+    end = 0
+    for name, rows, cols, kind in (("a", m, k, a_kind), ("b", n, k, b_kind), ("out", m, n, out_kind)):
+        row = -(-(cols * WIDTH[kind] + draw(st.integers(0, 9))) // 4) * 4
+        if name == "b" and WIDTH[kind] == 2 and draw(st.booleans()):  # values: n contiguous
+            fields |= {"b_k": 2 * n + 2, "b_n": 2}
+            plane = k * (2 * n + 2)
+        else:
+            fields |= {"b_k": WIDTH[kind], "b_n": row} if name == "b" else {f"{name}_row": row}
+            plane = rows * row
+        fields |= {f"{name}_addr": end, f"{name}_b1": plane, f"{name}_b0": batch1 * plane}
+        end += batch0 * batch1 * plane + 3 & ~3
+    records = matmuls.records(draw, state, mode, batch0 * batch1 * m, n)
+    memory, at = (state.sram, end) if mode == "row" else (state.param, 4)
+    cases.put(memory, at, records.dtype, records)
+    if held & 1:
+        sums = cases.randoms(draw, *draw(st.sampled_from([(-9, 9), (-(1 << 31), 1 << 31)])), m * n)
+        state.held = Sums(sums.reshape(m, n), cases.randoms(draw, -999, 999, m).reshape(m, 1))
+    return cases.legal(state, make("matmul", rq_addr=at, out_zp=draw(cases.zero_points), **fields))
+
+
+def takes(state: MachineState, ins: Decoded) -> bool:
+    session = stream.Session(state.copy(), stream.Code([ins]), stream.HANDLERS)
+    return session.run(0, 1) == 1
+
+
+@pytest.mark.parametrize("family", [*TAKEN, "products"])
+def test_handlers_equal_the_reference(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "ALIGNMENT", 4)
+    taken = []
+
+    @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @given(products() if family == "products" else FAMILIES[family])
+    def check(case: Case) -> None:
+        taken.append(takes(case.state, case.ins))
+        if taken[-1]:
+            assert agree(case.state, case.ins)
+
+    check()
+    assert np.mean(taken) >= (0.5 if family == "products" else LEAST_TAKEN)
+
+
+def test_both_forms_give_one_table() -> None:
+    """Of every instruction, each field at its ends or anything between."""
+
+    @settings(max_examples=200)
+    @given(st.sampled_from(ALL).flatmap(lambda spec: st.tuples(st.just(spec), any_fields(spec))))
+    def check(drawn: Any) -> None:
+        spec, fields = drawn
+        words = encode(spec, fields)
+        assert np.array_equal(table_of_words(words), table_of([decode_row(words.tolist(), BY_OPCODE)]))
+
+    check()
+
+
+def slipped(handler: Any, **names: Any) -> Any:
+    """A handler, or a function that one calls, with other global ``names``."""
+    function = getattr(handler, "py_func", handler)
+    return FunctionType(function.__code__, {**function.__globals__, **names})
+
+
+def half_down(builder: Any, product: Any, half: Any, shift: Any) -> Any:
+    """As `npusim.engine.finish.rounded`, with ties to -infinity."""
+    return builder.ashr(builder.add(product, builder.sub(half, half.type([1] * half.type.count))), shift)
+
+
+@pytest.mark.parametrize("op", ["ewlin", "ewmul", "table", "lnapply", "matmul"])
+def test_a_rounding_slip_in_a_handler_is_seen(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = numba.njit(SLIPS["half down"])
+    names: dict[str, Any] = {"rescale": wrong}
+    if op == "matmul":
+        monkeypatch.setattr(finish, "rounded", half_down)
+    state, ins = tied(op), copy(TIES[op])
+    if op == "matmul":
+        ins.b_k = 1  # of one k, which handlers take as a row
+    assert takes(state, ins)
+    monkeypatch.setattr(stream, "callback", lambda function, signature: numba.cfunc(signature)(function))  # not on disk
+    monkeypatch.setitem(stream.HANDLERS, op, slipped(stream.HANDLERS[op], **names))
+    assert not agree(state, ins)
+
+
+def test_what_a_handler_declines_is_untouched() -> None:
+    """An undefined record, found behind all checks of places, stops the run before anything is written."""
+    state = MachineState(machine(), DRAM)
+    code = stream.Code(np.concatenate([assemble("token unit=vector"), assemble(
+        "recip unit=vector rows=3 sum_addr=0 out_addr=64 multiplier=0x40000000 shift=31")]))  # fmt: skip
+    state.vector("sram", 0, np.int32, 3)[:] = [5, 0, 7]
+    before = state.copy()
+    progress = engine.progress(state, code)
+    assert next(progress) == 1
+    with pytest.raises(ValueError, match="is not positive"):
+        next(progress)
+    assert state.difference(before) is None
+
+
+def test_held_sums_pass_between_handlers_and_kernels() -> None:
+    """Three MATMULs go on from one another; the one in the middle is shifted, which no handler takes."""
+    state = MachineState(machine(acc_bits=40), DRAM)
+    state.sram[:] = np.random.default_rng(7).integers(0, 256, state.sram.size)
+    state.vector("param", 0, RECORD, 1)["multiplier"], state.vector("param", 0, RECORD, 1)["shift"] = 20000, 17
+    shape: dict[str, Any] = {"m": 7, "k": 40, "n": 5, "batch0": 1, "batch1": 1, "a_dtype": "i8", "b_dtype": "i8"}
+    shape |= {"out_dtype": "i32", "a_row": 40, "b_addr": 4096, "b_n": 40, "b_k": 1, "out_addr": 8192, "out_row": 20}
+    code = [
+        make("matmul", acc_hold=1, **shape),
+        make("matmul", acc_hold=1, acc_continue=1, shifted=1, shift_addr=64, **{**shape, "a_addr": 512}),
+        make("matmul", acc_continue=1, **{**shape, "a_addr": 1024}),
+    ]
+    twin = state.copy()
+    session = stream.Session(state.copy(), stream.Code(code), stream.HANDLERS)
+    assert [session.run(0, 3), session.run(1, 3)] == [1, 1]
+    engine.execute(state, code)
+    reference.execute(twin, code)
+    assert state.difference(twin) is None
+    assert state.tallies == twin.tallies
