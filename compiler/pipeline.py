@@ -50,8 +50,9 @@ def _finish(stage: str, graph: Graph, dump: Dump | None) -> None:
 
 
 def compile_model(
-    qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False
-) -> Program:
+    qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False,
+    cut: bool = True,
+) -> Program:  # fmt: skip
     """Compile a quantized model for ``machine``.
 
     Args:
@@ -61,14 +62,16 @@ def compile_model(
         dump: ``dump(stage, text)`` receives each stage as text.
         factored: with several time ranges, requantize in two factors wherever only one number of a layer changes with
             the range, and keep the values of attention free of it. That swaps least, and costs vector operations.
+        cut: let barriers cut long steps into segments (`compiler/schedule/segments.py`); a barrier also waits for
+            fetches, so a program that will fetch is compiled without.
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    return compile_graph(_lowered(qm, attention_bits, factored), machine, dump)
+    return compile_graph(_lowered(qm, attention_bits, factored), machine, dump, cut)
 
 
-def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:
-    """Compile a graph as `compiler.Builder` makes it; ``dump(stage, text)`` receives each stage as text.
+def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None, cut: bool = True) -> Program:
+    """Compile a graph as `compiler.Builder` makes it; ``dump`` and ``cut`` as for `compile_model`.
 
     Raises UserError when the graph is not legal or does not fit the machine, naming the layer and what clashes.
     """
@@ -78,7 +81,7 @@ def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> P
     ):
         if not isinstance(value, kind):
             raise UserError(f"{name} is {value!r} of type {type(value).__name__}; allowed: a {kind.__name__}: {source}")
-    program = build_program(run_passes(graph, dump), machine)
+    program = build_program(run_passes(graph, dump), machine, cut)
     if dump:
         for part, code in program.code():
             dump(f"{len(PASSES) + 1:02d}_{part}", disassemble(code))

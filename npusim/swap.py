@@ -305,7 +305,7 @@ def swap(
             if notify:
                 notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
             quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=count)
-            program = compile_model(quantized, roomy(machine), factored=factored)
+            program = compile_model(quantized, roomy(machine), factored=factored, cut=False)
             if count == 1:
                 timer = Timer(machine, program.bases(0))
                 one_set[method] = timer(program.prologue) + program.steps * timer(program.step)

@@ -45,8 +45,8 @@ TILERS = {
 }
 
 
-def build_program(graph: Graph, machine: Machine) -> Program:
-    """Compile a graph whose passes have run.
+def build_program(graph: Graph, machine: Machine, cut: bool = True) -> Program:
+    """Compile a graph whose passes have run; ``cut``: barriers cut long steps into segments.
 
     Raises UserError when the machine is too small, with the numbers that clash, or lacks the row-sum column, or when an
     accumulator could overflow.
@@ -63,7 +63,7 @@ def build_program(graph: Graph, machine: Machine) -> Program:
     parts: dict[str, list[list[Group]]] = {
         phase: [[(plan, ops) for _, plan, ops in choices]] for phase, (_, choices) in chosen.items()
     }
-    if chosen["step"][0]:
+    if cut and chosen["step"][0]:
         layout, parts["step"] = _cut(graph, machine, layout, chosen["step"][1])
     pinned, buffers, spill = _buffers(graph, machine, layout)
     layers: list[str] = []
@@ -231,8 +231,9 @@ def _cut(graph: Graph, machine: Machine, layout: Layout, choices: list[Choice]) 
 
 def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np.uint32]:
     """Instruction words (count, 32) of one phase in segments; it ends with a barrier and halt."""
-    for number, segment in enumerate(parts):
-        if number:
+    words = list[NDArray[np.uint32]]()
+    for segment in parts:
+        if words:
             emitter.join(phase)
         first = len(emitter.instructions)
         names = held(emitter, segment) if len(parts) > 1 else {}
@@ -247,10 +248,13 @@ def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np
             ]  # too little parameter memory is left: the vectors come where they are read
             emitter.release()
             _groups(emitter, segment)
+        words.append(encode_all(emitter.instructions, emitter.layers))
+        emitter.instructions.clear()
     emitter.layer = phase
     emitter.emit("barrier")
     emitter.emit("halt")
-    return with_tokens(encode_all(emitter.instructions, emitter.layers))
+    words.append(encode_all(emitter.instructions, emitter.layers))
+    return with_tokens(np.concatenate(words))
 
 
 def _groups(emitter: Emitter, groups: list[Group]) -> None:

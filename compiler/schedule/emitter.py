@@ -15,6 +15,8 @@ from npusim.isa.dma import MEMORIES
 from npusim.isa.encoding import DTYPE_NAMES, UNITS
 from npusim.isa.matmul import RECORD
 
+_UNIT_OF = {mnemonic: UNITS.index(spec.units[0]) for mnemonic, spec in BY_MNEMONIC.items()}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,6 +36,7 @@ class Emitter:
         self.local: dict[str, Home] = {}  # tensors of which a block of rows stands in SRAM, as if all of it did
         self.divide(Zones.of(machine))
         self.release()
+        self._numbers = {name: number for number, name in enumerate(layers)}
         self.instructions: list[tuple[str, dict[str, int]]] = []
         self.layer = ""
 
@@ -71,9 +74,11 @@ class Emitter:
 
     def emit(self, mnemonic: str, **fields: int) -> None:
         """Append an instruction on its unit, tagged with the current layer."""
-        if self.layer not in self.layers:
+        number = self._numbers.get(self.layer)
+        if number is None:
+            number = self._numbers[self.layer] = len(self.layers)
             self.layers.append(self.layer)
-        header = {"unit": UNITS.index(BY_MNEMONIC[mnemonic].units[0]), "layer": self.layers.index(self.layer)}
+        header = {"unit": _UNIT_OF[mnemonic], "layer": number}
         self.instructions.append((mnemonic, {**header, **fields}))
 
     def dtype(self, name: str) -> int:

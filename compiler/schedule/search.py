@@ -63,6 +63,7 @@ class Search:
         self.uses = uses_of(self.graph)
         emitter.local = {}
         self.known: dict[object, tuple[Cost, int, int] | None] = {}
+        self.by_itself: dict[object, Cost] = {}
 
     def group(self, ops: tuple[Op, ...]) -> Choice | None:
         """The cheapest plan of these operations as one group, or None where there is none."""
@@ -70,7 +71,7 @@ class Search:
         single = (self.alone(ops[0], alone_zones(self.emitter, self.resident)), None, ops) if len(ops) == 1 else None
         if found is None or not any(op.kind in LINEARS or op.kind == "attention" for op in ops):
             return single
-        key = signature(self.emitter, found)
+        key = signature(self.emitter, found.ops)
         if key not in self.known:
             self.known[key] = self._best(found)
         self.emitter.local = {}
@@ -256,6 +257,12 @@ class Search:
 
     def alone(self, op: Op, zones: Zones, weights: bool = True) -> Cost:
         """An operation by itself, roughly: what it computes, and its operands and result once."""
+        key = signature(self.emitter, (op,)), zones, weights
+        if key not in self.by_itself:
+            self.by_itself[key] = self._alone(op, zones, weights)
+        return self.by_itself[key]
+
+    def _alone(self, op: Op, zones: Zones, weights: bool) -> Cost:
         values, emitter = self.graph.values, self.emitter
         rows, cols = values[op.output].shape
         names = {*matrices(op), op.output, *(op.inputs[role] for role in "kv" if op.kind == "attention")}
@@ -322,11 +329,11 @@ def attention_cost(emitter: Emitter, op: Op, blocks: int, rows: int | None) -> C
     return Cost(cost.mac * times, cost.vector * times, cost.dram * times, cost.exposed * times, cost.dram_bytes * times)
 
 
-def signature(emitter: Emitter, group: Group) -> object:
+def signature(emitter: Emitter, ops: tuple[Op, ...]) -> object:
     """What a plan depends on: kinds, shapes, types, memories, and which operation reads what."""
     number: dict[str, int] = {}
     parts: list[object] = []
-    for op in group.ops:
+    for op in ops:
         operands = [*op.inputs.items(), ("output", op.output)]
         for role, name in operands:
             value, owner = emitter.graph.values[name], emitter.graph.base(name).name

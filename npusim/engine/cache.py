@@ -89,3 +89,9 @@ def callback(function: Callable[..., Any], signature: Any) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """Return ``function`` as a Numba function that kernels call; it is compiled into each of them."""
     return numba.njit(function)
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """As `inlined`, for functions that Python never calls: they compile faster."""
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)(function)

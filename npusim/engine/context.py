@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.engine.cache import inlined
+from npusim.engine.cache import helper
 from npusim.engine.native import carray, pointer
 from npusim.isa import ALL, BY_MNEMONIC, BY_OPCODE
 from npusim.isa.addressing import BASES
@@ -124,12 +124,12 @@ ARENA_BYTES = 16 << 20
 """Scratch memory of a thread; packed operands that do not fit it are left to the other kernels."""
 
 
-@inlined
+@helper
 def words(address: int, count: int) -> Words:
     return carray(pointer(address), count, np.int64)
 
 
-@inlined
+@helper
 def reach(size: int, count0: int, stride0: int, count1: int, stride1: int) -> int:
     """Bytes from the first to the last of two nested loops over runs of ``size`` bytes; -1 for counts too large."""
     if not (0 < size < MOST << 3 and 0 < count0 < MOST and 0 < count1 < MOST):
@@ -137,19 +137,19 @@ def reach(size: int, count0: int, stride0: int, count1: int, stride1: int) -> in
     return (count0 - 1) * stride0 + (count1 - 1) * stride1 + size
 
 
-@inlined
+@helper
 def inside(c: Words, memory: int, start: int, size: int) -> bool:
     """Whether ``size`` bytes, at least one, lie in a memory."""
     return size > 0 and start >= 0 and start + size <= c[BYTES + memory]
 
 
-@inlined
+@helper
 def apart(start: int, size: int, other: int, other_size: int) -> bool:
     """Whether two ranges of bytes share none."""
     return start + size <= other or other + other_size <= start
 
 
-@inlined
+@helper
 def tally(c: Words, w: Words, kind: int, changed: int, outputs: int) -> None:
     """Count an instruction's outputs; each thread those that it wrote."""
     t = words(c[TALLIES] + 8 * TALLY * (w[LAYER] * KINDS + kind), TALLY)
@@ -159,7 +159,7 @@ def tally(c: Words, w: Words, kind: int, changed: int, outputs: int) -> None:
         t[2] += 1
 
 
-@inlined
+@helper
 def share(c: Words, count: int) -> tuple[int, int]:
     """First and last (exclusive) of ``count`` pieces of work that belong to this thread."""
     return count * c[PART] // c[PARTS], count * (c[PART] + 1) // c[PARTS]

@@ -62,6 +62,19 @@ def _store(builder: Any, value: Any, address: Any) -> None:
 
 
 @intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Fetch the cache line of an address, which need not be valid, for reading and writing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(arguments[0], I8.as_pointer()), I32(1), I32(3), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def turn(typing_context: Any, source: Any, row: Any, last: Any, target: Any) -> Any:
     """Transpose a block of ``LANES`` x ``LANES`` units of 32 bits, of rows ``row`` bytes apart, to consecutive ones.
 

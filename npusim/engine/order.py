@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from npusim.engine.cache import inlined
+from npusim.engine.cache import helper
 from npusim.engine.context import BARRIER, MOST_NOTES, NOTES, PARTS, WAIT, Words, inside, words
 from npusim.engine.native import call
 
@@ -19,7 +19,7 @@ NOTES_WORDS = 2 + NOTE * MOST_NOTES
 MOST_REGIONS = 8
 
 
-@inlined
+@helper
 def region(c: Words, memory: int, start: int, size: int, written: int) -> bool:
     """Note that the instruction reads or writes ``size`` bytes; False where they do not lie in the memory."""
     if not inside(c, memory, start, size):
@@ -31,7 +31,7 @@ def region(c: Words, memory: int, start: int, size: int, written: int) -> bool:
     return True
 
 
-@inlined
+@helper
 def _clash(notes: Any) -> bool:
     for new in range(notes[0], notes[0] + notes[1]):
         n = 2 + NOTE * new
@@ -47,7 +47,7 @@ def _clash(notes: Any) -> bool:
     return False
 
 
-@inlined
+@helper
 def begin(c: Words) -> None:
     """Wait until what the noted regions depend on is done. Contents may be read from here on."""
     notes = words(c[NOTES], NOTES_WORDS)

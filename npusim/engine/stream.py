@@ -146,6 +146,12 @@ def _meeting(process: int, thread: int, parts: int) -> tuple[int, Any]:
     return ctypes.cast(library.pthread_barrier_wait, ctypes.c_void_p).value or 0, barrier
 
 
+@cache
+def _sharing(process: int) -> threading.Lock:
+    """Held by the one session whose threads may wait for one another: halves of two would wait for ever."""
+    return threading.Lock()
+
+
 def parts_of(code: Code) -> int:
     """How many threads share each instruction: those that there are, if the instructions are long enough."""
     at = columns("matmul")
@@ -204,12 +210,15 @@ class Session:
         """Execute instructions ``first`` to ``last`` - 1; return the number of the first that no handler takes."""
         self._take()
         rest: tuple[Any, ...] = self.code.table, self.handlers, first, last
-        if first < last and self.parts > 1:
+        if self.parts == 1:
+            reached = int(_run(self.contexts[0], *rest))
+        else:
             _run(self.contexts[0], *rest[:2], 0, 0)  # compiled before threads wait for one another
-        others = [pool(os.getpid()).submit(_run, context, *rest) for context in self.contexts[1:]]
-        reached = int(_run(self.contexts[0], *rest))
-        for other in others:
-            other.result()
+            with _sharing(os.getpid()):
+                others = [pool(os.getpid()).submit(_run, context, *rest) for context in self.contexts[1:]]
+                reached = int(_run(self.contexts[0], *rest))
+                for other in others:
+                    other.result()
         self._give()
         return reached
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from npusim.engine import amx
-from npusim.engine.cache import inlined
+from npusim.engine.cache import helper
 from npusim.engine.context import (
     ARENA,
     ARENA_BYTES,
@@ -38,9 +38,10 @@ from npusim.engine.context import (
 )  # fmt: skip
 from npusim.engine.dot import TILE_ROWS, VARIANT, tile
 from npusim.engine.finish import NARROW_SUMS, TWO_DIGITS, WIDE_SUMS, finish
-from npusim.engine.native import carray, move, pointer, sum_bytes, turn
+from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp
+from npusim.engine.stream_pack import pack_columns, pack_row, sum_columns, sum_row
 from npusim.engine.stream_rows import place32, place64, scratch32, scratch64
 from npusim.isa.encoding import MAX_SHIFT
 from npusim.isa.matmul import RQ_MODES
@@ -67,13 +68,13 @@ BLOCK_AT, LEFT_AT, RIGHT_AT = 3 << 20, 4 << 20, 7 << 20
 MOST_N = (1 << 14) - 64
 
 
-@inlined
+@helper
 def _extent(w: Words, size: int, rows: int, row: int, b0: int, b1: int) -> Any:
     """Bytes from first to last of an operand: rows of ``size`` bytes in both batches."""
     return size + (rows - 1) * row + (w[MATMUL.batch0] - 1) * b0 + (w[MATMUL.batch1] - 1) * b1
 
 
-@inlined
+@helper
 def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> Any:
     """Note all operands; False where one is not aligned or meets the result."""
     m, k, n = w[MATMUL.m], w[MATMUL.k], w[MATMUL.n]
@@ -100,7 +101,7 @@ def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> Any
     return region(c, PARAM, rq, size, 0) and apart(b, b_bytes, out, out_bytes)
 
 
-@inlined
+@helper
 def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, bias: Any) -> tuple[Any, Any]:
     """Read the records of mode tensor or channel; greatest magnitudes of bias and zero point, the former -1 if bad."""
     n, limit = w[MATMUL.n], np.int64(1) << (c[MULTIPLIER_BITS] - 1)
@@ -120,135 +121,7 @@ def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, 
     return largest_bias, largest_zero
 
 
-@inlined
-def _pack_columns(w: Words, b: int, b_size: int, as_bytes: int, padded: int, target: int, rows_at: int) -> None:
-    """Pack b, whose bytes start at ``b``, as vectors of ``padded`` units for `tile`; zeros behind the last k."""
-    k, n, row = w[MATMUL.k], w[MATMUL.n], w[MATMUL.b_n]
-    if w[MATMUL.b_k] != b_size:  # n contiguous, words
-        for v in range(0, n, LANES):
-            count = min(LANES, n - v)
-            for unit in range(padded):
-                units = carray(pointer(target + (v // LANES * padded + unit) * 4 * LANES), LANES, np.int32)
-                if 2 * unit >= k:
-                    for lane in range(LANES):
-                        units[lane] = 0
-                    continue
-                at = b + 2 * unit * w[MATMUL.b_k] + v * b_size
-                even = carray(pointer(at), count, np.int16)
-                if 2 * unit + 1 < k:
-                    odd = carray(pointer(at + w[MATMUL.b_k]), count, np.int16)
-                    for lane in range(count):
-                        units[lane] = (np.int32(odd[lane]) << 16) | (np.int32(even[lane]) & 0xFFFF)
-                else:
-                    for lane in range(count):
-                        units[lane] = np.int32(even[lane]) & 0xFFFF
-                for lane in range(count, LANES):
-                    units[lane] = 0
-        return
-    size, block = k * b_size, 4 * LANES
-    widen = not as_bytes and b_size == 1
-    for v in range(0, n, LANES):
-        last, place = min(LANES, n - v) - 1, target + v * padded * 4
-        source, step, whole = b + v * row, row, size // block
-        if widen:  # to words, beside
-            step = 4 * padded
-            for lane in range(last + 1):
-                narrow = carray(pointer(source + lane * row), k, np.int8)
-                wide = carray(pointer(rows_at + lane * step), 2 * padded, np.int16)
-                for i in range(k):
-                    wide[i] = narrow[i]
-                for i in range(k, 2 * padded):
-                    wide[i] = 0
-            source, whole = rows_at, padded // LANES
-        for i in range(whole):
-            turn(source + i * block, step, last, place + i * LANES * block)
-        if whole * LANES < padded:
-            for lane in range(last + 1):
-                ends = carray(pointer(rows_at + lane * block), block, np.uint8)
-                rest = size - whole * block
-                move(rows_at + lane * block, source + lane * step + whole * block, rest)
-                for i in range(rest, block):
-                    ends[i] = 0
-            turn(rows_at, block, last, place + whole * LANES * block)
-
-
-@inlined
-def _column_sums(n: int, padded: int, right: int, sums: Any) -> None:
-    """Sums of the packed columns' bytes."""
-    for v in range(0, n, LANES):
-        count = min(LANES, n - v)
-        for lane in range(count):
-            sums[v + lane] = 0
-        for unit in range(padded):
-            octets = carray(pointer(right + (v * padded + unit * LANES) * 4), 4 * LANES, np.int8)
-            for lane in range(count):
-                at = 4 * lane
-                sums[v + lane] += (
-                    np.int64(octets[at])
-                    + np.int64(octets[at + 1])
-                    + np.int64(octets[at + 2])
-                    + np.int64(octets[at + 3])
-                )
-
-
-@inlined
-def _pack_row(source: int, k: int, kind: int, digits: int, low: int, high: int, units: int) -> None:
-    """Pack one row of a: bytes, words, or the low and high bytes of words as words; zeros behind the last k."""
-    if kind in (U8, I8):
-        octets, out = carray(pointer(source), k, np.uint8), carray(pointer(low), 4 * units, np.uint8)
-        flip = np.uint8(128 if kind == I8 else 0)
-        for i in range(k):
-            out[i] = octets[i] ^ flip
-        for i in range(k, 4 * units):
-            out[i] = 0
-        return
-    values, first = carray(pointer(source), k, np.int16), carray(pointer(low), 2 * units, np.int16)
-    if digits == 1:
-        for i in range(k):
-            first[i] = values[i]
-    else:
-        second = carray(pointer(high), 2 * units, np.int16)
-        for i in range(k):
-            first[i] = values[i] & 255
-        if kind == U16:
-            unsigned = carray(pointer(source), k, np.uint16)
-            for i in range(k):
-                second[i] = unsigned[i] >> 8
-        else:
-            for i in range(k):
-                second[i] = values[i] >> 8
-        for i in range(k, 2 * units):
-            second[i] = 0
-    for i in range(k, 2 * units):
-        first[i] = 0
-
-
-@inlined
-def _row_sum(source: int, k: int, kind: int) -> Any:
-    """The sum of a row of a."""
-    total, done = np.int64(0), 0
-    if kind == U8:
-        done = k // (4 * LANES) * (4 * LANES)
-        total = sum_bytes(source, k // (4 * LANES))
-        octets = carray(pointer(source), k, np.uint8)
-        for i in range(done, k):
-            total += octets[i]
-    elif kind == I8:
-        signed = carray(pointer(source), k, np.int8)
-        for i in range(k):
-            total += signed[i]
-    elif kind == I16:
-        values = carray(pointer(source), k, np.int16)
-        for i in range(k):
-            total += values[i]
-    else:
-        unsigned = carray(pointer(source), k, np.uint16)
-        for i in range(k):
-            total += unsigned[i]
-    return total
-
-
-@inlined
+@helper
 def _multiply(
     wide: int, rows: int, a: int, a_row: int, b: int, b_vector: int, units: int, start: int, block: int
 ) -> None:
@@ -260,7 +133,7 @@ def _multiply(
         )  # fmt: skip
 
 
-@inlined
+@helper
 def _widen(block: int, rows: int, count: int, digit: int, fresh: bool, bias: Any) -> None:
     """Add a block's int32 sums of a digit to its int64 ones, which lie behind; ``fresh``: these are the bias as yet."""
     for r in range(rows):
@@ -292,7 +165,8 @@ def matmul(context: int, row: int) -> int:
     if goes_on and (c[HELD_M] != m or c[HELD_N] != n):
         return 0
     as_bytes, per_unit = (1, 4) if a_size == 1 else (0, 2)
-    if w[MATMUL.b_k] != b_size and (b_size != 2 or w[MATMUL.b_n] != 2):
+    along = k == 1 or w[MATMUL.b_k] == b_size
+    if not along and (b_size != 2 or w[MATMUL.b_n] != 2):
         return 0
     digits = 2 if a_kind == U16 or b_kind == I16 else 1
     word = 255 if digits == 2 or as_bytes else 32768
@@ -366,9 +240,9 @@ def matmul(context: int, row: int) -> int:
         if batch != packed_batch:
             packed_batch = batch
             b = c[SRAM] + w[MATMUL.b_addr] + i0 * w[MATMUL.b_b0] + i1 * w[MATMUL.b_b1]
-            _pack_columns(w, b, b_size, as_bytes, padded, right, left)
+            pack_columns(k, n, w[MATMUL.b_n], w[MATMUL.b_k], b, along, b_size, as_bytes, padded, right, left)
             if a_kind == I8:
-                _column_sums(n, padded, right, column_sums)
+                sum_columns(n, padded, right, column_sums)
                 for j in range(n):
                     bias[j] = fixed[j] - 128 * column_sums[j]
             else:
@@ -384,9 +258,9 @@ def matmul(context: int, row: int) -> int:
         whole = rows // step * step if direct else 0
         for r in range(whole, rows):
             at = left + (r - whole) * left_row
-            _pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
+            pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
         for r in range(rows if sums_rows else 0):
-            row_sums[r] = _row_sum(a + r * a_row, k, a_kind)
+            row_sums[r] = sum_row(a + r * a_row, k, a_kind)
             if goes_on:
                 row_sums[r] += held_rows[inner + r]
             if hold:

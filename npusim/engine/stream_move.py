@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from npusim.engine.cache import inlined
+from npusim.engine.cache import helper
 from npusim.engine.context import BASE, COLUMNS, DRAM, MOST, SIZE, SRAM, columns, share, words
-from npusim.engine.native import move
+from npusim.engine.native import move, prefetch
 from npusim.engine.order import begin, region
 from npusim.isa.addressing import BASES
 
 LOAD = columns("load")
-SPLIT_BYTES = 1 << 14
-"""Copies below are one thread's."""
+FETCHED_BYTES, AHEAD = 1 << 10, 6
+"""Runs up to this size are fetched from DRAM's array so many runs ahead."""
 
 
-@inlined
+@helper
 def _copy(context: int, row: int, store: int) -> Any:
     c, w = words(context, SIZE), words(row, COLUMNS)
     size, rows, planes = w[LOAD.row_bytes], w[LOAD.rows], w[LOAD.planes]
@@ -47,6 +47,9 @@ def _copy(context: int, row: int, store: int) -> Any:
     for i in range(first, last):
         plane, line = i // rows, i % rows
         a, b = near + plane * local_plane + line * local_row, far + plane * dram_plane + line * dram_row
+        if size <= FETCHED_BYTES:  # the processor foresees long runs only
+            for byte in range(0, size, 64):
+                prefetch(b + AHEAD * dram_row + byte)
         if store:
             move(b, a, size)
         else:

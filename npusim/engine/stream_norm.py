@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from npusim.engine.cache import helper
 from npusim.engine.context import (
     COLUMNS,
     ELEMENT_BYTES,
@@ -23,12 +26,14 @@ from npusim.engine.context import (
 )  # fmt: skip
 from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
-from npusim.engine.scalar import clamp, exp2_negative, normalised_multiplier, reciprocal, rescale, rsqrt
+from npusim.engine.scalar import EXP2_KNOTS, clamp, normalised_multiplier, reciprocal, rescale, rsqrt
 from npusim.engine.stream_rows import scratch32, write_values
 from npusim.engine.stream_vector import rows_of, same_rows
 from npusim.isa.encoding import MAX_SHIFT, NO_ADDRESS
 
 LNSTAT, LNAPPLY, SMEXP, RECIP = (columns(name) for name in ("lnstat", "lnapply", "smexp", "recip"))
+KNOTS = EXP2_KNOTS.astype(np.uint32)
+FALLS = KNOTS[:-1] - KNOTS[1:]
 LNAPPLY_KIND = KIND_OF["lnapply"]
 
 
@@ -102,6 +107,19 @@ def lnapply(context: int, row: int) -> int:
     return 1
 
 
+@helper
+def power(distance: int, fraction_bits: int, most: int) -> Any:
+    """`npusim.numerics.exp2_negative` of a distance below 2^16, in 32 bits where these do; ``most``: of the results."""
+    whole = np.uint32(min(distance >> fraction_bits, 17))  # from 17 on, every result is 0
+    wide = np.uint32((distance & ((1 << fraction_bits) - 1)) << (16 - fraction_bits))
+    segment = np.uint32(wide >> np.uint32(9))
+    fall = np.uint32(np.uint32(FALLS[segment] * np.uint32(wide & np.uint32(511))) >> np.uint32(9))
+    value = np.uint32(KNOTS[segment] - fall)
+    scaled = np.uint32((np.uint64(value) * np.uint64(most)) >> np.uint64(16))
+    half = np.uint32(np.uint32(1) << np.uint32(whole + np.uint32(13)))
+    return np.uint32(np.uint32(scaled + half) >> np.uint32(whole + np.uint32(14)))
+
+
 def smexp(context: int, row: int) -> int:
     """Execute an SMEXP; 0 where it is left to the other kernels."""
     c, w = words(context, SIZE), words(row, COLUMNS)
@@ -129,7 +147,7 @@ def smexp(context: int, row: int) -> int:
     valid = cols if valid_at == NO_ADDRESS else np.int64(carray(pointer(c[SRAM] + valid_at), 1, np.int32)[0])
     valid = max(1, min(valid, cols))
     sums = carray(pointer(c[SRAM] + at), rows, np.int32)
-    fraction_bits, p_bits, results = w[SMEXP.fraction_bits], w[SMEXP.p_bits], scratch32(c, 0, cols)
+    fraction_bits, most, results = w[SMEXP.fraction_bits], (1 << w[SMEXP.p_bits]) - 1, scratch32(c, 0, cols)
     first, last = share(c, rows)
     for i in range(first, last):
         values = carray(pointer(c[SRAM] + a + i * a_row), cols, np.int16)
@@ -138,9 +156,9 @@ def smexp(context: int, row: int) -> int:
             top = max(top, values[j])
         total = np.int64(0)
         for j in range(valid):
-            p = exp2_negative(np.int64(top) - np.int64(values[j]), fraction_bits, p_bits)
+            p = power(np.int32(top) - np.int32(values[j]), fraction_bits, most)
             results[j] = p
-            total += p
+            total += np.int64(p)
         for j in range(valid, cols):
             results[j] = 0
         sums[i] = total

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from npusim.engine.cache import inlined
+from npusim.engine.cache import helper
 from npusim.engine.context import ARENA, ELEMENT_BYTES, I8, I16, I32, U8, U16, Words
 from npusim.engine.native import carray, pointer
 
 SIGNATURE = types.int64(types.int64, types.int64)
 
 
-@inlined
+@helper
 def read_values(address: int, kind: int, out: Any, count: int) -> None:
     """Read ``count`` consecutive elements of type number ``kind`` to int32 ``out``."""
     at = pointer(address)
@@ -40,7 +40,7 @@ def read_values(address: int, kind: int, out: Any, count: int) -> None:
             out[j] = u16[j]
 
 
-@inlined
+@helper
 def write_values(address: int, kind: int, values: Any, count: int) -> None:
     """Write int32 ``values``, which fit, as ``count`` consecutive elements of type number ``kind``."""
     at = pointer(address)
@@ -58,32 +58,32 @@ def write_values(address: int, kind: int, values: Any, count: int) -> None:
             u8[j] = values[j]
 
 
-@inlined
+@helper
 def aligned(kind: int, start: int, stride0: int, stride1: int) -> bool:
     """Whether elements are of a type that is not packed, and lie at multiples of their size."""
     size = ELEMENT_BYTES[kind]
     return size > 0 and (start | stride0 | stride1) & (size - 1) == 0
 
 
-@inlined
+@helper
 def place32(c: Words, number: int) -> Any:
     """Address of scratch array ``number`` of `scratch32`."""
     return c[ARENA] + (number << 16)
 
 
-@inlined
+@helper
 def place64(c: Words, number: int) -> Any:
     """The same of `scratch64`."""
     return c[ARENA] + (1 << 20) + (number << 17)
 
 
-@inlined
+@helper
 def scratch32(c: Words, number: int, count: int) -> Any:
     """int32 scratch array ``number`` of a handler; arrays of 64 KiB."""
     return carray(pointer(place32(c, number)), count, np.int32)
 
 
-@inlined
+@helper
 def scratch64(c: Words, number: int, count: int) -> Any:
     """int64 scratch array behind the int32 ones; arrays of 128 KiB."""
     return carray(pointer(place64(c, number)), count, np.int64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from npusim.engine.cache import inlined
+from npusim.engine.cache import helper
 from npusim.engine.context import (
     COLUMNS,
     ELEMENT_BYTES,
@@ -39,7 +39,7 @@ EWLIN, EWMUL, TABLE = columns("ewlin"), columns("ewmul"), columns("table")
 EWLIN_KIND, EWMUL_KIND, TABLE_KIND = (KIND_OF[name] for name in ("ewlin", "ewmul", "table"))
 
 
-@inlined
+@helper
 def _window(c: Words, w: Words, kind: int, start: int, row: int, batch: int, written: int) -> Any:
     """Note one operand of an element-wise instruction; False where the handlers do not take it."""
     size = ELEMENT_BYTES[kind]
@@ -50,7 +50,7 @@ def _window(c: Words, w: Words, kind: int, start: int, row: int, batch: int, wri
     )
 
 
-@inlined
+@helper
 def _in_step(w: Words, kind: int, start: int, row: int, batch: int) -> Any:
     """Whether the result may be written row by row while this operand is read."""
     size, out = ELEMENT_BYTES[kind] * w[EWLIN.cols], ELEMENT_BYTES[w[EWLIN.out_dtype]] * w[EWLIN.cols]
@@ -62,7 +62,7 @@ def _in_step(w: Words, kind: int, start: int, row: int, batch: int) -> Any:
     return same and (w[EWLIN.rows] == 1 or row >= size) and (w[EWLIN.batch] == 1 or batch >= w[EWLIN.rows] * row)
 
 
-@inlined
+@helper
 def _multipliers(c: Words, w: Words, address: int, immediate: int, kind: int, out: Any) -> int:
     """Fill ``out`` with an operand's multipliers; 1 for one that is undefined."""
     cols = w[EWLIN.cols]
@@ -84,7 +84,7 @@ def _multipliers(c: Words, w: Words, address: int, immediate: int, kind: int, ou
     return 0
 
 
-@inlined
+@helper
 def _parameters(c: Words, w: Words, address: int, wide: int, shared: int) -> Any:
     """Note a vector in parameter memory, if it is there."""
     size = 4 if wide else 2
@@ -184,7 +184,7 @@ def ewmul(context: int, row: int) -> int:
     return 1
 
 
-@inlined
+@helper
 def rows_of(c: Words, kind: int, start: int, row: int, rows: int, cols: int, written: int) -> Any:
     """Note the rows of an operand; False where the handlers do not take it."""
     size = ELEMENT_BYTES[kind]
@@ -195,7 +195,7 @@ def rows_of(c: Words, kind: int, start: int, row: int, rows: int, cols: int, wri
     )
 
 
-@inlined
+@helper
 def same_rows(a: int, a_kind: int, a_row: int, out: int, out_kind: int, out_row: int, rows: int, cols: int) -> bool:
     """Whether rows may be written at ``out`` one after the other while those at ``a`` are read."""
     size = cols * ELEMENT_BYTES[a_kind]

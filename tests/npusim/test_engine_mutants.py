@@ -37,6 +37,12 @@ ROUNDINGS: dict[str, Mutant] = {
     "one shift too many": (SCALAR, ROUND, f"return ({PRODUCT} + 2 * {HALF}) >> (shift + 1)", "ties and lnapply"),
     "double rounding from 31": (SCALAR, "if shift > 31:", "if shift >= 31:", "scalar_functions"),
     "double rounding upwards": (SCALAR, "value >= 0 else -(1 << 30)", "value >= 0 else 1 << 30", "scalar_functions"),
+    "sums in registers not rounded": (
+        "finish.py",
+        "builder.ashr(builder.add(product, half), shift)",
+        "builder.ashr(product, shift)",
+        "ties and matmul",
+    ),
     "zero point of a row rounded down": (
         RTQUANT,
         "zero_point = rescale(-low * top, mantissa, down)",

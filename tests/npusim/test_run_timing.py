@@ -17,12 +17,14 @@ from models.quantize.outline import outline
 from models.workloads import get_workload
 from npusim.cli import main
 from npusim.config import Machine, load_machine
+from npusim.congruence import joins
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.program import Program, save_program
 from npusim.run import run_timing
 from npusim.simulate import Simulation
-from npusim.timing import time_program
+from npusim.timing import reuse, time_program
+from npusim.timing.cost import Costs
 from tests.compiler.runs import machine_like
 
 IMMEDIATES = {"multiplier", "shift", "out_zp", "a_mul", "b_mul", "fraction_bits", "epsilon"}
@@ -142,3 +144,27 @@ def test_options_that_need_data_are_refused(
     assert main(given) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_equal_blocks_of_the_real_model_are_timed_once(edge_machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of STDiT-XL/2's first blocks: a block, and what only the first has, are timed; the totals are the same."""
+    work = get_workload("stdit-xl2-16x256x256")
+    small = replace(work, config={**work.config, "depth": 3}, num_steps=2)
+    program = compile_model(outline(small, "asq"), edge_machine)
+    run, timed = reuse._run, list[slice]()
+
+    def noted(cost: Costs, part: slice, known: reuse._Machine) -> reuse.Run:
+        timed.append(part)
+        return run(cost, part, known)
+
+    monkeypatch.setattr(reuse, "_run", noted)
+    quick = time_program(program)
+    pieces = int(joins(program.step).sum())
+    long_segments = [part for part in timed if part.stop - part.start > 100]
+    assert pieces > 3 * 8
+    assert len(long_segments) == 1 + 8 + 2 + 1, long_segments  # prologue, a block, the first block's own, what follows
+    whole = time_program(program, reuse=False)
+    assert (quick.cycles, quick.ledger, quick.traffic, quick.dram) == (
+        whole.cycles, whole.ledger, whole.traffic, whole.dram,
+    )  # fmt: skip
