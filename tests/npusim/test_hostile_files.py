@@ -96,7 +96,7 @@ def programs(folder: Path) -> dict[str, bytes]:
     arrays = load(whole)
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
     fields = json.loads(header["header"])
-    large = {"dram_bytes": 2**40, "buffers": {"x": [0, "u8", [2**62, 2**62]]}, "layers": ["../../hurt"] * 100_000}
+    large = {"dram_bytes": 2**40, "buffers": {"x": [0, "u8", [2**62, 2**62]]}}
     texts = HEADERS | {f"large {name}": json.dumps(fields | {name: value}) for name, value in large.items()}
     texts |= {"negative": json.dumps(fields | {"buffers": {"x": [-1, "u8", [-4]]}}), "cut": header["header"][:-9]}
     return {
