@@ -24,16 +24,16 @@ class Fault(NamedTuple):
 def fetch_faults(program: Program, part: str, instructions: list[Decoded]) -> list[Fault]:
     """What the fetches of ``part`` must not do, with the base registers of any step that runs it."""
     found = [
-        (index, region.start, region.end, region.base)
+        (index, region.start, region.end, region.base, written)
         for index, ins in enumerate(instructions)
-        for regions in BY_MNEMONIC[ins.op].footprint(ins)
+        for written, regions in enumerate(BY_MNEMONIC[ins.op].footprint(ins))
         for region in regions
         if region.memory == "dram"
     ]
-    fetches = [i for i, (index, *_) in enumerate(found) if instructions[index].op == "fetch"]
+    fetches = [i for i, (index, *_, written) in enumerate(found) if written and instructions[index].op == "fetch"]
     if not fetches:
         return []
-    at, start, end, base = np.array(found, np.int64).T
+    at, start, end, base, _ = np.array(found, np.int64).T
     faults = []
     for step in program.runs(part):
         registers = np.array(program.prologue_bases if step < 0 else program.bases(step), np.int64)

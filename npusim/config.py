@@ -13,16 +13,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from npusim.config_base import Section, clash, text, whole
+from npusim.config_base import Section, clash, whole
 from npusim.config_dram import Dram, DramDevice
 from npusim.config_messages import NAME_PATTERN, problems
 from npusim.config_sram import Sram
+from npusim.config_storage import Storage, StorageDevice
 from npusim.errors import UserError
 from npusim.strict_yaml import read_yaml
 
 MIB = 1 << 20
-DEVICES = Path("dram")
-"""Folder of device tables, beside a machine file or in this project's `hwconfigs`."""
+TABLES: dict[str, type[Section]] = {"dram": DramDevice, "storage": StorageDevice}
+"""Sections whose ``device`` may name a table, and what the table holds. The folder of that name with the tables lies
+beside a machine file or in this project's `hwconfigs`."""
 
 
 class MacArray(Section):
@@ -157,18 +159,13 @@ class ParamMemory(Section):
         return self.capacity_bytes - self.bank_bytes
 
 
-class Storage(Section):
-    """Where all parameter sets lie before they are needed: UFS, eMMC or NVMe."""
-
-    kind: Annotated[str, text("what it is, for reports")]
-    bandwidth_bytes_per_second: Annotated[int, whole(1_000_000, 1_000_000_000_000, "sequential read rate")]
-    latency_us: Annotated[int, whole(1, 1_000_000, "from request to first byte")]
-
-
 class Dma(Section):
     """The engines between DRAM and SRAM, and between storage and DRAM."""
 
     setup_cycles: Annotated[int, whole(1, 65536, "from issue of one transfer to its first request")]
+    decoder_bytes_per_cycle: Annotated[
+        int, whole(0, 4096, "bytes per cycle out of the decoder of sets that storage holds as differences; 0: none")
+    ]
 
 
 class Machine(Section):
@@ -244,13 +241,13 @@ class Machine(Section):
 
     @property
     def storage_bytes_per_cycle(self) -> float:
-        """Storage rate in bytes per NPU cycle, for display; exact cycle counts come from `storage_stream_cycles`."""
-        return self.storage.bandwidth_bytes_per_second / self.clock_hz
+        """Storage rate in bytes per NPU cycle, for display; `npusim.timing.storage` has the exact cycles."""
+        return self.storage.device.bandwidth_bytes_per_second / self.clock_hz
 
     @property
     def storage_latency_cycles(self) -> int:
         """Storage latency in NPU cycles."""
-        return self.storage.latency_us * self.clock_mhz
+        return self.storage.device.latency_us * self.clock_mhz
 
     def dram_stream_cycles(self, transfer_bytes: int) -> int:
         """Return the NPU cycles that `transfer_bytes` take at the peak rate of all channels: rounded up, no latency."""
@@ -258,13 +255,9 @@ class Machine(Section):
         clocks = Fraction(transfer_bytes * device.burst_clocks, device.burst_bytes * self.dram.channels)
         return ceil(clocks * self.clock_mhz / device.clock_mhz)
 
-    def storage_stream_cycles(self, transfer_bytes: int) -> int:
-        """Return the NPU cycles that `transfer_bytes` take at the storage rate: exact, rounded up, no latency."""
-        return ceil(Fraction(transfer_bytes * self.clock_hz, self.storage.bandwidth_bytes_per_second))
-
 
 def load_machine(path: str | Path) -> Machine:
-    """Read the machine file at `path`, and the device table that it names, if it names one.
+    """Read the machine file at `path`, and the device tables that it names.
 
     Raises:
         UserError: a file cannot be read, is not strict YAML 1.2 (see `npusim.strict_yaml`), or has a field that is
@@ -272,27 +265,28 @@ def load_machine(path: str | Path) -> Machine:
             each fault: file, line, field, the value given, what is allowed, and for an unknown field the nearest name.
     """
     document = read_yaml(path)
-    dram = document.data.get("dram")
-    if isinstance(dram, dict) and isinstance(dram.get("device"), str):
-        dram["device"] = _device(dram["device"], Path(path), document.where(("dram", "device")))
+    for name in TABLES:
+        section = document.data.get(name)
+        if isinstance(section, dict) and isinstance(section.get("device"), str):
+            section["device"] = _device(name, section["device"], Path(path), document.where((name, "device")))
     try:
         return Machine.model_validate(document.data)
     except ValidationError as error:
         raise UserError("\n".join(problems(error, Machine, document))) from error
 
 
-def _device(name: str, machine: Path, where: str) -> dict[str, Any]:
-    """Read and check the device table `name`; the fields as plain data."""
-    folders = [machine.parent / DEVICES, Path(__file__).resolve().parents[1] / "hwconfigs" / DEVICES]
+def _device(section: str, name: str, machine: Path, where: str) -> dict[str, Any]:
+    """Read and check the device table `name` of `section`; the fields as plain data."""
+    folders = [machine.parent / section, Path(__file__).resolve().parents[1] / "hwconfigs" / section]
     tables = {table.stem: table for folder in reversed(folders) for table in sorted(folder.glob("*.yaml"))}
     if name not in tables:
         raise UserError(
-            f"{where}: dram.device: there is no table {name!r}; allowed: {', '.join(sorted(tables))}, "
+            f"{where}: {section}.device: there is no table {name!r}; allowed: {', '.join(sorted(tables))}, "
             "or the device's fields themselves"
         )
-    document = read_yaml(tables[name])
+    document, model = read_yaml(tables[name]), TABLES[section]
     try:
-        DramDevice.model_validate(document.data)
+        model.model_validate(document.data)
     except ValidationError as error:
-        raise UserError("\n".join(problems(error, DramDevice, document))) from error
+        raise UserError("\n".join(problems(error, model, document))) from error
     return document.data

@@ -70,7 +70,7 @@ def allowed_text(model: type[BaseModel], path: FieldPath) -> str:
     """Say in words what the field at `path` may hold, e.g. "a whole number from 24 to 48"."""
     leaves = leaf_fields(model)
     if path not in leaves:
-        table = "the name of a table in hwconfigs/dram, or " if path[-1] == "device" else ""
+        table = f"the name of a table in hwconfigs/{path[-2]}, or " if path[-1] == "device" else ""
         return f"{table}a section with the fields {', '.join(_section(model, path).model_fields)}"
     field = leaves[path]
     if get_origin(field.annotation) is Literal:

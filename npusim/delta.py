@@ -1,15 +1,7 @@
-"""A code for a parameter set as its difference to the set before: what storage would hold instead of the set.
+"""A code for a parameter set as its difference to the set before: what storage may hold instead of the set.
 
-Simple enough for hardware: one pass, no tables, a byte of state. The difference of each byte (modulo 256) becomes a
-number that is small for small differences of either sign (0, -1, 1, -2, ... to 0, 1, 2, 3, ...). `BLOCK` of them make a
-block, which begins with a byte:
-
-* 0..6: Rice code with that many low bits: of each number the rest in ones, a zero, then the low bits, lowest first; the
-  last byte is filled with zeros;
-* 7: the block's numbers as they are;
-* 8..255: 1..248 blocks of zeros, and nothing follows.
-
-The last block may be shorter. Bits fill a byte from its lowest.
+Simple enough for hardware: one pass, no tables, a byte of state. `npusim.isa.storage_dma` states the code, whose
+decoder FETCH has; here are encoder and decoder as kernels.
 """
 
 from __future__ import annotations
@@ -21,10 +13,7 @@ from numpy.typing import NDArray
 
 from npusim.engine.cache import kernel
 from npusim.errors import UserError
-
-BLOCK = 64
-RAW, ZEROS, MOST_ZEROS = 7, 7, 248
-"""Header of a block that is not coded; header minus number of blocks of zeros, and most of these."""
+from npusim.isa.storage_dma import BLOCK, MOST_ZEROS, RAW, ZEROS
 
 Bytes = NDArray[np.uint8]
 
@@ -117,13 +106,13 @@ def encode(new: Bytes, old: Bytes) -> Bytes:
 
 
 def decode(coded: Bytes, old: Bytes) -> Bytes:
-    """The set that ``coded`` stands for, given the one before. Raises UserError for code of another length."""
+    """The set that ``coded`` stands for, given the one before; bytes behind the code are ignored.
+
+    Raises UserError for code that ends too early.
+    """
     numbers = np.zeros(old.size, np.uint8)
-    used = _decode(coded, numbers)
-    if used != coded.size:
-        raise UserError(
-            f"code of {coded.size} bytes for a set of {old.size}: it ends elsewhere; allowed: its own length"
-        )
+    if _decode(coded, numbers) < 0:
+        raise UserError(f"code of {coded.size} bytes for a set of {old.size}: it ends too early; allowed: its length")
     wide = numbers.astype(np.int16)
     difference = np.where(wide & 1, -((wide + 1) >> 1), wide >> 1).astype(np.int8)
     return np.asarray(old + difference.view(np.uint8))

@@ -68,7 +68,7 @@ def derive(machine: Machine) -> Derived:
         dram_bytes_per_cycle=machine.dram_bytes_per_cycle,
         dram_latency_cycles=machine.dram_latency_cycles,
         sram_gb_per_second=sram_bytes_per_cycle * machine.clock_hz / 1e9,
-        storage_gb_per_second=machine.storage.bandwidth_bytes_per_second / 1e9,
+        storage_gb_per_second=machine.storage.device.bandwidth_bytes_per_second / 1e9,
         ridge_macs_per_dram_byte=machine.peak_macs_per_cycle / machine.dram_bytes_per_cycle,
         ridge_macs_per_sram_byte=machine.peak_macs_per_cycle / sram_bytes_per_cycle,
         vector_gops=machine.vector_unit.lanes * machine.clock_hz / 1e9,
@@ -193,10 +193,11 @@ def _write_new(path: Path, text: str) -> None:
 def schema() -> dict[str, Any]:
     """JSON schema of a machine file, for editors: types, ranges and meanings; not what must fit together."""
     made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Machine.model_json_schema()}
-    device = made["$defs"]["Dram"]["properties"]["device"]
-    reference = device.pop("$ref")
-    name = {"type": "string", "description": "name of a table in the folder dram, beside the machine file or here"}
-    device["anyOf"] = [name, {"$ref": reference}]
+    for section, folder in (("Dram", "dram"), ("Storage", "storage")):
+        device = made["$defs"][section]["properties"]["device"]
+        reference = device.pop("$ref")
+        words = f"name of a table in the folder {folder}, beside the machine file or here"
+        device["anyOf"] = [{"type": "string", "description": words}, {"$ref": reference}]
     return made
 
 

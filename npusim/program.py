@@ -29,7 +29,7 @@ from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
 CODE = {"prologue": np.uint32, "step": np.uint32}
 TENSORS = {**CODE, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8, "coded": np.uint8}
@@ -78,7 +78,8 @@ class Program:
     which of them a step uses. ``buffers`` by name; ``buffers["noise"]``, if there is one, holds one plane per step.
     ``layers`` are the names that instructions point to. ``host`` gives the fractional bits of the fixed-point buffers,
     for the host only; integers. With ``swap``, sets begin in storage, which holds ``sets``, ``range_sets`` and
-    ``coded`` one behind the other; ``more_steps`` are step codes beside ``step``, and ``code_of_step`` is the number of
+    ``coded`` one behind the other; with ``coded``, the codes of all range sets but the first, only the first of these.
+    ``more_steps`` are step codes beside ``step``, and ``code_of_step`` is the number of
     the one that each step runs, ``step`` being 0; empty where all run that. Without ``contents``,
     constants and sets have their sizes and hold nothing, and immediates mean nothing: the program can be timed, not run
     or saved.
@@ -162,15 +163,19 @@ class Program:
         if self.swap is None:
             return {}
         found, address = {}, 0
-        for name in ("sets", "range_sets", "coded"):
-            found[name] = address, getattr(self, name).reshape(-1)
-            address += found[name][1].size
+        ranges = self.range_sets[:1] if self.coded.size else self.range_sets
+        for name, data in (("sets", self.sets), ("range_sets", ranges), ("coded", self.coded)):
+            found[name] = address, data.reshape(-1)
+            address += data.size
         return found
 
     @property
     def storage_bytes(self) -> int:
         """Bytes of storage that the program occupies."""
-        return sum(data.size for _, data in self.storage_areas.values())
+        if self.swap is None:
+            return 0
+        ranges = int(self.range_sets.shape[1]) if self.coded.size else self.range_sets.size
+        return self.sets.size + ranges + self.coded.size
 
     def storage(self) -> NDArray[np.uint8]:
         """Contents of storage, uint8 (storage_bytes,)."""
@@ -185,11 +190,12 @@ class Program:
     @property
     def limits(self) -> dict[tuple[str, int], int]:
         """Bytes that an instruction may reach, by memory and base register; none where a pair is missing."""
+        coded = self.coded.size // max(len(self.range_sets) - 1, 1)
         places = {("dram", 6): self.sets.shape[1], ("dram", 9): self.range_sets.shape[1]} if self.swap else {}
         stored = {
             ("storage", 0): self.storage_bytes,
             **{("storage", base): self.sets.shape[1] for base in (4, 5)},
-            **{("storage", base): self.range_sets.shape[1] for base in (7, 8)},
+            **{("storage", base): max(self.range_sets.shape[1], coded) for base in (7, 8)},
         }
         return (
             places
@@ -392,6 +398,11 @@ def _validate(program: Program) -> None:
     if not 0 < program.dram_bytes <= min(program.machine.dram.npu_budget_bytes, MAX_DRAM_BYTES):
         raise UserError(
             f"needs {program.dram_bytes} bytes of DRAM; the machine's budget is {program.machine.dram.npu_budget_bytes}"
+        )
+    if program.storage_bytes > program.machine.storage.device.capacity_bytes:
+        raise UserError(
+            f"needs {program.storage_bytes} bytes of storage; the machine has "
+            f"{program.machine.storage.device.capacity_bytes}"
         )
     if not 0 < program.steps <= MAX_STEPS:
         raise UserError(f"{program.steps} denoising steps; allowed 1..{MAX_STEPS}")

@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from compiler import compile_model
 from compiler.swap import IN_DRAM, POLICIES, swap_program, without_fetches
 from compiler.swap.code import Coder
+from compiler.swap.coded import Codes
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
 from models.workloads import Workload
 from npusim import callable_module
 from npusim.config import Machine, load_machine
+from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
-from npusim.isa import BY_MNEMONIC
+from npusim.isa import decode
 from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import Notify, one_thread, stats_of, with_files
 from npusim.timing import simulate
+from npusim.timing.cost import DMA, cost_of
 
 callable_module(__name__)
 
@@ -44,6 +47,8 @@ MIN_RATE, MAX_RATE = 1_000_000, 1_000_000_000_000
 """Storage rates that a machine file allows, bytes per second."""
 HIDING = ("shadow", "streamed", "adaptive")
 """Policies that fetch beside computation, so that a fast enough storage hides them."""
+
+NOTHING = Range()
 
 Words = NDArray[np.uint32]
 
@@ -74,9 +79,10 @@ class SwapCost:
 
     ``swapped``: `STEP_CONSTANTS` or `ALL_SETS`. ``cycles``: of the whole video; ``plain_cycles``: with all sets in DRAM
     from the start. ``startup_cycles``: the part of the difference that brings the first sets (for ``resident`` all).
-    ``dram_bytes``: what the program occupies; ``storage_bytes``: of all its sets. ``break_even``: bytes per second of
-    storage from which on no boundary costs a cycle; None where there is no such rate. ``refused``:
-    why the policy does not fit; the figures are then 0.
+    ``dram_bytes``: what the program occupies; ``storage_bytes``: of all its sets; ``dram_fetch_bytes``: on the DRAM's
+    bus, of fetches; ``energy``: of fetched bytes, in pJ (`npusim.cost.swap_energy`). ``break_even``: bytes per second
+    of storage from which on no unit waits for it; None where there is no such rate. ``refused``: why the policy
+    does not fit; the figures are then 0.
     """
 
     method: str
@@ -89,6 +95,8 @@ class SwapCost:
     storage_bytes: int = 0
     storage_read_bytes: int = 0
     dram_write_bytes: int = 0
+    dram_fetch_bytes: int = 0
+    energy: Range = NOTHING
     storage_cycles: int = 0
     startup_cycles: int = 0
     cycles: int = 0
@@ -126,8 +134,8 @@ class Timer:
 
 def with_rate(machine: Machine, bytes_per_second: int) -> Machine:
     """The machine with another storage rate."""
-    storage = machine.storage.model_copy(update={"bandwidth_bytes_per_second": bytes_per_second})
-    return machine.model_copy(update={"storage": storage})
+    device = machine.storage.device.model_copy(update={"bandwidth_bytes_per_second": bytes_per_second})
+    return machine.model_copy(update={"storage": machine.storage.model_copy(update={"device": device})})
 
 
 def roomy(machine: Machine) -> Machine:
@@ -143,11 +151,13 @@ def compare(
     method: str = "",
     swapped: str = ALL_SETS,
     break_even: bool = True,
+    codes: Codes | None = None,
 ) -> list[SwapCost]:
     """Cost of each of ``policies`` for a program whose sets lie in DRAM, on ``machine``.
 
     ``program`` may need more DRAM than ``machine`` has; only its code and the sizes of its sets are used. A policy that
-    does not fit has ``refused``. Raises UserError for an unknown policy and a program that cannot be swapped.
+    does not fit has ``refused``. ``codes``: of the ranges' sets, which storage then holds coded.
+    Raises UserError for an unknown policy and a program that cannot be swapped.
     """
     timer, found = Timer(machine, program.bases(0)), list[SwapCost]()
     coder = Coder(program.prologue, program.step, len(program.layers))
@@ -158,7 +168,7 @@ def compare(
         head = (method, len(program.range_sets), policy, swapped, *sizes)
         try:
             pair = policy if swapped == ALL_SETS else IN_DRAM, policy
-            made = swap_program(program, timer, *pair, machine, coder)
+            made = swap_program(program, timer, *pair, machine, coder, codes)
         except UserError as error:
             found.append(SwapCost(*head, refused=str(error)))
             continue
@@ -166,7 +176,7 @@ def compare(
         if break_even and policy in HIDING:
             if policy == "streamed":  # with fast storage other parts are best
                 quick = Timer(with_rate(machine, MAX_RATE), program.bases(0))
-                made = swap_program(program, quick, *pair, machine, coder)
+                made = swap_program(program, quick, *pair, machine, coder, codes)
             rate = rate_that_hides(program, made, machine)
         found.append(replace(cost, seconds=cost.cycles / machine.clock_hz, break_even=rate))
     return found
@@ -175,31 +185,34 @@ def compare(
 def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> SwapCost:
     """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
     shares: dict[tuple[str, int], list[int]] = {}
+    on_bus = 0
     timer = Timer(machine, made.bases(0))
     extra_of = _extra(plain, made, timer)
     decoded = made.decoded()
     for step in range(-1, made.steps):
         part = made.part_of_step(step) if step >= 0 else "prologue"
         fetches = [ins for ins in decoded[part] if ins.op == "fetch"]
-        busy = [BY_MNEMONIC["fetch"].cycles(ins, machine) for ins in fetches]
+        registers = made.bases(step) if step >= 0 else made.prologue_bases
+        costs = [cost_of(ins, machine, registers[ins.base]) for ins in fetches]
+        busy = [setup + storage for setup, storage, _ in costs]
+        on_bus += sum(counts[DMA["fetch"]] for *_, counts in costs)
         left = extra_of[step]
         for index, (ins, cycles) in enumerate(zip(fetches, busy, strict=True)):
             share = left if index + 1 == len(fetches) else extra_of[step] * cycles // sum(busy)
             left -= share
-            row = shares.setdefault(_serves(made, ins.storage_base, ins.storage_addr, step), [0, 0, 0])
-            for place, value in enumerate((ins.bytes, cycles, share)):
+            row = shares.setdefault(_serves(made, ins.storage_base, ins.storage_addr, step), [0, 0, 0, 0])
+            for place, value in enumerate((ins.coded_bytes or ins.bytes, ins.bytes, cycles, share)):
                 row[place] += value
-    startup = sum(share for (_, number), (_, _, share) in shares.items() if number == 0)
-    moved = sum(row[0] for row in shares.values())
-    boundaries = tuple(
-        Boundary(number, row[0], *row) for (kind, number), row in sorted(shares.items()) if kind == "range"
-    )
+    startup = sum(row[-1] for (_, number), row in shares.items() if number == 0)
+    read, written, busy_cycles, _ = (sum(column) for column in zip(*shares.values(), strict=True))
+    boundaries = tuple(Boundary(number, *row) for (kind, number), row in sorted(shares.items()) if kind == "range")
     steps = [made.step_codes[made.code_number(step)] for step in range(made.steps)]
     cycles = timer(made.prologue) + sum(map(timer, steps))
     return replace(
-        head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=moved,
-        dram_write_bytes=moved, storage_cycles=sum(row[1] for row in shares.values()), startup_cycles=startup,
-        cycles=cycles, plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
+        head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=read,
+        dram_write_bytes=written, dram_fetch_bytes=on_bus, energy=swap_energy(machine, read, on_bus),
+        storage_cycles=busy_cycles, startup_cycles=startup, cycles=cycles,
+        plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
     )  # fmt: skip
 
 
@@ -221,16 +234,20 @@ def _serves(program: Program, storage_base: int, address: int, step: int) -> tup
 
 
 def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | None:
-    """The least storage rate, within 1 %, at which no boundary of ``made`` costs a cycle; None if there is none.
+    """The least storage rate, within 1 %, at which no unit waits for storage in a step of ``made``; None if none is.
 
-    Found by bisection with the timing model; the schedule stays as it is.
+    Fetches then still cost what they take from others at the DRAM. Found by bisection with the timing model; the
+    schedule stays as it is.
     """
     without = Timer(machine, made.bases(0))(without_fetches(plain, made)[1])
     codes = [made.step_codes[number] for number in sorted({made.code_number(step) for step in range(made.steps)})]
+    fetched = [sum(ins.coded_bytes or ins.bytes for ins in decode(code) if ins.op == "fetch") for code in codes]
 
     def hides(rate: int) -> bool:
-        timer = Timer(with_rate(machine, rate), made.bases(0))
-        return all(timer(code) <= without for code in codes)
+        if max(fetched) * machine.clock_hz > 2 * rate * without:  # need not be timed, which takes long at low rates
+            return False
+        found = (simulate(code, with_rate(machine, rate), made.bases(0)).ledger for code in codes)
+        return not any(causes["wait_param_swap"] for ledger in found for causes in ledger.values())
 
     if not hides(MAX_RATE):
         return None
@@ -248,7 +265,8 @@ class Study:
     """Costs of a workload on a machine.
 
     ``one_set``: cycles of the video with one set, by method. ``coded_shares``: bytes of the ranges' sets as differences
-    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set.
+    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set. ``delta``: storage
+    holds them so.
     """
 
     workload: str
@@ -256,6 +274,7 @@ class Study:
     costs: tuple[SwapCost, ...]
     one_set: dict[str, int]
     coded_shares: dict[tuple[str, int], float | None]
+    delta: bool = False
 
     def slow_down(self, cost: SwapCost) -> float:
         """Time of the video over that with one set, startup included."""
@@ -274,12 +293,15 @@ def swap(
     weight_bits: int = 8,
     act_bits: int = 8,
     factored: bool = False,
+    delta: bool = False,
     fidelity: str | Path | None = None,
     notify: Notify | None = None,
 ) -> Study:
     """Compare policies for each method and number of time ranges; write the folder ``out`` unless it is None.
 
-    ``ranges`` that are more than the workload's steps are left out. ``fidelity``: a folder of `npusim evaluate
+    ``ranges`` that are more than the workload's steps are left out. ``delta``: storage holds the ranges' sets but the
+    first as differences to the set before (`npusim.delta`), which FETCH decodes; ``resident`` fetches them as they are.
+    ``fidelity``: a folder of `npusim evaluate
     --tables`, whose noise SQNR goes beside latency and capacity. Other arguments as of `npusim.run.run`.
 
     Raises:
@@ -297,6 +319,10 @@ def swap(
     unknown = [policy for policy in policies if policy not in POLICIES]
     if unknown:
         raise UserError(f"policy = {unknown[0]!r}: allowed all, or some of {', '.join(POLICIES)}")
+    if delta and not machine.dma.decoder_bytes_per_cycle:
+        raise UserError(
+            f"{machine.name}: dma.decoder_bytes_per_cycle = 0: nothing decodes differences; allowed: at least 1"
+        )
     model = work.load_model()
     stats = stats_of(work, model)
     costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
@@ -311,9 +337,10 @@ def swap(
                 one_set[method] = timer(program.prologue) + program.steps * timer(program.step)
                 costs += compare(program, machine, policies, method, STEP_CONSTANTS)
             if count in counts:
-                costs += compare(program, machine, policies, method)
+                codes = Codes(program.range_sets) if delta and count > 1 else None
+                costs += compare(program, machine, policies, method, codes=codes)
                 shares[method, count] = coded_share(program.range_sets)
-    study = Study(work.name, machine, tuple(costs), one_set, shares)
+    study = Study(work.name, machine, tuple(costs), one_set, shares, delta)
     if out is not None:
         write_study(study, Path(out), None if fidelity is None else Path(fidelity))
     return study

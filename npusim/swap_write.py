@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from npusim.report import csv_bytes
 from npusim.swap import ALL_SETS, FOLDER, Study, SwapCost
 
 NOT_MODELLED = "n/a"
+ENERGY_COLUMNS = ("energy_low_uj", "energy_nominal_uj", "energy_high_uj")
 COLUMNS = (
     "method", "ranges", "policy", "swapped", "set_bytes", "step_set_bytes", "dram_bytes", "storage_bytes",
-    "storage_read_bytes", "dram_write_bytes", "storage_cycles", "startup_cycles", "exposed_cycles", "hidden_cycles",
-    "cycles", "plain_cycles", "seconds", "codes",
+    "storage_read_bytes", "dram_write_bytes", "dram_fetch_bytes", "storage_cycles", "startup_cycles", "exposed_cycles",
+    "hidden_cycles", "cycles", "plain_cycles", "seconds", "codes",
 )  # fmt: skip
 
 
@@ -40,12 +42,13 @@ def write_study(study: Study, out: Path, fidelity: Path | None) -> None:
 
 
 def _swap_csv(study: Study) -> bytes:
-    header = [*COLUMNS, "slow_down_against_one_set", "break_even_storage_bytes_per_second", "refused"]
+    header = [*COLUMNS, *ENERGY_COLUMNS, "slow_down_against_one_set", "break_even_storage_bytes_per_second", "refused"]
     rows = []
     for cost in study.costs:
         values = [getattr(cost, name) for name in COLUMNS]
+        values += [f"{value / 1e6:.3f}" for value in astuple(cost.energy)]
         if cost.refused:
-            values[6:] = [NOT_MODELLED] * (len(COLUMNS) - 6)
+            values[6:] = [NOT_MODELLED] * (len(values) - 6)
         slow = NOT_MODELLED if cost.refused else f"{study.slow_down(cost):.4f}"
         rows.append([*values, slow, NOT_MODELLED if cost.break_even is None else cost.break_even, cost.refused])
     return csv_bytes(header, rows)
@@ -63,19 +66,25 @@ def _boundaries_csv(study: Study) -> bytes:
 
 def markdown(study: Study) -> str:
     """The tables as text."""
-    machine = study.machine
+    machine, device = study.machine, study.machine.storage.device
     lines = [
         f"# Parameter swap: `{study.workload}` on `{machine.name}`", "",
-        f"{machine.clock_mhz} MHz; storage {machine.storage.kind}, "
-        f"{machine.storage.bandwidth_bytes_per_second / 1e9:g} GB/s, {machine.storage.latency_us} us. The denoiser's "
+        f"{machine.clock_mhz} MHz; storage {device.kind}, {device.bandwidth_bytes_per_second / 1e9:g} GB/s, "
+        f"{device.latency_us} us, {device.queue_depth} requests of {device.request_bytes} bytes. The denoiser's "
         "time only: text encoder and autoencoder are not modelled. Startup brings the first set (`resident`: all sets) "
         "beside the prologue; exposed is what the boundaries add behind it.", "",
+        *(["Storage holds the ranges' sets but the first as differences, which FETCH decodes at up to "
+           f"{machine.dma.decoder_bytes_per_cycle} bytes a cycle; `resident` fetches them as they are.", ""]
+          if study.delta else []),
     ]  # fmt: skip
-    header = ("method", "ranges", "set, bytes", "policy", "DRAM, MB", "startup, ms", "exposed, ms", "hidden, ms")
+    header = (
+        "method", "ranges", "set, bytes", "policy", "DRAM, MB", "from storage, MB", "startup, ms", "exposed, ms",
+        "hidden, ms", "video, ms", "slow-down", "hidden from, GB/s", "fetches, uJ",
+    )  # fmt: skip
     for title, swapped in (("All sets", ALL_SETS), ("The steps' constants alone", "")):
         lines += [f"## {title}", ""]
         costs = [cost for cost in study.costs if (cost.swapped == ALL_SETS) == bool(swapped)]
-        lines += table((*header, "video, ms", "slow-down", "hidden from, GB/s"), (_cells(study, c) for c in costs))
+        lines += table(header, (_cells(study, c) for c in costs))
         lines += [""]
     lines += ["## Sets as differences to the set before", ""]
     shares = ((m, str(r), NOT_MODELLED if s is None else f"{s:.3f}") for (m, r), s in study.coded_shares.items())
@@ -87,12 +96,14 @@ def _cells(study: Study, cost: SwapCost) -> tuple[str, ...]:
     size = cost.set_bytes if cost.swapped == ALL_SETS else cost.step_set_bytes
     head = (cost.method, str(cost.ranges), f"{size:,}", cost.policy)
     if cost.refused:
-        return (*head, f"refused: {cost.refused}", *[NOT_MODELLED] * 6)
+        return (*head, f"refused: {cost.refused}", *[NOT_MODELLED] * 8)
     hz = study.machine.clock_hz
     parts = (cost.startup_cycles, cost.exposed_cycles, cost.hidden_cycles, cost.cycles)
     rate = NOT_MODELLED if cost.break_even is None else f"{cost.break_even / 1e9:.2f}"
     times = (f"{cycles / hz * 1e3:.3f}" for cycles in parts)
-    return (*head, f"{cost.dram_bytes / 1e6:.1f}", *times, f"{study.slow_down(cost):.3f}", rate)
+    megabytes = (f"{size / 1e6:.1f}" for size in (cost.dram_bytes, cost.storage_read_bytes))
+    low, nominal, high = (f"{value / 1e6:.0f}" for value in astuple(cost.energy))
+    return (*head, *megabytes, *times, f"{study.slow_down(cost):.3f}", rate, f"{nominal} ({low} to {high})")
 
 
 def _exposed_plot(study: Study) -> bytes:

@@ -9,7 +9,8 @@ from compiler.swap.kind import Fetches, Kind, Plan, merged
 def boundary(kind: Kind, number: int) -> Fetches:
     """Fetch set ``number`` in front of its first step, and wait."""
     r = kind.registers
-    return {kind.steps[number][0]: [Fetch(0, r.present, r.base, 0, kind.set_bytes, join=True)]}
+    make = kind.fetch if number else Fetch
+    return {kind.steps[number][0]: [make(0, r.present, r.base, 0, kind.set_bytes, join=True)]}
 
 
 def plan(kind: Kind) -> Plan:

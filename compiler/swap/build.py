@@ -12,6 +12,7 @@ import numpy as np
 
 from compiler.swap import adaptive, blocking, resident, shadow, streamed
 from compiler.swap.code import Coder, Fetch
+from compiler.swap.coded import Codes, placed
 from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, Words, merged
 from npusim.config import Machine
 from npusim.congruence import ADDRESS, copies
@@ -40,6 +41,7 @@ def swap_program(
     step_policy: str = IN_DRAM,
     machine: Machine | None = None,
     coder: Coder | None = None,
+    codes: Codes | None = None,
 ) -> Program:
     """Swap the sets of a program whose sets lie in DRAM, those of time ranges and those of steps by a policy each.
 
@@ -53,12 +55,16 @@ def swap_program(
         step_policy: the same for the steps' constants.
         machine: what the result is for; by default the program's own.
         coder: of the same program, from an earlier call that it shares its work with.
+        codes: of the time ranges' sets: storage holds all but the first as differences, which FETCH decodes. `resident`
+            and sets of which there is one stay as they are.
 
     Raises UserError for an unknown policy, sets that the steps do not use one after the other, and a policy that does
     not fit the DRAM budget, with the numbers.
     """
     machine = machine or program.machine
     _check(program, range_policy, step_policy)
+    if codes and not program.contents:
+        raise UserError("a program without contents has no differences to code; allowed: one compiled from weights")
     coder = coder or Coder(program.prologue, program.step, len(program.layers))
     pairs = [(range_policy, step_policy)]
     if pairs == [("adaptive", "adaptive")]:
@@ -66,16 +72,25 @@ def swap_program(
     found, refused = [], list[UserError]()
     for pair in pairs:
         try:
-            found.append(_planned(program, machine, coder, timer, *pair))
+            found.append(_planned(program, machine, coder, timer, *pair, codes))
         except UserError as error:
             refused.append(error)
     if not found:
         raise refused[0]
-    return _assembled(program, machine, coder, min(found, key=partial(_cycles, program, coder, timer)))
+    made = min(found, key=partial(_cycles, program, coder, timer))
+    swapped = _assembled(program, machine, coder, made)
+    _check_capacity(swapped)
+    return swapped
 
 
 def _planned(
-    program: Program, machine: Machine, coder: Coder, timer: Timer, range_policy: str, step_policy: str
+    program: Program,
+    machine: Machine,
+    coder: Coder,
+    timer: Timer,
+    range_policy: str,
+    step_policy: str,
+    codes: Codes | None,
 ) -> Made:
     """The plans of both kinds; that of the ranges knows the other. Raises UserError where DRAM is too small."""
     rest = program.dram_bytes - program.sets.size - program.range_sets.size
@@ -88,7 +103,8 @@ def _planned(
     ):
         count, size = sets.shape
         most = room // size if size else count
-        kind = Kind(name, registers, size, steps, start, storage, most, coder, timer, given)
+        some = codes if registers is RANGE and count > 1 else None
+        kind = Kind(name, registers, size, steps, start, storage, most, coder, timer, given, some)
         plan = Plan(tuple(range(count)), {}) if policy == IN_DRAM or not size else POLICIES[policy](kind)
         if plan.places > most:
             raise UserError(
@@ -129,6 +145,20 @@ def _check(program: Program, *policies: str) -> None:
         )
 
 
+def _check_capacity(program: Program) -> None:
+    capacity = program.machine.storage.device.capacity_bytes
+    if program.storage_bytes > capacity:
+        ranges = 1 if program.coded.size else len(program.range_sets)
+        areas = (
+            f"{program.steps} sets of step constants of {program.sets.shape[1]}, {ranges} range sets of "
+            f"{program.range_sets.shape[1]}, {program.coded.size} of codes"
+        )
+        raise UserError(
+            f"{program.storage_bytes} bytes of storage are needed ({areas}); allowed: storage.device.capacity_bytes = "
+            f"{capacity}"
+        )
+
+
 def _steps_of_ranges(program: Program) -> tuple[tuple[int, ...], ...]:
     groups = [(key, tuple(steps)) for key, steps in groupby(range(program.steps), program.range_of_step.__getitem__)]
     if [key for key, _ in groups] != list(range(len(program.range_sets))):
@@ -142,7 +172,9 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
     """The program with the fetches of both kinds, its sets' places, and the rest moved down behind them."""
     (_, step_plan), (range_kind, range_plan) = made[STEP], made[RANGE]
     numbers: dict[tuple[Fetch, ...], int] = {}
-    fetches = _fetches(program, made)
+    fetches, coded = _fetches(program, made), np.zeros((0, 0), np.uint8)
+    if range_kind.codes and any(fetch.coded for found in fetches.values() for fetch in found):
+        fetches, coded = placed(fetches, range_kind.codes)
     code_of_step = tuple(numbers.setdefault(fetches[step], len(numbers)) for step in range(program.steps))
     old_end = program.range_address + program.range_sets.size
     new_end = range_kind.address + range_plan.places * range_kind.set_bytes
@@ -154,12 +186,13 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
         for name, buffer in program.buffers.items()
     }
     set_places, range_places = (plan.places if plan.fetches else 0 for plan in (step_plan, range_plan))
-    registers = _registers(program, buffers, made)
+    registers = _registers(program, buffers, made, coded.shape[1])
     swap = Swap(set_places, range_places, registers) if set_places or range_places else None
     return replace(
         program, machine=machine, prologue=prologue, step=steps[0], more_steps=tuple(steps[1:]),
         code_of_step=code_of_step if steps[1:] else (), buffers=buffers, swap=swap,
-        range_address=range_kind.address, dram_bytes=program.dram_bytes - moved, layers=(*program.layers, LAYER),
+        coded=coded.reshape(-1), range_address=range_kind.address, dram_bytes=program.dram_bytes - moved,
+        layers=(*program.layers, LAYER),
     )  # fmt: skip
 
 
@@ -183,19 +216,26 @@ def _moved(words: Words, old_end: int, moved: int) -> Words:
     return words
 
 
-def _registers(program: Program, buffers: dict[str, Buffer], made: Made) -> tuple[tuple[int, ...], ...]:
-    """Base registers of the prologue and of each step; those of a next set that does not exist are 0."""
+def _registers(
+    program: Program, buffers: dict[str, Buffer], made: Made, coded_bytes: int
+) -> tuple[tuple[int, ...], ...]:
+    """Base registers of the prologue and of each step; those of a next set that does not exist are 0.
+
+    ``coded_bytes``: of each of the ranges' sets but the first in storage, if they are coded; else 0.
+    """
     table = np.zeros((1 + program.steps, BASES), np.int64)
     if "noise" in buffers:
         table[1:, 2] = buffers["noise"].address + program.noise_bytes * np.arange(program.steps)
     for kind, plan in made.values():
         r, size = kind.registers, kind.set_bytes
+        stored = size if not (coded_bytes and r is RANGE) else coded_bytes
+        storage = [kind.storage, *(kind.storage + size + n * stored for n in range(len(kind.steps) - 1))]
         set_of_step = [number for number, steps in enumerate(kind.steps) for _ in steps]
         for row, present in enumerate([-1, *set_of_step]):
             if present >= 0:
                 table[row, r.base] = kind.address + plan.place[present] * size
-                table[row, r.present] = kind.storage + present * size
+                table[row, r.present] = storage[present]
             if present + 1 < len(kind.steps):
                 table[row, r.place] = kind.address + plan.place[present + 1] * size
-                table[row, r.following] = kind.storage + (present + 1) * size
+                table[row, r.following] = storage[present + 1]
     return tuple(tuple(row) for row in table.tolist())

@@ -19,7 +19,8 @@ class Fetch(NamedTuple):
     """Bytes [start, start + size) of a set, fetched in front of instruction ``at``; with ``join``, a barrier follows.
 
     ``storage_base`` and ``base`` are the registers that point to the set in storage and in DRAM; ``storage`` and
-    ``dram`` are added to ``start`` where these are absolute.
+    ``dram`` are added to ``start`` where these are absolute. ``coded``: bytes of the code in storage, as the difference
+    to the same bytes of the set at ``old`` behind register ``old_base``; 0: none.
     """
 
     at: int
@@ -30,6 +31,9 @@ class Fetch(NamedTuple):
     join: bool = False
     storage: int = 0
     dram: int = 0
+    coded: int = 0
+    old_base: int = 0
+    old: int = 0
 
 
 class Coder:
@@ -74,6 +78,8 @@ class Coder:
     def _made_of(self, fetch: Fetch) -> list[tuple[str, dict[str, int]]]:
         values = {"storage_addr": fetch.storage + fetch.start, "dram_addr": fetch.dram + fetch.start}
         values |= {"bytes": fetch.size, "base": fetch.base}
+        if fetch.coded:
+            values |= {"coded_bytes": fetch.coded, "old_base": fetch.old_base, "old_addr": fetch.old + fetch.start}
         values |= {"storage_base": fetch.storage_base, "unit": UNITS.index("storage"), "layer": self._layer}
         barrier = {"unit": UNITS.index("vector"), "layer": self._layer}
         return [("fetch", values), *([("barrier", barrier)] if fetch.join else [])]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.swap.code import Coder, Fetch
+from compiler.swap.coded import Codes
 
 PROLOGUE = -1
 """The number of the "step" that the prologue is."""
@@ -51,7 +52,8 @@ class Kind:
 
     ``set_bytes`` of each; ``steps`` of each set, in order; ``address``: of the first place in DRAM; ``storage``: of the
     first set in storage; ``most_places``: how many sets the machine's DRAM budget has room for. ``given``: fetches of
-    the other kind, which stand in front of this one's.
+    the other kind, which stand in front of this one's. ``codes``: of all sets but the first, where storage holds them
+    coded.
     """
 
     name: str
@@ -64,7 +66,15 @@ class Kind:
     coder: Coder
     timer: Timer
     given: Mapping[int, Sequence[Fetch]]
+    codes: Codes | None = None
     _known: dict[tuple[int, tuple[Fetch, ...]], int] = field(default_factory=dict, compare=False, repr=False)
+
+    def fetch(self, at: int, storage_base: int, base: int, start: int, size: int, join: bool = False) -> Fetch:
+        """A fetch of a part of any set but the first; the set before is at the register that code loads from."""
+        plain = Fetch(at, storage_base, base, start, size, join)
+        if self.codes is None:
+            return plain
+        return plain._replace(coded=self.codes.room(start, size), old_base=self.registers.base)
 
     def uses(self, start: int, end: int) -> tuple[int, int]:
         """Indices of the first and the last load of a step that reads bytes [start, end) of the set; -1 for none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from compiler.swap.code import Fetch
 from compiler.swap.kind import Fetches, Kind, Plan, merged
 
 ALIGN = 64
@@ -14,7 +13,7 @@ def boundary(kind: Kind, number: int) -> Fetches:
     piece = -(-kind.set_bytes // (len(steps) * ALIGN)) * ALIGN
     starts = range(0, kind.set_bytes, piece)
     return {
-        step: [Fetch(0, r.following, r.place, start, min(piece, kind.set_bytes - start))]
+        step: [kind.fetch(0, r.following, r.place, start, min(piece, kind.set_bytes - start))]
         for step, start in zip(steps, starts, strict=False)
     }
 

@@ -44,9 +44,9 @@ def divided(kind: Kind, size: int, early: int) -> Choice:
     spans = [(start, min(size, kind.set_bytes - start)) for start in range(0, kind.set_bytes, size)]
     uses = {span: kind.uses(span[0], sum(span)) for span in spans}
     by_last = sorted(spans, key=lambda span: uses[span][1])
-    before = (Fetch(uses[span][1] + 1, r.following, r.base, *span) for span in by_last[:early])
+    before = (kind.fetch(uses[span][1] + 1, r.following, r.base, *span) for span in by_last[:early])
     late = sorted(by_last[early:], key=lambda span: uses[span][0])
-    return tuple(before), tuple(Fetch(0, r.present, r.base, *span) for span in late)
+    return tuple(before), tuple(kind.fetch(0, r.present, r.base, *span) for span in late)
 
 
 def plan(kind: Kind) -> Plan:

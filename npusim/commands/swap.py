@@ -21,6 +21,9 @@ def swap(
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     factored: Factored = False,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Storage holds sets as differences, decoded by FETCH.")
+    ] = False,
     fidelity: Annotated[Path | None, typer.Option(help="Folder of `npusim evaluate --tables`, for the front.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +39,7 @@ def swap(
     with progress() as notify:
         study = job.swap(
             workload, hw, methods.split(","), [int(count) for count in counts], chosen, out, weight_bits=weight_bits,
-            act_bits=act_bits, factored=factored, fidelity=fidelity, notify=notify,
+            act_bits=act_bits, factored=factored, delta=delta, fidelity=fidelity, notify=notify,
         )  # fmt: skip
     if as_json:
         print_json(study.costs)

@@ -108,6 +108,19 @@ def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) 
     return Energy(prologue, tuple(codes), timing.code_of_step, node)
 
 
+def swap_energy(machine: Machine, storage_read_bytes: int, dram_fetch_bytes: int) -> Range:
+    """Energy in pJ of fetched bytes: read from storage, moved on the DRAM's bus."""
+    return _storage_byte(machine) * storage_read_bytes + _dram_byte(machine) * dram_fetch_bytes
+
+
+def _storage_byte(machine: Machine) -> Range:
+    return base_table().storage(machine.storage.device.kind) * 8
+
+
+def _dram_byte(machine: Machine) -> Range:
+    return base_table().dram(machine.dram.device.kind) * 8
+
+
 def unit_energies(machine: Machine, node_nm: int) -> Unit:
     """What each action costs on ``machine`` at ``node_nm``."""
     base, figures = base_table(), base_table().figures
@@ -139,8 +152,8 @@ def unit_energies(machine: Machine, node_nm: int) -> Unit:
         sram_write_byte=writes,
         param_read_byte=param[0],
         param_write_byte=param[1],
-        dram_byte=base.dram(machine.dram.device.kind) * 8,
-        storage_byte=figures.storage_pj_per_bit.range * 8,
+        dram_byte=_dram_byte(machine),
+        storage_byte=_storage_byte(machine),
         idle_cell_cycle=product_pj(multiply, add, register, (8, 8), array.acc_bits) * idle,
         idle_lane_cycle=lane * idle,
         leakage_mw=leakage_mw(machine, node_nm),
@@ -201,7 +214,7 @@ def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic,
         "sram": units.sram_read_byte * sram_reads + units.sram_write_byte * traffic.sram_write_bytes,
         "param_memory": units.param_read_byte * traffic.param_read_bytes
         + units.param_write_byte * traffic.param_load_bytes,
-        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.fetch_bytes),
+        "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.dram_fetch_bytes),
         "storage": units.storage_byte * traffic.storage_read_bytes,
     }
 

@@ -60,7 +60,11 @@ class Figures(Section):
     vector_lane_pj: Figure
     idle_share: Figure
     logic_leakage_mw_per_mm2: Figure
-    storage_pj_per_bit: Figure
+
+
+def _of_kind(figures: dict[str, Figure], kind: str) -> Range:
+    """The first figure whose name ``kind`` begins with, or that of ``any``."""
+    return figures[next((name for name in figures if kind.startswith(name)), "any")].range
 
 
 class AreaFigures(Section):
@@ -86,6 +90,7 @@ class Base(Section):
 
     figures: Figures
     dram_pj_per_bit: dict[str, Figure]
+    storage_pj_per_bit: dict[str, Figure]
     area: AreaFigures
     scaling: Scaling
     density: list[list[float]]
@@ -93,14 +98,14 @@ class Base(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        groups = (dict(self.figures), dict(self.area), self.dram_pj_per_bit)
+        groups = (dict(self.figures), dict(self.area), self.dram_pj_per_bit, self.storage_pj_per_bit)
         for name, figure in (item for group in groups for item in group.items()):
             if not figure.low <= figure.nominal <= figure.high:
                 raise ValueError(
                     f"{name}: low {figure.low}, nominal {figure.nominal}, high {figure.high}: not in order"
                 )
-        if "any" not in self.dram_pj_per_bit or "any" not in self.nodes:
-            raise ValueError("dram_pj_per_bit and nodes need an entry `any`")
+        if any("any" not in names for names in (self.dram_pj_per_bit, self.storage_pj_per_bit, self.nodes)):
+            raise ValueError("dram_pj_per_bit, storage_pj_per_bit and nodes need an entry `any`")
         return self
 
     def node_of(self, machine: str) -> int:
@@ -109,8 +114,11 @@ class Base(Section):
 
     def dram(self, kind: str) -> Range:
         """Energy of a bit moved by a device of that kind, in pJ."""
-        name = next((name for name in self.dram_pj_per_bit if kind.startswith(name)), "any")
-        return self.dram_pj_per_bit[name].range
+        return _of_kind(self.dram_pj_per_bit, kind)
+
+    def storage(self, kind: str) -> Range:
+        """Energy of a bit read from a storage device of that kind, in pJ."""
+        return _of_kind(self.storage_pj_per_bit, kind)
 
     def energy_factor(self, from_nm: int, to_nm: int) -> Range:
         """What an energy at one node is multiplied by for another: 1 where they are the same."""

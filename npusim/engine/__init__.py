@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.engine import elementwise, layernorm, matmul, runtime_quantization, softmax, table
+from npusim.engine import elementwise, fetch, layernorm, matmul, runtime_quantization, softmax, table
 from npusim.engine.stream import HANDLERS, Code, Session
 from npusim.isa import ALL, check_halt, decode
 from npusim.isa.encoding import Decoded
@@ -17,6 +17,7 @@ from npusim.memory import MachineState
 __all__ = ["EXECUTORS", "HANDLERS", "KERNELS", "Code", "execute", "progress", "run"]
 
 KERNELS: dict[str, Callable[[Any, Decoded], None]] = {
+    "fetch": fetch.execute,
     "matmul": matmul.execute,
     "ewlin": elementwise.execute_linear,
     "ewmul": elementwise.execute_product,

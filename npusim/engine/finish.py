@@ -23,9 +23,18 @@ FORMS = (NARROW_SUMS, TWO_DIGITS, WIDE_SUMS)
 SIZES = {1: I8, 2: I16, 4: I32}
 
 
-def rounded(builder: Any, product: Any, half: Any, shift: Any) -> Any:
-    """``(product + half) >> shift``, which keeps the sign."""
-    return builder.ashr(builder.add(product, half), shift)
+def narrowed(builder: Any, value: Any, kind: Any) -> Any:
+    """The low bits of each element of a vector, as the vector ``kind``. LLVM makes one instruction of it."""
+    ratio = value.type.element.width // kind.element.width
+    parts = builder.bitcast(value, vector(kind.element, ratio * kind.count))
+    return builder.shuffle_vector(
+        parts, parts, ir.Constant(vector(I32, kind.count), list(range(0, ratio * kind.count, ratio)))
+    )
+
+
+def rounded(builder: Any, product: Any, rounding: Any, shift: Any) -> Any:
+    """``(product + rounding) >> shift``, which keeps the sign."""
+    return builder.ashr(builder.add(product, rounding), shift)
 
 
 def _load(builder: Any, address: Any, index: Any, kind: Any) -> Any:
@@ -40,7 +49,7 @@ def _sums(builder: Any, form: int, zeros: int, arguments: Any, index: Any) -> An
     if form == NARROW_SUMS:
         value = _load(builder, sums, index, PAIR)
         if zeros:
-            factor = broadcast(builder, builder.trunc(row_sum, I32), WIDTH)
+            factor = narrowed(builder, broadcast(builder, row_sum, WIDTH), PAIR)
             value = builder.sub(value, builder.mul(_load(builder, weight_zero, index, PAIR), factor))
         return builder.sext(value, WIDE)
     if form == WIDE_SUMS:
@@ -59,13 +68,13 @@ def _sums(builder: Any, form: int, zeros: int, arguments: Any, index: Any) -> An
 def _results(builder: Any, form: int, zeros: int, arguments: Any, scale: Any, limits: Any, index: Any) -> Any:
     """Clamped results, int64, and where the clamp changed them."""
     value = _sums(builder, form, zeros, arguments, index)
-    multiplier, half, shift = (
+    multiplier, rounding, shift = (
         builder.sext(_load(builder, scale[0], index, PAIR), WIDE),
         _load(builder, scale[1], index, WIDE),
         _load(builder, scale[2], index, WIDE),
     )
     zero_point, low, high = (broadcast(builder, limit, WIDTH) for limit in limits)
-    exact = builder.add(rounded(builder, builder.mul(value, multiplier), half, shift), zero_point)
+    exact = builder.add(rounded(builder, builder.mul(value, multiplier), rounding, shift), zero_point)
     result = builder.select(builder.icmp_signed("<", exact, low), low, exact)
     result = builder.select(builder.icmp_signed(">", result, high), high, result)
     return result, builder.icmp_signed("!=", result, exact)
@@ -87,7 +96,7 @@ def _body(builder: Any, form: int, zeros: int, size: int, function: Any) -> None
     builder.position_at_end(loop)
     index, changed = builder.phi(I64), builder.phi(WIDE)
     result, differs = _results(builder, form, zeros, arguments, scale, limits, index)
-    builder.store(builder.trunc(result, place), address(index), align=1)
+    builder.store(narrowed(builder, result, place), address(index), align=1)
     more = builder.sub(changed, builder.sext(differs, WIDE))
     following = builder.add(index, I64(WIDTH))
     for phi, first, next_one in ((index, I64(0), following), (changed, nothing, more)):
@@ -104,7 +113,7 @@ def _body(builder: Any, form: int, zeros: int, size: int, function: Any) -> None
     name = f"llvm.masked.store.v{WIDTH}i{8 * size}.p0"
     kind = ir.FunctionType(ir.VoidType(), [place, place.as_pointer(), I32, vector(BITS, WIDTH)])
     masked_store = get_or_insert_function(builder.module, kind, name)
-    builder.call(masked_store, [builder.trunc(result, place), address(whole), I32(1), inside])
+    builder.call(masked_store, [narrowed(builder, result, place), address(whole), I32(1), inside])
     total = builder.sub(total, builder.sext(builder.and_(differs, inside), WIDE))
     answer = I64(0)
     for lane in range(WIDTH):
@@ -135,13 +144,13 @@ def _finish(module: Any) -> Any:
 @intrinsic
 def finish(
     typing_context: Any, form: Any, zeros: Any, size: Any, count: Any, out: Any, sums: Any, high: Any, bias: Any,
-    weight_zero: Any, row_sum: Any, multiplier: Any, half: Any, shift: Any, zero_point: Any, low: Any, most: Any,
+    weight_zero: Any, row_sum: Any, multiplier: Any, rounding: Any, shift: Any, zero_point: Any, low: Any, most: Any,
 ) -> Any:  # fmt: skip
     """Write ``count`` results of ``size`` bytes at ``out``; return how many the clamp changed.
 
     ``zeros``: 1 where the weights have zero points, int32 at ``weight_zero``, times ``row_sum``; ``bias`` int64, with
-    two digits only; ``multiplier`` int32; ``half``, ``shift`` int64. Arrays are given by address and are read up to a
-    multiple of eight elements. ``low``, ``most``: what results are clamped to behind ``zero_point``.
+    two digits only; ``multiplier`` int32; ``rounding``, ``shift`` int64. Arrays are given by address and are read up
+    to a multiple of eight elements. ``low``, ``most``: what results are clamped to behind ``zero_point``.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

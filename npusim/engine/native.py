@@ -97,7 +97,7 @@ def _turn(module: Any) -> Any:
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
     source, row, last, target = function.args
-    units, half = vector(I32, LANES), LANES // 2
+    units, middle = vector(I32, LANES), LANES // 2
     rows = []
     for r in range(LANES):
         number = builder.select(builder.icmp_signed("<", last, I64(r)), last, I64(r))
@@ -106,11 +106,11 @@ def _turn(module: Any) -> Any:
     # column have changed places.
     for _ in range(LANES.bit_length() - 1):
         turned = []
-        for r in range(half):
-            for start in (0, half):
+        for r in range(middle):
+            for start in (0, middle):
                 order = [start + i // 2 + i % 2 * LANES for i in range(LANES)]
                 mask = ir.Constant(vector(I32, LANES), order)
-                turned.append(builder.shuffle_vector(rows[r], rows[r + half], mask))
+                turned.append(builder.shuffle_vector(rows[r], rows[r + middle], mask))
         rows = turned
     for r, value in enumerate(rows):
         _store(builder, value, builder.add(target, I64(4 * LANES * r)))

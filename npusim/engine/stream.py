@@ -156,12 +156,14 @@ def parts_of(code: Code) -> int:
     """How many threads share each instruction: those that there are, if the instructions are long enough."""
     at = columns("matmul")
     rows = code.table[code.table[:, OPCODE] == BY_MNEMONIC["matmul"].opcode]
-    macs = np.prod([rows[:, place] for place in (at.m, at.k, at.n, at.batch0, at.batch1)], axis=0, dtype=np.float64)
-    worth = sys.platform == "linux" and macs.size > 0 and macs.mean() >= SHARED_MACS
+    # No factor beyond 2^12, so that products of all five fit int64.
+    factors = np.minimum(rows[:, [at.m, at.k, at.n, at.batch0, at.batch1]], 1 << 12)
+    macs = int((factors.prod(axis=1) // max(len(rows), 1)).sum())
+    worth = sys.platform == "linux" and len(rows) > 0 and macs >= SHARED_MACS
     return int(SETTINGS.NUMBA_NUM_THREADS) if worth else 1
 
 
-SHARED_MACS = 8e6
+SHARED_MACS = 1 << 23
 """Mean multiply-accumulates of a MATMUL from which on threads share instructions: some 50 us, against 5 to meet."""
 
 

@@ -214,9 +214,9 @@ def matmul(context: int, row: int) -> int:
     held, held_rows = carray(pointer(c[HELD]), (m, n), np.int32), carray(pointer(c[HELD_ROWS]), m, np.int64)
     row_sums = scratch64(c, 4, BLOCK_ROWS)
     scale_of_row, shift_of_row = scratch32(c, 4, PANEL * LANES), scratch64(c, 5, PANEL * LANES)
-    half_of_row, half = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
+    half_of_row, rounding = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
     for j in range(0 if hold or mode == ROW else n):
-        half[j] = np.int64(1) << (shift[j] - 1)
+        rounding[j] = np.int64(1) << (shift[j] - 1)
     multiplier_at, weight_zero_at, scale_of_row_at = place32(c, 0), place32(c, 1), place32(c, 4)
     shift_at, bias_at, shift_of_row_at = place64(c, 0), place64(c, 3), place64(c, 5)
     half_of_row_at, half_at = place64(c, 6), place64(c, 7)

@@ -108,7 +108,7 @@ def lnapply(context: int, row: int) -> int:
 
 
 @helper
-def power(distance: int, fraction_bits: int, most: int) -> Any:
+def exponential(distance: int, fraction_bits: int, most: int) -> Any:
     """`npusim.numerics.exp2_negative` of a distance below 2^16, in 32 bits where these do; ``most``: of the results."""
     whole = np.uint32(min(distance >> fraction_bits, 17))  # from 17 on, every result is 0
     wide = np.uint32((distance & ((1 << fraction_bits) - 1)) << (16 - fraction_bits))
@@ -116,8 +116,8 @@ def power(distance: int, fraction_bits: int, most: int) -> Any:
     fall = np.uint32(np.uint32(FALLS[segment] * np.uint32(wide & np.uint32(511))) >> np.uint32(9))
     value = np.uint32(KNOTS[segment] - fall)
     scaled = np.uint32((np.uint64(value) * np.uint64(most)) >> np.uint64(16))
-    half = np.uint32(np.uint32(1) << np.uint32(whole + np.uint32(13)))
-    return np.uint32(np.uint32(scaled + half) >> np.uint32(whole + np.uint32(14)))
+    rounding = np.uint32(np.uint32(1) << np.uint32(whole + np.uint32(13)))
+    return np.uint32(np.uint32(scaled + rounding) >> np.uint32(whole + np.uint32(14)))
 
 
 def smexp(context: int, row: int) -> int:
@@ -156,7 +156,7 @@ def smexp(context: int, row: int) -> int:
             top = max(top, values[j])
         total = np.int64(0)
         for j in range(valid):
-            p = power(np.int32(top) - np.int32(values[j]), fraction_bits, most)
+            p = exponential(np.int32(top) - np.int32(values[j]), fraction_bits, most)
             results[j] = p
             total += np.int64(p)
         for j in range(valid, cols):

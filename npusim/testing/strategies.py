@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from npusim.config import Machine
+from npusim.delta import encode
 from npusim.errors import UserError
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, NO_ADDRESS
@@ -236,7 +237,25 @@ def fetches(draw: st.DrawFn, on: Machine) -> Case:
         "storage_addr": address(draw, size, state.storage.size - state.bases[storage_base]),
         "dram_addr": address(draw, size, DRAM_BYTES - state.bases[base]),
     }
-    return legal(state, make("fetch", **places, bytes=size, base=base, storage_base=storage_base))
+    plain = make("fetch", **places, bytes=size, base=base, storage_base=storage_base)
+    if not on.dma.decoder_bytes_per_cycle or draw(st.booleans()):
+        return legal(state, plain)
+    # The code of random bytes, against old bytes anywhere in DRAM, or against the run's own place.
+    old_base = draw(st.one_of(st.just(base), st.integers(0, BASES - 1)))
+    old_addr = draw(st.one_of(st.just(places["dram_addr"]), st.integers(0, DRAM_BYTES - size)))
+    old_addr = min(old_addr, DRAM_BYTES - size - state.bases[old_base])
+    at = state.bases[old_base] + old_addr
+    old = state.dram[at : at + size]
+    spread = draw(st.sampled_from([0, 1, 9, 127]))
+    new = old + np.random.default_rng(size).integers(-spread, spread + 1, size).astype(np.uint8)
+    code = encode(new, old)
+    start = state.bases[storage_base] + places["storage_addr"]
+    room = state.storage.size - start
+    if code.size > room:
+        return legal(state, plain)
+    state.storage[start : start + code.size] = code
+    coded = {"coded_bytes": code.size, "old_base": old_base, "old_addr": old_addr}
+    return legal(state, make("fetch", **places, bytes=size, base=base, storage_base=storage_base, **coded))
 
 
 @st.composite

@@ -15,6 +15,9 @@ Time is a whole number of NPU cycles. An instruction that starts at ``s`` and en
   frequencies as whole numbers. The DRAM is done when the last burst has passed the bus and the interconnect.
   `npusim.timing.dram` states what it does. From ``r`` on the instruction also works ``transfer`` cycles at full speed
   on the SRAM. It ends when both are done. Nothing of a unit's next instruction overlaps its present one.
+* A FETCH (``transfer`` > 0 on the storage unit) sets up for ``busy`` cycles, until ``r``. Then its requests go to the
+  storage, and what arrives goes to the DRAM as it comes; `npusim.timing.storage` states how. It ends when the last
+  burst has passed the bus and the interconnect.
 * A barrier starts when every instruction before it in program order has ended, and lasts ``busy`` cycles; no
   instruction after it starts before it ends. All semaphores must be 0 when it starts, and when the code ends. It leaves
   the DRAM in one fixed state.
@@ -22,7 +25,8 @@ Time is a whole number of NPU cycles. An instruction that starts at ``s`` and en
 In each cycle a unit is in exactly one state of `CAUSES`:
 
 * ``busy``: computing, setting up a transfer, or transferring: as many cycles as these take by themselves (``busy``),
-  and of those between ``r`` and the end as many as the bytes take at the peak rate of all channels (``transfer``);
+  and of those between ``r`` and the end as many as the bytes take at the peak rate of all channels, or of a FETCH the
+  storage by itself, whose DRAM would take no time (``transfer``);
 * ``wait_param_swap``: the head of its queue lacks a token that the storage unit sends, or its queue is empty and the
   next barrier waits for that unit alone;
 * ``wait_token_raw``: the head of its queue lacks no such token, but a read-after-write token;
@@ -56,9 +60,9 @@ DONE, DEADLOCK, LEFTOVER = 0, 1, 2
 
 _RAW, _WAR = 0, 1
 _FREE, _EXECUTE, _SETUP, _REQUESTED = range(4)
-_DMA_UNITS = 2
-"""Units load and store, which are the DRAM's streams of the same numbers."""
 _STORAGE = UNITS.index("storage")
+_DMA_STREAMS = 3
+"""The DRAM's streams load, store and storage."""
 _UNKNOWN = -1
 """In ``until``: the end is not known yet."""
 
@@ -234,13 +238,17 @@ def _request(
     now: int, origin: int, clocks: Int64, queue: Int64, units: Int64, transfer: Int64, geometry: Int64, demand: Int64,
     ports: Int64, asked: Int64, memory: Int64, ledger: Int64,
 ) -> None:  # fmt: skip
-    """Hand transfers whose set-up ends at ``now`` to the DRAM."""
+    """Hand transfers whose set-up ends at ``now`` to the DRAM, or to the storage."""
     npu, own, _ = clocks
     moved = False
-    for unit in range(_DMA_UNITS):
+    for stream in range(_DMA_STREAMS):
+        unit = _STORAGE if stream == dram.STORAGE else stream
         if units[PHASE, unit] == _SETUP and units[UNTIL, unit] == now:
             index = queue[units[HEAD, unit]]
-            dram.begin(memory, unit, geometry[index], -(-(now - origin) * own // npu))
+            if stream == dram.STORAGE:
+                dram.begin_fetch(memory, geometry[index], now - origin)
+            else:
+                dram.begin(memory, stream, geometry[index], -(-(now - origin) * own // npu))
             units[PHASE, unit], units[UNTIL, unit] = _REQUESTED, _UNKNOWN
             # The wait is end - now - transfer; the end is added when it is known.
             ledger[unit, BUSY] += transfer[index]
@@ -262,18 +270,20 @@ def _serve(now: int, origin: int, clocks: Int64, units: Int64, memory: Int64, le
     while True:
         following = _next_event(now, units)
         waits = False
-        for unit in range(_DMA_UNITS):
+        for stream in range(_DMA_STREAMS):
+            unit = _STORAGE if stream == dram.STORAGE else stream
             waits = waits or (units[PHASE, unit] == _REQUESTED and units[UNTIL, unit] == _UNKNOWN)
         limit = dram.NEVER if following < 0 else -(-(following - origin) * own // npu)
         if not waits or not dram.advance(memory, limit):
             return int(following)
-        for unit in range(_DMA_UNITS):
+        for stream in range(_DMA_STREAMS):
+            unit = _STORAGE if stream == dram.STORAGE else stream
             if (
                 units[PHASE, unit] == _REQUESTED
                 and units[UNTIL, unit] == _UNKNOWN
-                and memory[dram.STREAMS_AT + unit * dram.STREAM + dram.DONE]
+                and memory[dram.STREAMS_AT + stream * dram.STREAM + dram.DONE]
             ):
-                last = memory[dram.STREAMS_AT + unit * dram.STREAM + dram.LAST_END]
+                last = memory[dram.STREAMS_AT + stream * dram.STREAM + dram.LAST_END]
                 units[UNTIL, unit] = origin - (-last * npu // own) + interconnect
                 ledger[unit, WAIT_DRAM] += units[UNTIL, unit]
 
@@ -312,8 +322,9 @@ def run(
             instructions before barrier ``k`` end; the last row where they end altogether.
         barriers: (barriers,) indices of the barrier instructions.
         busy: (instructions,) cycles of execution, or of DMA set-up, or of the barrier.
-        transfer: (instructions,) cycles of the bytes at the DRAM's peak rate, 0 for everything but DMA.
-        geometry: (instructions, dram.GEOMETRY) of DMA.
+        transfer: (instructions,) cycles of the bytes at the DRAM's peak rate, of FETCH those of the storage alone;
+            0 for everything but DMA.
+        geometry: (instructions, dram.GEOMETRY) of DMA; of FETCH what `storage.geometry` says.
         wait: (instructions, 2) unit masks of the tokens taken, [raw, war].
         signal: (instructions, 2) unit masks of the tokens sent.
         demand: (instructions, sram.OPERANDS), all that are not 0 first.

@@ -33,24 +33,29 @@ from npusim.isa.encoding import (
 )
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import ROW_RECORD, SCALARS, record_regions
-from npusim.timing import dram, sram
+from npusim.timing import dram, sram, storage
 
 Int64 = NDArray[np.int64]
 
 TRAFFIC = (
     "dram_read_bytes", "dram_write_bytes", "load_bytes", "store_bytes", "param_load_bytes",
     "sram_read_bytes", "sram_write_bytes", "param_read_bytes", "instruction_fetch_bytes", "mac_operations",
-    "storage_read_bytes", "fetch_bytes",
+    "storage_read_bytes", "fetch_bytes", "dram_fetch_bytes",
 )  # fmt: skip
 """Columns of `Costs.traffic`; `npusim.timing.results.Traffic` says what each counts."""
 
-DMA = {"load": TRAFFIC.index("dram_read_bytes"), "store": TRAFFIC.index("dram_write_bytes")}
+DMA = {
+    "load": TRAFFIC.index("dram_read_bytes"), "store": TRAFFIC.index("dram_write_bytes"),
+    "fetch": TRAFFIC.index("dram_fetch_bytes"),
+}  # fmt: skip
 """Mnemonics that copy from and to DRAM, with the column of their bytes on the bus."""
-MAX_ADDRESS = 1 << 60
+MAX_ADDRESS = 1 << 48
+"""What an entry of the DRAM's queues has room for; more than a machine file allows."""
 
 _UNIT_BITS, _LAYER_BITS = ((f.word, f.lo, f.bits) for f in HEADER if f.name in ("unit", "layer"))
 _TOKEN_WORD = next(f.word for f in HEADER if f.name == "wait_raw")
-_DRAM_WORD = next(f.word for f in BY_MNEMONIC["load"].fields if f.name == "dram_addr")
+_DRAM_WORD = {op: BY_MNEMONIC[op].by_name["dram_addr"].word for op in DMA}
+_OLD_WORD = BY_MNEMONIC["fetch"].by_name["old_addr"].word
 _TOKEN_BITS = {f.name: (f.word, f.lo, f.bits) for f in HEADER if f.word == _TOKEN_WORD}
 
 
@@ -59,7 +64,8 @@ class Costs:
     """Cost of ``count`` instructions, all int64.
 
     ``unit``, ``layer`` and ``busy`` (cycles of execution or DMA set-up), ``transfer`` (cycles at the DRAM's peak rate,
-    0 for everything but DMA): (count,). ``geometry``: (count, `dram.GEOMETRY`), 0 for everything but DMA. ``wait`` and
+    of FETCH with the storage alone, 0 for everything but DMA): (count,). ``geometry``: (count, `dram.GEOMETRY`), of
+    FETCH as `storage.geometry`, 0 for everything but DMA. ``wait`` and
     ``signal``: (count, 2) unit masks [raw, war]. ``traffic``: (count, len(TRAFFIC)). ``demand``: (count,
     `sram.OPERANDS`), see `npusim.timing.sram`. ``barrier``: (count,) bool, of BARRIER and HALT.
     """
@@ -76,8 +82,8 @@ class Costs:
     demand: Int64
 
 
-def geometry(ins: Decoded, base: int = 0) -> list[int]:
-    """What a LOAD or STORE copies, as `npusim.timing.dram` wants it; ``base``: the base register's value.
+def geometry(ins: Decoded) -> list[int]:
+    """What a LOAD or STORE copies, as `npusim.timing.dram` wants it, with its base register at 0.
 
     Rows that touch are one run, and so are planes that touch.
 
@@ -88,7 +94,7 @@ def geometry(ins: Decoded, base: int = 0) -> list[int]:
         run, rows = rows * run, 1
         if planes == 1 or ins.dram_plane == run:
             run, planes = planes * run, 1
-    start, end = span(base + ins.dram_addr, ins.row_bytes, (ins.planes, ins.dram_plane), (ins.rows, ins.dram_row))
+    start, end = span(ins.dram_addr, ins.row_bytes, (ins.planes, ins.dram_plane), (ins.rows, ins.dram_row))
     if end > MAX_ADDRESS:
         raise UserError(f"{ins.op}: reaches DRAM up to byte {end}: allowed {MAX_ADDRESS}")
     return [start, run, rows, ins.dram_row, planes, ins.dram_plane]
@@ -159,7 +165,7 @@ def _nothing(ins: Decoded) -> dict[str, int]:
 _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
     "load": _dma,
     "store": _dma,
-    "fetch": lambda ins: {"storage_read_bytes": ins.bytes, "fetch_bytes": ins.bytes},
+    "fetch": lambda ins: {"storage_read_bytes": ins.coded_bytes or ins.bytes, "fetch_bytes": ins.bytes},
     "pswitch": _nothing,
     "matmul": _matmul,
     "ewlin": _elementwise,
@@ -181,18 +187,32 @@ _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
 def cost_of(ins: Decoded, machine: Machine, base: int = 0) -> tuple[int, int, list[int]]:
     """(busy cycles, cycles of DRAM at its peak rate, counts in the order of `TRAFFIC`) of one decoded instruction.
 
-    ``base``: the value of the base register that a LOAD or STORE names.
+    Of FETCH the second are those of the storage alone. ``base``: the value of the base register that a LOAD, STORE or
+    FETCH names for DRAM.
 
     Raises UserError for an instruction on a unit that does not execute it, or one that breaks a rule of its family.
     """
     busy, counts = _cost_of_shape(ins, machine)
     transfer = 0
     if ins.op in DMA:
-        burst_bytes = machine.dram.device.burst_bytes
-        moved = int(_bursts(np.array([geometry(ins, base)], np.int64), burst_bytes)[0]) * burst_bytes
-        counts[DMA[ins.op]] = moved
-        transfer = machine.dram_stream_cycles(moved)
+        shape = storage.geometry(ins, machine) if ins.op == "fetch" else geometry(ins)
+        shape[0] = base + ins.dram_addr
+        cycles, moved = _transfers(ins.op, np.array([shape], np.int64), machine)
+        transfer, counts[DMA[ins.op]] = int(cycles[0]), int(moved[0])
     return busy, transfer, counts
+
+
+def _transfers(op: str, geometries: Int64, machine: Machine) -> tuple[Int64, Int64]:
+    """(`Costs.transfer`, bytes on the DRAM's bus) of instructions ``op``; ``geometries``: (count, dram.GEOMETRY)."""
+    device = machine.dram.device
+    if op == "fetch":
+        cycles, bursts = storage.alone(geometries, storage.constants(machine), device.burst_bytes)
+    else:
+        bursts = _bursts(geometries, device.burst_bytes)
+        # The peak rate in NPU cycles, rounded up: `Machine.dram_stream_cycles`.
+        clocks = bursts * device.burst_clocks * machine.clock_mhz
+        cycles = -(-clocks // (machine.dram.channels * device.clock_mhz))
+    return cycles, bursts * device.burst_bytes
 
 
 def _cost_of_shape(ins: Decoded, machine: Machine) -> tuple[int, list[int]]:
@@ -252,7 +272,7 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
                 ins = decode_row(shape.tolist(), BY_OPCODE)
                 busy, counts = _cost_of_shape(ins, machine)
                 if ins.op in DMA:
-                    copies[len(rows)] = ins, geometry(ins)
+                    copies[len(rows)] = ins, storage.geometry(ins, machine) if ins.op == "fetch" else geometry(ins)
                 on_chip[len(rows)] = sram.operands(ins, machine)
             except UserError as error:
                 raise UserError(f"instruction {index}: {error}") from None
@@ -310,21 +330,19 @@ def _copies(
     ``copies``: shapes of DMA and their geometries, both without address, by number; ``which``: the number of each
     instruction's shape.
     """
-    geometries = np.zeros((len(code), dram.GEOMETRY), np.int64)
+    geometries, transfer = np.zeros((len(code), dram.GEOMETRY), np.int64), np.zeros(len(code), np.int64)
     for number, (ins, shape) in copies.items():
         rows = np.flatnonzero(which == number)
-        low, high = (code[rows, _DRAM_WORD + word].astype(np.uint64) for word in range(2))
+        low, high = (code[rows, _DRAM_WORD[ins.op] + word].astype(np.uint64) for word in range(2))
         address = low | high << np.uint64(32)
         far = np.flatnonzero(address > MAX_ADDRESS - bases[ins.base])
         if far.size:
-            raise UserError(f"instruction {rows[far[0]]}: {ins.op}: DRAM address {address[far[0]]}: allowed up to 2^60")
+            raise UserError(f"instruction {rows[far[0]]}: {ins.op}: DRAM address {address[far[0]]}: allowed up to 2^48")
         geometries[rows] = shape
         geometries[rows, 0] = address.astype(np.int64) + bases[ins.base]
-    device = machine.dram.device
-    bursts = _bursts(geometries, device.burst_bytes)
-    for number, (ins, _) in copies.items():
-        rows = np.flatnonzero(which == number)
-        traffic[rows, DMA[ins.op]] = bursts[rows] * device.burst_bytes
-    # The peak rate in NPU cycles, rounded up: `Machine.dram_stream_cycles`.
-    transfer = -(-bursts * device.burst_clocks * machine.clock_mhz // (machine.dram.channels * device.clock_mhz))
+        if ins.op == "fetch" and ins.coded_bytes:
+            low, high = (code[rows, _OLD_WORD + word].astype(np.int64) for word in range(2))
+            old = low | (high & 0xFFFF) << 32
+            geometries[rows, storage.OLD] = old + bases[ins.old_base]
+        transfer[rows], traffic[rows, DMA[ins.op]] = _transfers(ins.op, geometries[rows], machine)
     return geometries, transfer

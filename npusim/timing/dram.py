@@ -3,9 +3,10 @@
 Time here counts DRAM clocks from the last barrier (or from the start). The rules, in full. In each clock, first
 requests enter the queues, then every channel issues at most one command.
 
-* *Streams*: load DMA, store DMA, background. Each has its bursts in order. They enter in turns, one burst at a time,
-  until no stream can go on: its next burst is not there yet, or the queue of that burst's channel is full. The turn
-  goes on, from clock to clock, with the stream after the one that entered last.
+* *Streams*: load DMA, store DMA, storage DMA, background. Each has its bursts in order. They enter in turns, one burst
+  at a time, until no stream can go on: its next burst is not there yet, or the queue of that burst's channel is full.
+  The turn goes on, from clock to clock, with the stream after the one that entered last. When a burst of the storage
+  DMA is there is what `npusim.timing.storage` states; a cycle ``t`` is clock ``ceil(t D / N)``.
 * A *burst* needs its row open in its bank: a read or write command if it is, an activate if the bank is closed, else a
   precharge. No precharge closes a row that a burst in the queue hits. Of all commands that may be issued in this clock,
   reads and writes go first, then the burst that entered the queue first (FR-FCFS). Its read or write command takes a
@@ -34,11 +35,12 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.engine.cache import inlined
+from npusim.timing import storage
 
 Int64 = NDArray[np.int64]
 NEVER = 1 << 62
-BACKGROUND, STREAMS = 2, 3
-"""Streams 0 and 1 are the units load and store."""
+LOAD, STORE, STORAGE, BACKGROUND, STREAMS = range(5)
+"""Streams 0 to 2 are DMA units, of which the first two have the same numbers."""
 
 COMMANDS = ("read", "write", "activate", "precharge", "precharge_all", "refresh")
 READ, WRITE, ACTIVATE, PRECHARGE, PRECHARGE_ALL, REFRESH = range(len(COMMANDS))
@@ -51,9 +53,11 @@ TRACE = ("clock", "channel", "command", "bank", "row")
  BURST, RCD, RP, CAS, CWL, RAS, RRD_S, RRD_L, FAW, CCD_S, CCD_L, RTW, WTR_S, WTR_L, WR, RTP, REFI, RFC,
  BACKGROUND_WHOLE, BACKGROUND_PART, BACKGROUND_OF, BACKGROUND_RANDOM, BACKGROUND_WRITES, BACKGROUND_START,
  BACKGROUND_SPAN, CHANNELS, CHANNELS_AT, CHANNEL_SIZE, BANKS, GROUPS_AT, BANKS_AT, RING_AT, RING_MASK,
- TRACE_AT, TRACE_MOST) = range(44)  # fmt: skip
+ TRACE_AT, TRACE_MOST, NPU_MHZ, OWN_MHZ, INTERCONNECT, SLOTS_AT, FETCH_AT) = range(49)  # fmt: skip
 # The next clock in which bursts may enter, the stream whose turn it is, whether a copy was completed, and counts.
-ENTER_AT, TURN, COMPLETED, ROW_HITS, ROW_MISSES, REFRESHES, BACKGROUND_BURSTS, ISSUED, STREAMS_AT = range(44, 53)
+ENTER_AT, TURN, COMPLETED, ROW_HITS, ROW_MISSES, REFRESHES, BACKGROUND_BURSTS, ISSUED = range(49, 57)
+# Of the storage stream's present request, in NPU cycles: its FETCH's issue, its delivery's begin and length; its bytes.
+FETCH_START, DELIVERY, DELIVERY_CYCLES, REQUEST_FIRST, REQUEST_SIZE, STREAMS_AT = range(57, 63)
 
 # Structures. ``_OK``: the first clock in which the command may be issued. The queue is a ring of entries.
 (PENDING, READY_AT, TARGET, ENTRY, OUTSTANDING, LAST_END, DONE, NEXT_BURST, LAST_BURST, ROW, PLANE, ADDRESS, RUN, ROWS,
@@ -66,14 +70,19 @@ CHANNEL = ANY + GROUP
 OPEN_ROW, ACTIVATE_OK, PRECHARGE_OK, COLUMN_OK, HITS, BANK = range(6)
 PART, WRITTEN, SEED = ROW, PLANE, ADDRESS
 """What the background stream keeps instead of a copy's shape."""
+REQUEST, OLD_WAS_READ, FETCH_REQUESTS, FETCH_OLD = ROW, PLANE, ROWS, PLANES
+"""What the storage stream keeps: the number of its present request; whether the next burst is the one to be written, of
+coded bytes; how many requests there are; the first old byte, or `storage.PLAIN`."""
+SLOT_LEFT, SLOT_END, SLOT = range(3)
+"""A slot of an outstanding request: bursts that have not been served; when the last of the others passed the bus."""
 GEOMETRY = STREAM - ADDRESS
 """A copy's shape: address, bytes of a run, runs in a plane, their distance, planes, their distance."""
 BACKGROUND_AT = STREAMS_AT + BACKGROUND * STREAM
 STREAMS_END = STREAMS_AT + STREAMS * STREAM
 
 _MISS, _WRITE = 2, 1
-_STREAM_SHIFT, _BANK_SHIFT, _ROW_SHIFT = 2, 8, 16
-"""An entry of a queue is row << 16 | bank << 8 | stream << 2 | opened a row << 1 | write."""
+_STREAM_SHIFT, _SLOT_SHIFT, _BANK_SHIFT, _ROW_SHIFT = 2, 4, 12, 20
+"""An entry of a queue is row << 20 | bank << 12 | slot << 4 | stream << 2 | opened a row << 1 | write."""
 
 
 def new_state(machine: Machine, trace: int = 0) -> Int64:
@@ -82,13 +91,18 @@ def new_state(machine: Machine, trace: int = 0) -> Int64:
     ring = 1 << (dram.queue_entries - 1).bit_length()
     groups_at, banks_at = CHANNEL, CHANNEL + device.bank_groups * GROUP
     size = banks_at + device.banks * BANK + ring
+    slots_at = STREAMS_END
+    channels_at = slots_at + machine.storage.device.queue_depth * SLOT
+    fetch_at = channels_at + dram.channels * size
     values = {
         COLUMN_FIRST: dram.mapping == "row_bank_column_group_channel", QUEUE: dram.queue_entries,
-        PASSED_LIMIT: dram.passed_limit, CHANNELS: dram.channels, CHANNELS_AT: STREAMS_END, CHANNEL_SIZE: size,
+        PASSED_LIMIT: dram.passed_limit, CHANNELS: dram.channels, CHANNELS_AT: channels_at, CHANNEL_SIZE: size,
         BANKS: device.banks, GROUPS_AT: groups_at, BANKS_AT: banks_at, RING_AT: size - ring,
-        RING_MASK: ring - 1, TRACE_AT: STREAMS_END + dram.channels * size, TRACE_MOST: trace,
+        RING_MASK: ring - 1, TRACE_AT: fetch_at + storage.CONSTANTS, TRACE_MOST: trace, NPU_MHZ: machine.clock_mhz,
+        OWN_MHZ: device.clock_mhz, INTERCONNECT: machine.interconnect_cycles, SLOTS_AT: slots_at, FETCH_AT: fetch_at,
     }  # fmt: skip
     m = np.zeros(values[TRACE_AT] + trace * len(TRACE), np.int64)
+    m[fetch_at : fetch_at + storage.CONSTANTS] = storage.constants(machine)
     for index, value in {
         BURST_SHIFT: device.burst_bytes, CHUNK_SHIFT: dram.interleave_bytes // device.burst_bytes,
         CHANNEL_SHIFT: dram.channels, GROUP_SHIFT: device.bank_groups, BANK_SHIFT: device.banks_per_group,
@@ -122,7 +136,7 @@ def trace_of(m: Int64) -> Int64:
 @inlined
 def reset(m: Int64) -> None:
     """The state after a barrier. Counts go on."""
-    m[STREAMS_AT : m[TRACE_AT]] = 0
+    m[STREAMS_AT : m[FETCH_AT]] = 0
     m[TURN] = m[COMPLETED] = 0
     m[ENTER_AT] = NEVER
     for channel in range(m[CHANNELS]):
@@ -149,8 +163,20 @@ def begin(m: Int64, stream: int, geometry: Int64, clock: int) -> None:
     m[st + LAST_BURST] = (geometry[0] + geometry[1] - 1) >> m[BURST_SHIFT]
     m[st + READY_AT] = clock
     m[st + PENDING] = 1
-    _locate(m, stream, stream)
+    _locate(m, stream, stream, m[st + NEXT_BURST])
     m[ENTER_AT] = min(m[ENTER_AT], clock)
+
+
+@inlined
+def begin_fetch(m: Int64, geometry: Int64, cycle: int) -> None:
+    """Start the FETCH ``geometry`` (GEOMETRY,) at NPU cycle ``cycle``, counted as clocks are from the last barrier."""
+    st = STREAMS_AT + STORAGE * STREAM
+    m[st + ADDRESS : st + STREAM] = geometry
+    m[st + REQUEST] = m[st + OLD_WAS_READ] = m[st + OUTSTANDING] = m[st + LAST_END] = m[st + DONE] = 0
+    m[st + PENDING] = 1
+    m[FETCH_START] = cycle
+    m[DELIVERY] = m[DELIVERY_CYCLES] = 0
+    _next_request(m)
 
 
 @inlined
@@ -180,10 +206,10 @@ def advance(m: Int64, limit: int) -> bool:
 
 
 @inlined
-def _locate(m: Int64, stream: int, write: int) -> None:
+def _locate(m: Int64, stream: int, write: int, burst: int) -> None:
     """Find channel, bank and row of the stream's next burst."""
     st = STREAMS_AT + stream * STREAM
-    at = m[st + NEXT_BURST] >> m[CHUNK_SHIFT]
+    at = burst >> m[CHUNK_SHIFT]
     m[st + TARGET] = m[CHANNELS_AT] + (at & ((1 << m[CHANNEL_SHIFT]) - 1)) * m[CHANNEL_SIZE]
     at >>= m[CHANNEL_SHIFT]
     group = at & ((1 << m[GROUP_SHIFT]) - 1)
@@ -199,6 +225,48 @@ def _locate(m: Int64, stream: int, write: int) -> None:
 
 
 @inlined
+def _next_request(m: Int64) -> None:
+    """Issue the storage stream's next request, or let the stream wait until its slot is free."""
+    st = STREAMS_AT + STORAGE * STREAM
+    at, number = m[FETCH_AT], m[st + REQUEST]
+    slot = m[SLOTS_AT] + SLOT * (number % m[at + storage.DEPTH])
+    issued = m[FETCH_START]
+    if number >= m[at + storage.DEPTH]:
+        if m[slot + SLOT_LEFT]:
+            m[st + READY_AT] = NEVER
+            return
+        issued = -(-m[slot + SLOT_END] * m[NPU_MHZ] // m[OWN_MHZ]) + m[INTERCONNECT]
+    consts = m[at : at + storage.CONSTANTS]
+    first, size, cycles = storage.request_of(m[st + ADDRESS : st + STREAM], number, consts)
+    m[DELIVERY] = max(issued + m[at + storage.LATENCY], m[DELIVERY] + m[DELIVERY_CYCLES])
+    m[DELIVERY_CYCLES] = cycles
+    m[REQUEST_FIRST], m[REQUEST_SIZE] = first, size
+    start = m[st + ADDRESS] + first
+    m[st + NEXT_BURST] = start >> m[BURST_SHIFT]
+    m[st + LAST_BURST] = (start + size - 1) >> m[BURST_SHIFT]
+    bursts = m[st + LAST_BURST] - m[st + NEXT_BURST] + 1
+    m[slot + SLOT_LEFT], m[slot + SLOT_END] = bursts if m[st + FETCH_OLD] == storage.PLAIN else 2 * bursts, 0
+    _prepare_fetched(m)
+    m[ENTER_AT] = min(m[ENTER_AT], m[st + READY_AT])
+
+
+@inlined
+def _prepare_fetched(m: Int64) -> None:
+    """Find when the storage stream's next burst is there, and its place."""
+    st = STREAMS_AT + STORAGE * STREAM
+    end = (m[st + NEXT_BURST] + 1) << m[BURST_SHIFT]
+    arrived = min(end - m[st + ADDRESS] - m[REQUEST_FIRST], m[REQUEST_SIZE])
+    cycle = m[DELIVERY] - (-arrived * m[DELIVERY_CYCLES] // m[REQUEST_SIZE])
+    m[st + READY_AT] = -(-cycle * m[OWN_MHZ] // m[NPU_MHZ])
+    if m[st + FETCH_OLD] != storage.PLAIN and not m[st + OLD_WAS_READ]:
+        apart = (m[st + FETCH_OLD] >> m[BURST_SHIFT]) - (m[st + ADDRESS] >> m[BURST_SHIFT])
+        _locate(m, STORAGE, 0, m[st + NEXT_BURST] + apart)
+    else:
+        _locate(m, STORAGE, 1, m[st + NEXT_BURST])
+    m[st + ENTRY] |= (m[st + REQUEST] % m[m[FETCH_AT] + storage.DEPTH]) << _SLOT_SHIFT
+
+
+@inlined
 def _prepare_background(m: Int64) -> None:
     """Choose direction and, if random, place of the background's next burst."""
     st = BACKGROUND_AT
@@ -211,7 +279,7 @@ def _prepare_background(m: Int64) -> None:
         # The generator of drand48: 48 bits, of which the upper 31 are used.
         m[st + SEED] = (m[st + SEED] * 0x5DEECE66D + 11) & ((1 << 48) - 1)
         m[st + NEXT_BURST] = m[BACKGROUND_START] + (m[st + SEED] >> 17) % m[BACKGROUND_SPAN]
-    _locate(m, BACKGROUND, write)
+    _locate(m, BACKGROUND, write, m[st + NEXT_BURST])
 
 
 @inlined
@@ -229,6 +297,22 @@ def _step(m: Int64, stream: int) -> None:
             m[st + NEXT_BURST] = m[BACKGROUND_START]
         _prepare_background(m)
         return
+    if stream == STORAGE:
+        if m[st + FETCH_OLD] != storage.PLAIN:
+            m[st + OLD_WAS_READ] = 1 - m[st + OLD_WAS_READ]
+            if m[st + OLD_WAS_READ]:
+                _prepare_fetched(m)
+                return
+        if m[st + NEXT_BURST] < m[st + LAST_BURST]:
+            m[st + NEXT_BURST] += 1
+            _prepare_fetched(m)
+            return
+        m[st + REQUEST] += 1
+        if m[st + REQUEST] == m[st + FETCH_REQUESTS]:
+            m[st + PENDING] = 0
+        else:
+            _next_request(m)
+        return
     if m[st + NEXT_BURST] < m[st + LAST_BURST]:
         m[st + NEXT_BURST] += 1
     else:
@@ -242,7 +326,7 @@ def _step(m: Int64, stream: int) -> None:
         start = m[st + ADDRESS] + m[st + ROW] * m[st + ROW_STRIDE] + m[st + PLANE] * m[st + PLANE_STRIDE]
         m[st + NEXT_BURST] = start >> m[BURST_SHIFT]
         m[st + LAST_BURST] = (start + m[st + RUN] - 1) >> m[BURST_SHIFT]
-    _locate(m, stream, stream)
+    _locate(m, stream, stream, m[st + NEXT_BURST])
 
 
 @inlined
@@ -444,6 +528,13 @@ def _leave(m: Int64, ch: int, entry: int, now: int) -> None:
     m[ROW_MISSES if entry & _MISS else ROW_HITS] += 1
     st = STREAMS_AT + stream * STREAM
     m[st + OUTSTANDING] -= 1
-    m[st + LAST_END] = max(m[st + LAST_END], now + m[BURST] + (m[CWL] if entry & _WRITE else m[CAS]))
+    end = now + m[BURST] + (m[CWL] if entry & _WRITE else m[CAS])
+    m[st + LAST_END] = max(m[st + LAST_END], end)
+    if stream == STORAGE:
+        slot = m[SLOTS_AT] + SLOT * (entry >> _SLOT_SHIFT & 255)
+        m[slot + SLOT_LEFT] -= 1
+        m[slot + SLOT_END] = max(m[slot + SLOT_END], end)
+        if m[st + PENDING] and m[st + READY_AT] == NEVER:
+            _next_request(m)
     if not m[st + PENDING] and not m[st + OUTSTANDING]:
         m[st + DONE] = m[COMPLETED] = 1

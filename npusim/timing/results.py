@@ -47,8 +47,10 @@ class Traffic(_Counts):
         instruction_fetch_bytes: 128 for each instruction executed; fetch costs no cycles and no DRAM bandwidth here.
         mac_operations: products of MATMUL that the result needs, m k n for each batch; padding of the array is not in
             it.
-        storage_read_bytes: read from storage by FETCH.
-        fetch_bytes: written to DRAM by FETCH; they are not in ``dram_write_bytes``.
+        storage_read_bytes: read from storage by FETCH, coded or not.
+        fetch_bytes: asked for by FETCH.
+        dram_fetch_bytes: moved on the DRAM bus by FETCH, in whole bursts, written or (of coded sets, the old bytes)
+            read; they are in no other figure.
     """
 
     dram_read_bytes: int = 0
@@ -63,6 +65,7 @@ class Traffic(_Counts):
     mac_operations: int = 0
     storage_read_bytes: int = 0
     fetch_bytes: int = 0
+    dram_fetch_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class DramCounts(_Counts):
     """What the DRAM did.
 
     Attributes:
-        row_hits: bursts of LOAD and STORE that found their row open, or being opened for another burst.
+        row_hits: bursts of LOAD, STORE and FETCH that found their row open, or being opened for another burst.
         row_misses: those for which a row was opened.
         refreshes: refresh commands, one channel each.
         background_bursts: bursts of the background traffic that were served.
@@ -125,9 +128,9 @@ class ProgramTiming:
 
     ``codes``: the timing of each step code, ``code_of_step`` which of them a step runs; ``step`` is the first of them.
     ``mac_utilisation`` is ``mac_operations`` over what the array could do at its 8-bit rate in all ``cycles``: 16-bit
-    operands, edge tiles and waiting all lower it. ``dram_bandwidth_share`` is the bytes that LOAD and STORE move on the
-    bus over what all channels could move in all ``cycles``. ``ledger``, ``traffic`` and ``dram`` are those of the whole
-    program.
+    operands, edge tiles and waiting all lower it. ``dram_bandwidth_share`` is the bytes that LOAD, STORE and FETCH move
+    on the bus over what all channels could move in all ``cycles``. ``ledger``, ``traffic`` and ``dram`` are those of
+    the whole program.
     """
 
     prologue: CodeTiming

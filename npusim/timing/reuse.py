@@ -12,6 +12,7 @@ The rules, in full:
   that copies reach, from first to last, form clusters (`npusim.congruence.places`): moving a cluster by whole turns
   to where it meets no other changes no answer. Two pieces whose instructions agree in all the above, addresses taken
   relative to their clusters' first turns, take the same time, cycle by cycle.
+* Where a piece has a FETCH, its addresses count as they are.
 * Background traffic reaches the upper half of the memory, at addresses of its own. Where there is any and a piece
   reaches there too, its addresses count as they are.
 
@@ -111,7 +112,9 @@ def _key(cost: Costs, part: slice, turn: int, fixed: int, salt: bytes) -> bytes:
     start, run, rows, row_stride, planes, plane_stride = geometry[copies].T
     last = start + (rows - 1) * row_stride + (planes - 1) * plane_stride + run - 1
     cluster = np.full(len(geometry), -1, np.int64)
-    if len(copies) and last.max() < fixed:
+    # What FETCH says of its shape is of another kind, and it may reach two places: its addresses count as they are.
+    fetches = (cost.unit[part] == UNITS.index("storage")).any()
+    if len(copies) and not fetches and last.max() < fixed:
         first_turn = start // turn
         cluster[copies], begin = places(np.zeros_like(start), first_turn, last // turn + 1)
         geometry[copies, 0] -= begin * turn

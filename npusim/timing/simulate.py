@@ -92,7 +92,7 @@ def time_program(program: Program, reuse: bool = True) -> ProgramTiming:
         codes = [program.prologue, *(program.step_codes[number] for number in numbers)]
         whole = simulate(np.concatenate(codes), program.machine, bases, reuse=False)
         cycles, ledger, traffic, memory = whole.total_cycles, whole.ledger, whole.traffic, whole.dram
-    moved = traffic.dram_read_bytes + traffic.dram_write_bytes
+    moved = traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.dram_fetch_bytes
     return ProgramTiming(
         prologue=prologue,
         step=steps[0],

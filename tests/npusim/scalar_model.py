@@ -252,9 +252,37 @@ def dma(state: MachineState, ins: Decoded) -> Iterator[Write]:
 
 
 def fetch(state: MachineState, ins: Decoded) -> Iterator[Write]:
+    start = state.bases[ins.storage_base] + ins.storage_addr
+    if ins.coded_bytes:
+        old = state.bases[ins.old_base] + ins.old_addr
+        differences = decoded_numbers(state.storage[start : start + ins.coded_bytes].tobytes(), ins.bytes)
+        for byte, number in enumerate(differences):
+            value = (int(state.dram[old + byte]) + (-(number + 1) // 2 if number % 2 else number // 2)) % 256
+            yield "dram", 8 * (state.bases[ins.base] + ins.dram_addr + byte), 8, value
+        return
     for byte in range(ins.bytes):
-        value = int(state.storage[state.bases[ins.storage_base] + ins.storage_addr + byte])
+        value = int(state.storage[start + byte])
         yield "dram", 8 * (state.bases[ins.base] + ins.dram_addr + byte), 8, value
+
+
+def decoded_numbers(code: bytes, count: int) -> list[int]:
+    """The numbers of a coded run; each block as one large number whose lowest bits come first."""
+    found: list[int] = []
+    while len(found) < count:
+        header, code = code[0], code[1:]
+        if header > 7:
+            found += [0] * (64 * (header - 7))
+            continue
+        bits, used = int.from_bytes(code, "little"), 0
+        for _ in range(min(64, count - len(found))):
+            value, low = 0, 8 if header == 7 else header
+            while header != 7 and bits >> used & 1:
+                value, used = value + 1, used + 1
+            used += header != 7
+            found.append(value << low | bits >> used & ((1 << low) - 1))
+            used += low
+        code = code[-(-used // 8) :]
+    return found[:count]
 
 
 def bank_switch(state: MachineState, ins: Decoded) -> Iterator[Write]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from npusim.delta import coded_share, decode, encode
 from npusim.errors import UserError
+from npusim.isa.storage_dma import decoded
 
 
 @given(st.integers(0, 700), st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 5, 20, 127]), st.floats(0, 1))
@@ -21,10 +22,12 @@ def test_round_trip(size: int, seed: int, spread: int, changed: float) -> None:
     np.testing.assert_array_equal(decode(coded, old), new)
     assert coded.size <= size + -(-size // 64)
     if size:
-        with pytest.raises(UserError, match="it ends elsewhere"):
+        with pytest.raises(UserError, match="it ends too early"):
             decode(coded[:-1], old)
-        with pytest.raises(UserError, match="it ends elsewhere"):
-            decode(np.append(coded, np.uint8(0)), old)
+        with pytest.raises(ValueError, match="ends before the run"):
+            decoded(coded[:-1], old)
+        np.testing.assert_array_equal(decode(np.append(coded, np.uint8(99)), old), new)
+    np.testing.assert_array_equal(decoded(coded, old), new)
 
 
 def test_codes_by_hand() -> None:

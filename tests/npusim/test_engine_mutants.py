@@ -39,7 +39,7 @@ ROUNDINGS: dict[str, Mutant] = {
     "double rounding upwards": (SCALAR, "value >= 0 else -(1 << 30)", "value >= 0 else 1 << 30", "scalar_functions"),
     "sums in registers not rounded": (
         "finish.py",
-        "builder.ashr(builder.add(product, half), shift)",
+        "builder.ashr(builder.add(product, rounding), shift)",
         "builder.ashr(product, shift)",
         "ties and matmul",
     ),

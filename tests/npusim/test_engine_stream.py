@@ -111,9 +111,9 @@ def slipped(handler: Any, **names: Any) -> Any:
     return FunctionType(function.__code__, {**function.__globals__, **names})
 
 
-def half_down(builder: Any, product: Any, half: Any, shift: Any) -> Any:
+def half_down(builder: Any, product: Any, rounding: Any, shift: Any) -> Any:
     """As `npusim.engine.finish.rounded`, with ties to -infinity."""
-    return builder.ashr(builder.add(product, builder.sub(half, half.type([1] * half.type.count))), shift)
+    return builder.ashr(builder.add(product, builder.sub(rounding, rounding.type([1] * rounding.type.count))), shift)
 
 
 LONG = [pytest.param(op, marks=pytest.mark.slow) for op in ("ewlin", "table", "matmul")]

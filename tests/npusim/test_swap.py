@@ -31,6 +31,12 @@ def program(tiny_machine: Machine) -> Any:
     return compile_model(quantize_workload("tiny", "tsq", ranges=2), tiny_machine)
 
 
+def with_latency(machine: Machine, latency_us: int) -> Machine:
+    fields = machine.model_dump(mode="json")
+    fields["storage"]["device"]["latency_us"] = latency_us
+    return Machine.model_validate(fields)
+
+
 def test_sums_of_a_comparison(program: Any, tiny_machine: Machine) -> None:
     timer, plain = Timer(tiny_machine, program.bases(0)), time_program(program)
     for cost in compare(program, tiny_machine, QUICK, "tsq", break_even=False):
@@ -56,8 +62,7 @@ def test_sums_of_a_comparison(program: Any, tiny_machine: Machine) -> None:
 
 def test_the_break_even_rate_of_shadow_is_its_closed_form(program: Any, tiny_machine: Machine) -> None:
     """In each of a range's two steps, both fetches must end before the step's last barrier begins."""
-    storage = tiny_machine.storage.model_copy(update={"latency_us": 20})
-    machine = tiny_machine.model_copy(update={"storage": storage})
+    machine = with_latency(tiny_machine, 20)
     timer = Timer(machine, program.bases(0))
     made = swap_program(program, timer, "shadow", "shadow", machine)
     rate = rate_that_hides(program, made, machine)
@@ -72,17 +77,19 @@ def test_the_break_even_rate_of_shadow_is_its_closed_form(program: Any, tiny_mac
     def needed(rate: int) -> int:
         return sum(16 + 20 * 200 + ceil(Fraction(size * 200_000_000, rate)) for size in busiest)
 
-    assert needed(rate) <= room < needed(int(rate / 1.02))
+    tail = 100  # from the last bytes' arrival of a fetch to the end of their write: a row, a refresh, the interconnect
+    taken = 500  # what 28 kB of writes take from others at the DRAM
+    assert needed(rate) <= room + taken
+    assert room < needed(int(rate / 1.02)) + len(busiest) * tail
     for faster, hidden in ((1.0, True), (0.98, False)):
         timer = Timer(with_rate(machine, int(rate * faster)), made.bases(0))
         extra = [timer(code) - timer(without) for code in made.step_codes]
-        assert (max(extra) <= 0) is hidden
+        assert (max(extra) <= taken) is hidden
 
 
 def test_what_nothing_hides_has_no_break_even_rate(program: Any, tiny_machine: Machine) -> None:
     """200 us of latency for each of two fetches leave a step of 165,000 cycles room, but 1,000 us do not."""
-    storage = tiny_machine.storage.model_copy(update={"latency_us": 1000})
-    machine = tiny_machine.model_copy(update={"storage": storage})
+    machine = with_latency(tiny_machine, 1000)
     (cost,) = compare(program, machine, ("shadow",), "tsq")
     assert cost.break_even is None
     assert cost.exposed_cycles > 0

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compiler import compile_model
 from compiler.swap import IN_DRAM, POLICIES, swap_program
+from compiler.swap.coded import Codes
 from compiler.verify import verify
 from models.quantize import quantize
 from models.workloads import get_workload
@@ -35,7 +36,8 @@ LOAD, STORAGE = UNITS.index("load"), UNITS.index("storage")
 @pytest.fixture(scope="module")
 def machine(tiny_machine: Machine) -> Machine:
     """Storage fast enough that part of a set is hidden in a step: 40 and 140 cycles of 165,000."""
-    return machine_like(tiny_machine, storage={"latency_us": 20, "bandwidth_bytes_per_second": 100_000_000})
+    device = tiny_machine.storage.device.model_dump() | {"latency_us": 20, "bandwidth_bytes_per_second": 100_000_000}
+    return machine_like(tiny_machine, storage={"device": device})
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,47 @@ def test_bits_are_those_of_the_program_with_its_sets_in_dram(
     cycles = time_program(program).cycles
     # Moved sets lie in other rows of DRAM, which can save a few row misses.
     assert cycles == time_program(program, reuse=False).cycles >= 0.998 * plain_cycles
+
+
+@pytest.mark.parametrize("policy", ["blocking", "shadow", "streamed", "adaptive"])
+def test_coded_sets_give_the_same_bits_from_fewer_bytes_of_storage(
+    policy: str, base: Any, machine: Machine, tmp_path: Path
+) -> None:
+    """Both executors decode; the engine's noise is compared with that of the program whose sets lie in DRAM."""
+    plain = base("tsq", 4)
+    known: dict[bytes, int] = {}
+
+    def timer(code: NDArray[np.uint32]) -> int:
+        key = code.tobytes()
+        known[key] = known.get(key) or simulate(code, machine).total_cycles
+        return known[key]
+
+    program = swap_program(plain, timer, policy, IN_DRAM, codes=Codes(plain.range_sets))
+    verify(program)
+    fetches = [ins for part in program.decoded().values() for ins in part if ins.op == "fetch"]
+    assert sum(ins.coded_bytes > 0 for ins in fetches) > 0
+    inputs = random_inputs(plain)
+    expected = noise_of(plain, inputs)
+    np.testing.assert_array_equal(noise_of(program, inputs, verify_all=policy == "shadow"), expected)
+    save_program(program, tmp_path / "coded.npu")
+    np.testing.assert_array_equal(noise_of(load_program(tmp_path / "coded.npu"), inputs), expected)
+    traffic = time_program(program).traffic
+    assert traffic.fetch_bytes == plain.range_sets.size
+    assert traffic.storage_read_bytes < traffic.fetch_bytes
+    size = int(plain.range_sets.shape[1])
+    pieces = {(ins.storage_addr, ins.coded_bytes) for ins in fetches if ins.coded_bytes}
+    assert program.storage_bytes == plain.sets.size + size + 3 * sum(size for _, size in pieces)
+
+
+def test_sets_larger_than_the_storage_are_refused_with_the_numbers(base: Any, machine: Machine) -> None:
+    plain = base("tsq", 4)
+    device = machine.storage.device.model_dump() | {"capacity_bytes": 1 << 20}
+    small = machine_like(machine, storage={"device": device})
+    sets = np.broadcast_to(plain.range_sets[:1], (4, plain.range_sets.shape[1])).repeat(20, axis=1)
+    big = replace(plain, range_sets=sets, dram_bytes=plain.dram_bytes + sets.size - plain.range_sets.size)
+    needed = plain.sets.size + sets.size
+    with pytest.raises(UserError, match=f"{needed} bytes of storage are needed.* {4} range sets of {sets.shape[1]}, 0"):
+        swap_program(big, lambda code: 1, "resident", IN_DRAM, small)
 
 
 def test_a_set_that_comes_from_the_wrong_place_changes_bits(plain_run: Any, swapped: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 
 from compiler import Builder, compile_graph
 from npusim.config import Machine
-from npusim.cost import area, energy, tables
+from npusim.cost import area, energy, swap_energy, tables
 from npusim.cost.actions import array_actions
 from npusim.cost.energy import TIME, WORK, Range, unit_energies
 from npusim.cost.tables import base_table, sram_table
 from npusim.errors import UserError
 from npusim.isa import decode
-from npusim.program import Program
+from npusim.isa.assembly import assemble
+from npusim.program import Program, bare_program
 from npusim.timing import time_program
 
 M, K, N = 70, 20, 30
@@ -80,6 +82,17 @@ def test_layers_parts_and_components_sum_to_the_total(program: Program) -> None:
         time = sum(times * getattr(p.time[name], which) for p, times in parts for name in TIME)
         assert getattr(found.total_pj, which) == pytest.approx(layers + time)
     assert found.total_pj.low < found.total_pj.nominal < found.total_pj.high
+
+
+def test_fetched_bytes_cost_storage_and_dram(tiny_machine: Machine) -> None:
+    """150 pJ a bit of eMMC, 12 of a DRAM that no table names; a burst of 32 bytes for each of 1000 bytes begun."""
+    code = assemble("fetch unit=storage bytes=1000\nhalt unit=vector")
+    program = bare_program(assemble("halt unit=vector"), tiny_machine)
+    program = replace(program, step=code)
+    work = energy(program, time_program(program)).by_component
+    assert work["storage"].nominal == pytest.approx(8 * 150 * 1000)
+    assert work["dram"].nominal == pytest.approx(8 * 12 * 1024)
+    assert work["storage"] + work["dram"] == swap_energy(tiny_machine, 1000, 1024)
 
 
 def test_leakage_and_idle_follow_time(program: Program, tiny_machine: Machine) -> None:

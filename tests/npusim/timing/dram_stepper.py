@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import ceil
 
 from npusim.config import Machine
 from npusim.config_dram import Dram, DramDevice
 from npusim.isa.encoding import Decoded
+from tests.npusim.timing.storage_stepper import Fetching, Request
 
 ALL = -1
 """Bank of a command to the whole channel."""
@@ -92,6 +94,7 @@ class Burst:
     bank: int
     row: int
     opened: bool = False
+    request: Request | None = None
 
 
 @dataclass
@@ -156,9 +159,11 @@ def background(dram: Dram) -> Iterator[tuple[int, int, bool]]:
 class DramStepper:
     """The DRAM at clock ``now``; `tick` executes that clock."""
 
-    streams = ("load", "store", "background")
+    streams = ("load", "store", "storage", "background")
 
     def __init__(self, machine: Machine) -> None:
+        self.cycle_of = Fraction(machine.clock_mhz, machine.dram.device.clock_mhz)
+        self.interconnect = -(-machine.dram.interconnect_ns * machine.clock_mhz // 1000)
         self.dram, self.device = machine.dram, machine.dram.device
         self.hits = self.misses = self.refreshes = self.background_bursts = 0
         self.reset()
@@ -171,6 +176,21 @@ class DramStepper:
         self.inside = dict.fromkeys(self.streams, 0)
         self.others = background(self.dram) if self.dram.background_bytes_per_second else iter(())
         self.due = next(self.others, None)
+        self.fetching: Fetching | None = None
+        self.arriving: deque[tuple[int, Burst]] = deque()
+
+    def fetch(self, fetching: Fetching) -> None:
+        """A FETCH's requests go to the storage from the clock on that comes next."""
+        self.fetching, self.last_data["storage"] = fetching, 0
+
+    def arrive(self) -> None:
+        """Requests that can be issued are; bursts that have arrived wait for their queues."""
+        assert self.fetching is not None
+        for cycle, number, write, request in self.fetching.issue(self.interconnect, self.cycle_of):
+            burst = Burst("storage", write, *place(self.dram, number), request=request)
+            self.arriving.append((ceil(cycle / self.cycle_of), burst))
+        while self.arriving and self.arriving[0][0] <= self.now:
+            self.waiting["storage"].append(self.arriving.popleft()[1])
 
     def request(self, stream: str, bursts: Iterable[int]) -> None:
         """A copy's bursts are there from the clock that comes next."""
@@ -178,13 +198,16 @@ class DramStepper:
         self.last_data[stream] = 0
 
     def is_done(self, stream: str) -> bool:
-        return not self.waiting[stream] and not self.inside[stream]
+        coming = stream == "storage" and self.fetching and (self.fetching.requests or self.arriving)
+        return not coming and not self.waiting[stream] and not self.inside[stream]
 
     def tick(self) -> None:
         while self.due is not None and self.due[0] <= self.now:
             _, burst, write = self.due
             self.waiting["background"].append(Burst("background", write, *place(self.dram, burst)))
             self.due = next(self.others)
+        if self.fetching:
+            self.arrive()
         while self.enter():
             pass
         for number, channel in enumerate(self.channels):
@@ -193,14 +216,14 @@ class DramStepper:
 
     def enter(self) -> bool:
         """Let one burst in, if any can go."""
-        for offset in range(3):
-            stream = self.streams[(self.turn + offset) % 3]
+        for offset in range(4):
+            stream = self.streams[(self.turn + offset) % 4]
             waiting = self.waiting[stream]
             if waiting and len(self.channels[waiting[0].channel].queue) < self.dram.queue_entries:
                 burst = waiting.popleft()
                 self.channels[burst.channel].queue.append(burst)
                 self.inside[stream] += 1
-                self.turn = (self.turn + offset + 1) % 3
+                self.turn = (self.turn + offset + 1) % 4
                 return True
         return False
 
@@ -267,7 +290,11 @@ class DramStepper:
         channel.overtaken = 0 if channel.queue[0] is burst else channel.overtaken + 1
         channel.queue = [other for other in channel.queue if other is not burst]
         first = self.device.cwl_clocks if burst.write else self.device.cas_clocks
-        self.last_data[burst.stream] = max(self.last_data[burst.stream], self.now + first + self.device.burst_clocks)
+        passed = self.now + first + self.device.burst_clocks
+        self.last_data[burst.stream] = max(self.last_data[burst.stream], passed)
+        if burst.request:
+            burst.request.left -= 1
+            burst.request.ends = max(burst.request.ends, passed)
         self.inside[burst.stream] -= 1
         if burst.stream == "background":
             self.background_bursts += 1

@@ -104,7 +104,7 @@ def vector(rng: np.random.Generator, op: str) -> dict[str, int]:
 
 def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
     """(mnemonic, fields) of a random instruction without tokens."""
-    op = pick(rng, "load", "load", "store", "matmul", "matmul", *BY_MNEMONIC)
+    op = pick(rng, "load", "load", "store", "fetch", "matmul", "matmul", *BY_MNEMONIC)
     if op in ("load", "store"):
         values = dma(rng)
     elif op == "matmul":
@@ -117,7 +117,11 @@ def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
         values = {}
     elif op == "fetch":
         values = {"storage_addr": number(rng, 0, 1 << 30), "dram_addr": number(rng, 0, 1 << 30)}
-        values |= {"bytes": number(rng, 1, 3000), "storage_base": number(rng, 0, 9), "base": number(rng, 0, 9)}
+        values |= {"bytes": number(rng, 1, 3000), "storage_base": number(rng, 0, 9)}
+        values |= {"base": number(rng, 0, 9), "old_base": number(rng, 0, 9)}
+        if rng.integers(2):
+            most = values["bytes"] + -(-values["bytes"] // 64)
+            values |= {"coded_bytes": number(rng, 1, most), "old_addr": number(rng, 0, 1 << 30)}
     elif op == "pswitch":
         values = {"bank_start": 3 * BANK, "bank_bytes": BANK}
     else:
@@ -169,6 +173,7 @@ def equipped(base: Machine) -> Machine:
     fields = base.model_dump(mode="json")
     fields["param_memory"] |= {"capacity_bytes": 5 * BANK, "bank_bytes": BANK}
     fields["vector_unit"]["runtime_quantization"] = True
+    fields["dma"]["decoder_bytes_per_cycle"] = 4
     return Machine.model_validate(fields)
 
 
@@ -212,9 +217,12 @@ def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
     fields["dram"] = random_dram(rng)
     fields["barrier_cycles"] = Dram.model_validate(fields["dram"]).recovery_cycles(fields["clock_mhz"])
     fields["barrier_cycles"] += number(rng, 0, 80)
-    fields["dma"]["setup_cycles"] = number(rng, 1, 30)
-    fields["storage"] = {"kind": "any", "latency_us": number(rng, 1, 3)}
-    fields["storage"]["bandwidth_bytes_per_second"] = number(rng, 1 << 24, 1 << 31)
+    fields["dma"] = {"setup_cycles": number(rng, 1, 30), "decoder_bytes_per_cycle": pick(rng, 1, number(rng, 2, 64))}
+    fields["storage"]["device"] |= {
+        "latency_us": number(rng, 1, 2),
+        "bandwidth_bytes_per_second": number(rng, 1 << 26, pick(rng, 1 << 30, 1 << 33)),
+        "request_bytes": pick(rng, 512, number(rng, 512, 2000)), "queue_depth": number(rng, 1, 4),
+    }  # fmt: skip
     fields["mac_array"]["shadow_weights"] = bool(rng.integers(2))
     fields["mac_array"]["acc_rows"] = number(rng, 4, 40)
     fields["vector_unit"]["lanes"] = number(rng, 1, 16)

@@ -18,6 +18,9 @@ from npusim.isa.control import JOINS
 from npusim.isa.encoding import UNITS, Decoded
 from tests.npusim.timing.dram_stepper import DramStepper, bursts_of
 from tests.npusim.timing.sram_stepper import FULL, Job, Ports, asked_by
+from tests.npusim.timing.storage_stepper import Fetching
+
+COPIES, DMA_UNITS = ("load", "store", "fetch"), ("load", "store", "storage")
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Running:
     """An instruction on its unit.
 
     ``cycles_left`` counts down set-up; then a DMA instruction hands its ``bursts`` to the DRAM, which is done at
-    ``ends_at`` when that is known. ``job`` is the work on the SRAM, of a DMA instruction from the hand-over on.
+    ``ends_at`` when that is known; FETCH hands over ``fetching`` instead. ``job`` is the work on the SRAM, of a DMA
+    instruction from the hand-over on.
     """
 
     index: int
@@ -46,6 +50,11 @@ class Running:
     job: Job
     requested_at: int | None = None
     ends_at: int | None = None
+    fetching: Fetching | None = None
+
+    @property
+    def copies(self) -> bool:
+        return bool(self.bursts) or self.fetching is not None
 
 
 class Stepper:
@@ -64,14 +73,17 @@ class Stepper:
         self.barrier_left = 0
         self.running: dict[str, Running | None] = dict.fromkeys(UNITS)
         self.tokens: Counter[tuple[str, str, str]] = Counter()
+        self.needed: dict[tuple[int, str], list[tuple[str, str, str]]] = {}
         self.clocks_per_cycle = Fraction(machine.dram.device.clock_mhz, machine.clock_mhz)
         self.interconnect = -(-machine.dram.interconnect_ns * machine.clock_mhz // 1000)
         self.origin = 0
 
     def needs(self, index: int, kind: str) -> list[tuple[str, str, str]]:
-        ins = self.code[index]
-        mask = getattr(ins, f"wait_{kind}")
-        return [(kind, UNITS[u], UNITS[ins.unit]) for u in range(len(UNITS)) if mask & 1 << u]
+        if (index, kind) not in self.needed:
+            ins = self.code[index]
+            mask = getattr(ins, f"wait_{kind}")
+            self.needed[index, kind] = [(kind, UNITS[u], UNITS[ins.unit]) for u in range(len(UNITS)) if mask & 1 << u]
+        return self.needed[index, kind]
 
     def is_empty(self, unit: str) -> bool:
         queue = self.queues[unit]
@@ -85,7 +97,7 @@ class Stepper:
         for unit, job in self.running.items():
             if job is None or job.cycles_left or job.job.left > 0:
                 continue
-            if job.bursts and (job.ends_at is None or self.now < job.ends_at):
+            if job.copies and (job.ends_at is None or self.now < job.ends_at):
                 continue
             ins = self.code[job.index]
             for kind in ("raw", "war"):
@@ -122,24 +134,30 @@ class Stepper:
                 cycles = BY_MNEMONIC[ins.op].cycles(ins, self.machine)
                 work = self.peak_cycles(bursts) if bursts else cycles
                 job = Job(work * FULL, asked_by(ins, self.machine, work))
-                if bursts and not job.asked:
+                copies = ins.op in COPIES
+                if copies and not job.asked:
                     job.left = 0
-                self.running[unit] = Running(index, cycles if bursts else 0, bursts, job)
+                begin = self.now + cycles - self.origin
+                fetching = Fetching(ins, self.machine, begin) if ins.op == "fetch" else None
+                self.running[unit] = Running(index, cycles if copies else 0, bursts, job, fetching=fetching)
                 self.result.start[index] = self.now
 
     def request(self) -> None:
         """Set-ups that are over hand their bursts to the DRAM."""
-        for unit in ("load", "store"):
+        for unit in DMA_UNITS:
             job = self.running[unit]
-            if job and job.cycles_left == 0 and job.requested_at is None:
+            if job and job.copies and job.cycles_left == 0 and job.requested_at is None:
                 job.requested_at = self.now
-                self.dram.request(unit, job.bursts)
+                if job.fetching:
+                    self.dram.fetch(job.fetching)
+                else:
+                    self.dram.request(unit, job.bursts)
 
     def pass_clocks(self) -> None:
         """The DRAM's clocks before the next cycle; a copy whose last command is out has an end."""
         while self.dram.now < (self.now + 1 - self.origin) * self.clocks_per_cycle:
             self.dram.tick()
-            for unit in ("load", "store"):
+            for unit in DMA_UNITS:
                 job = self.running[unit]
                 if job and job.requested_at is not None and job.ends_at is None and self.dram.is_done(unit):
                     passed = Fraction(self.dram.last_data[unit]) / self.clocks_per_cycle
@@ -155,10 +173,10 @@ class Stepper:
         """Split an instruction's cycles: what it takes by itself, the DRAM's delays, the SRAM's."""
         ins = self.code[job.index]
         alone = BY_MNEMONIC[ins.op].cycles(ins, self.machine)
-        if job.bursts:
+        if job.copies:
             assert job.requested_at is not None
             assert job.ends_at is not None
-            busy = self.peak_cycles(job.bursts)
+            busy = job.fetching.alone() if job.fetching else self.peak_cycles(job.bursts)
             self.result.ledger[unit, "busy"] += busy + alone
             self.result.ledger[unit, "wait_dram"] += job.ends_at - job.requested_at - busy
             self.result.ledger[unit, "wait_bank"] += self.now - job.ends_at
