@@ -18,7 +18,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-JOBS = ("compare", "evaluate", "explain", "run", "swap")
+JOBS = ("bench", "compare", "evaluate", "explain", "run", "swap")
 """Modules that are called like the function of their name; imported at the first use, since they bring torch."""
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, NodeEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
 from models.errors import ModelError
 
@@ -33,6 +33,7 @@ PROMPT_CLASS = "cross_attn.kv_linear"
 WEIGHT_BITS = (4, 6, 8)
 ACT_BITS = (4, 6, 8, 16)
 MAX_FILE_BYTES = 64 * 1024
+MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ def _read(path: Path) -> object:
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a readable text file ({error})") from None
     try:
+        depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:  # before anything is built, which takes long where it goes deep
+                raise ModelError(f"{path}: nested deeper than {MAX_DEPTH} levels")
             if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
                 raise ModelError(f"{path}: anchors and aliases are not allowed")
             if getattr(event, "tag", None) or getattr(event, "version", None):

@@ -9,7 +9,10 @@ import sys
 import tempfile
 from typing import Any
 
+from npusim import callable_module
 from npusim.errors import UserError
+
+callable_module(__name__)
 
 ROUNDS = 30
 
