@@ -75,6 +75,9 @@ TABLES, TOSA, RELEASED, MANUAL = (
     "tests/npusim/test_isa_manual.py",
 )
 RUN_ELSEWHERE = {
+    # hours at full size; the options on the tiny workload
+    "npusim run --workload stdit-xl2-16x256x256 --hw hwconfigs/edge_8k.yaml --method asq --integer-only "
+    "--verify-sample 0.0001 --out runs/xl2": "tests/npusim/test_unfinished.py",
     "npusim evaluate --tables integer --out runs/tables": TABLES,
     "npusim evaluate --tables all --out runs/tables": TABLES,
     "npusim evaluate --tables all --out DIR": TABLES,
