@@ -46,6 +46,12 @@ REDUCED = {
     "npusim run --workload emoji --hw gemmini_like --attention-bits 8 --out runs/gemmini": (
         "npusim run --workload tiny --hw gemmini_like --attention-bits 8 --verify 1 --out runs/gemmini"
     ),
+    f"npusim run --timing-only {EDGE} --method asq --out runs/static": (
+        f"npusim run --timing-only {TINY} --method asq --out runs/static"
+    ),
+    "npusim run --timing-only --workload emoji --hw hwconfigs/edge_8k_dynamic.yaml --method dynamic --out runs/dynamic": (
+        "npusim run --timing-only --workload tiny --hw hwconfigs/edge_8k_dynamic.yaml --method dynamic --out runs/dynamic"
+    ),
     "npusim compare runs/demo runs/gemmini": "npusim compare runs/demo runs/gemmini",
     "npusim explain runs/demo/program.npu 78": "npusim explain runs/demo/program.npu 78",
     "npusim calibrate --workload emoji --out models/calibration/emoji.safetensors": (

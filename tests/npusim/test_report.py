@@ -250,7 +250,7 @@ def test_summary_fits_one_screen(with_frames, tiny_result):
         console = Console(width=80, file=io.StringIO(), record=True)
         console.print(summary(result))
         text = console.export_text()
-        assert len(text.splitlines()) <= 24
+        assert len(text.splitlines()) <= 25
         assert "…" not in text
     assert "prologue and 4 whole steps compared" in text
     counts = [int(row["clamped_results"]) for row in rows(report.saturation_csv(tiny_result))]
