@@ -28,6 +28,7 @@ PROGRAMS = ("npusim", "python", "make", "pip", ".venv/bin/python", ".venv/bin/np
 
 XL2 = "--workload stdit-xl2-16x256x256"
 EDGE, TINY = "--workload emoji --hw hwconfigs/edge_8k.yaml", "--workload tiny --hw hwconfigs/tiny_8x8.yaml"
+DYNAMIC = "--hw hwconfigs/edge_8k_dynamic.yaml --method dynamic"
 REDUCED = {
     "make demo": f"npusim run {TINY} --method cw_tw --out runs/demo",
     f"npusim run {EDGE} --verify all --out runs/all": f"npusim run {TINY} --verify all --out runs/all",
@@ -49,8 +50,8 @@ REDUCED = {
     f"npusim run --timing-only {EDGE} --method asq --out runs/static": (
         f"npusim run --timing-only {TINY} --method asq --out runs/static"
     ),
-    "npusim run --timing-only --workload emoji --hw hwconfigs/edge_8k_dynamic.yaml --method dynamic --out runs/dynamic": (
-        "npusim run --timing-only --workload tiny --hw hwconfigs/edge_8k_dynamic.yaml --method dynamic --out runs/dynamic"
+    f"npusim run --timing-only --workload emoji {DYNAMIC} --out runs/dynamic": (
+        f"npusim run --timing-only --workload tiny {DYNAMIC} --out runs/dynamic"
     ),
     "npusim compare runs/demo runs/gemmini": "npusim compare runs/demo runs/gemmini",
     "npusim explain runs/demo/program.npu 78": "npusim explain runs/demo/program.npu 78",
