@@ -14,6 +14,7 @@ def test_from_caption_to_report(repository, tmp_path, capsys):
     data = json.loads((tmp_path / "run" / "run.json").read_text())
     assert data["bit_exact"] == {
         "steps_compared": [0, 3],
+        "sampled_instructions": 0,
         "prologue_compared": True,
         "equal": True,
         "first_difference": None,

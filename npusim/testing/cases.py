@@ -11,7 +11,7 @@ from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, BY_OPCODE, violations
 from npusim.isa.encoding import DTYPE_NAMES, UNITS, Decoded, decode_row, encode, row_bytes
 from npusim.memory import MEMORIES, MachineState
-from npusim.testing._hypothesis import st
+from npusim.testing._hypothesis import hypothesis, st
 
 DRAM_BYTES = 8192
 FILLS = ("random", "extremes", "small", "ones")
@@ -90,6 +90,7 @@ def addresses(first: int, last: int) -> st.SearchStrategy[int]:
 
 def address(draw: st.DrawFn, size: int, capacity: int) -> int:
     """Any address at which ``size`` bytes fit; operands may overlap."""
+    hypothesis.assume(size <= capacity)
     return draw(addresses(0, capacity - size))
 
 

@@ -130,7 +130,9 @@ def test_digest_follows_the_weights_not_their_container(model: STDiT) -> None:
 
 def test_other_weights_are_refused(stats: CalibrationStats, model: STDiT) -> None:
     stats.require_weights(weights_sha256(model))
-    with pytest.raises(ModelError, match=r"collected with weights .* calibrate again: python -m models\.calibrate"):
+    with pytest.raises(
+        ModelError, match=r"collected with weights .* calibrate again: npusim calibrate --workload tiny"
+    ):
         stats.require_weights("0" * 64)
 
 

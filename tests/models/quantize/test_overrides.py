@@ -70,7 +70,7 @@ ENTRY = "overrides: [{layers: [mlp.fc1], %s}]"
             r"steps: 'cross_attn\.kv_linear' runs once per prompt",
         ),
         ("#" * 70_000, "larger than 65536 bytes"),
-        ("[" * 5_000, "not readable as YAML"),
+        ("[" * 5_000, "nested deeper than 8 levels"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, text: str, message: str) -> None:
