@@ -16,7 +16,7 @@ from npusim.config import Machine, load_machine
 from npusim.config_dram import DramDevice
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.assembly import assemble
-from npusim.timing import CodeTiming, dram, simulate
+from npusim.timing import CodeTiming, core, dram, simulate
 from tests.npusim.timing.dram_stepper import Command, broken, distance
 from tests.npusim.timing.programs import Words, random_code, random_machine
 from tests.npusim.timing.stepper import step
@@ -53,10 +53,17 @@ def table_machine(request: pytest.FixtureRequest, edge_machine: Machine, reposit
 
 def traced(monkeypatch: pytest.MonkeyPatch, code: Words, machine: Machine) -> tuple[CodeTiming, list[list[Command]]]:
     """Timing of ``code`` without barriers, and the commands of each channel."""
-    memory = dram.new_state(machine, 1 << 16)
+    memory, run, given = dram.new_state(machine, 1 << 16), core.run, []
+
+    def noted(*arguments: Any) -> Any:
+        given.append(arguments[-1])
+        return run(*arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(dram, "new_state", lambda machine: memory)
-        timing = simulate(code, machine)
+        patch.setattr(core, "run", noted)
+        timing = simulate(code, machine, reuse=False)
+    (memory,) = given
     channels: list[list[Command]] = [[] for _ in range(machine.dram.channels)]
     assert memory[dram.ISSUED] <= memory[dram.TRACE_MOST]
     for clock, channel, command, bank, row in dram.trace_of(memory).tolist():
