@@ -4,9 +4,11 @@
 # Variables:  PYTHON     the interpreter that creates .venv (3.11 or later)
 #             MARKS      which tests `make coverage` runs; all where it is empty
 #             PIP_FLAGS  further options for pip, e.g. --extra-index-url where the CPU build of torch has its own index
+#             JOBS       how many processes run the tests of `make test`, each with up to 1.5 GB
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+JOBS ?= 2
 MARKS ?= not slow
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,7 +66,7 @@ verilator:
 	@.ci/verilator
 
 test: lint verilator
-	$(BIN)/python -m pytest -m "not slow" --timeout 300
+	$(BIN)/python -m pytest -m "not slow" --timeout 300 -n $(JOBS) --dist loadfile
 
 # pytest exits with 5 when it collects no test; having no slow test is not a failure.
 test-slow: $(STAMP) verilator chromium
