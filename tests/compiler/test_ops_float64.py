@@ -60,7 +60,7 @@ def check(findings: list[Finding], attention_bits: int, sampler_clips: bool = Fa
         elif f.dtype == "i16" and (f.kind in NONLINEAR or not exact):
             assert f.sqnr_db >= 60.0, f
         elif f.dtype == "i16" and f.kind.startswith("linear"):
-            # A multiplier of 15 bits and sign is off by 2^-15 of itself at most: the largest i16 by a step; rounding adds half.
+            # A multiplier of 15 bits is off by at most 2^-15 of itself: the largest i16 by a step. Rounding adds half.
             assert f.largest_lsb <= 1.5, f
         else:
             assert f.largest_lsb <= 1.0 + 1e-6, f
