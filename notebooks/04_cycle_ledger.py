@@ -117,11 +117,11 @@ def array_time(step):
     found = defaultdict(lambda: dict.fromkeys(PARTS, 0.0))
     names = step.program.layers
     products = {names[number]: part.traffic.mac_operations for number, part in step.timing.layers.items()}
-    for bound in layer_bounds(step.program.step, step.program):
-        row = found[kind(bound.layer)]
-        useful = products.get(bound.layer, 0) / step.program.machine.peak_macs_per_cycle
+    for number, bound in layer_bounds(step.program.step, step.program.machine).items():
+        row = found[kind(names[number])]
+        useful = products.get(names[number], 0) / step.program.machine.peak_macs_per_cycle
         row["useful"] += useful
-        row["16 bits"] += bound.array_cycles - useful
+        row["16 bits"] += bound.array_bound_cycles - useful
         row["padding"] += bound.padding_cycles
         row["fill"] += bound.fill_cycles
     for index in np.flatnonzero(step.cost.unit == UNITS.index("mac")):
