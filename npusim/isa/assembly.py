@@ -34,12 +34,12 @@ def disassemble(code: NDArray[np.uint32]) -> str:
 def _value(f: Field, text: str) -> int:
     if f.names:
         if text not in f.names:
-            raise UserError(f"{f.name} = {text!r}: allowed {', '.join(f.names)}")
+            raise UserError(f"{f.name} = {text[:40]!r}: allowed {', '.join(f.names)}")
         return f.names.index(text)
     try:
         return int(text, 0)
     except ValueError:
-        raise UserError(f"{f.name} = {text!r} is not an integer") from None
+        raise UserError(f"{f.name} = {text[:40]!r} is not an integer") from None
 
 
 def assemble(text: str, name: str = "<text>", machine: object | None = None) -> NDArray[np.uint32]:
@@ -59,15 +59,17 @@ def assemble(text: str, name: str = "<text>", machine: object | None = None) -> 
         try:
             spec = BY_MNEMONIC.get(words[0])
             if spec is None:
-                raise UserError(f"no instruction {words[0]!r}; allowed: {', '.join(BY_MNEMONIC)}")
+                raise UserError(f"no instruction {words[0][:40]!r}; allowed: {', '.join(BY_MNEMONIC)}")
             values = {"unit": UNITS.index(spec.units[0])}
             named: set[str] = set()
             for word in words[1:]:
                 key, equals, value = word.partition("=")
                 if key not in spec.by_name or key == "opcode":
-                    raise UserError(f"{spec.mnemonic}: no field {key!r}; allowed: {', '.join(list(spec.by_name)[1:])}")
+                    raise UserError(
+                        f"{spec.mnemonic}: no field {key[:40]!r}; allowed: {', '.join(list(spec.by_name)[1:])}"
+                    )
                 if not equals:
-                    raise UserError(f"{spec.mnemonic}: field {key!r} has no value; write {key}=...")
+                    raise UserError(f"{spec.mnemonic}: field {key[:40]!r} has no value; write {key}=...")
                 if key in named:
                     raise UserError(f"{spec.mnemonic}: field {key!r} stands twice")
                 named.add(key)
