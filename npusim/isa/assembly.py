@@ -69,7 +69,7 @@ def assemble(text: str, name: str = "<text>", machine: object | None = None) -> 
                         f"{spec.mnemonic}: no field {key[:40]!r}; allowed: {', '.join(list(spec.by_name)[1:])}"
                     )
                 if not equals:
-                    raise UserError(f"{spec.mnemonic}: field {key[:40]!r} has no value; write {key}=...")
+                    raise UserError(f"{spec.mnemonic}: field {key[:40]!r} has no value; write {key[:40]}=...")
                 if key in named:
                     raise UserError(f"{spec.mnemonic}: field {key!r} stands twice")
                 named.add(key)
