@@ -16,7 +16,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core.registry import cpu_target
 
-from npusim.engine.dot import I8, I64, VARIANT, get_or_insert_function
+from npusim.engine.dot import I8, I64, VARIANT, get_or_insert_function, out_of_line
 from npusim.engine.native import intrinsic
 
 ROWS, UNITS = 16, 16
@@ -121,12 +121,9 @@ def _emit(builder: Any, tall: int, wide: int, arguments: Any) -> None:
 
 
 def _multiply(module: Any) -> Any:
-    function = get_or_insert_function(module, ir.FunctionType(NOTHING, [I64] * 10), "multiply_tiles")
-    if not function.is_declaration:
+    function, builder = out_of_line(module, ir.FunctionType(NOTHING, [I64] * 10), "multiply_tiles")
+    if builder is None:
         return function
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    builder = ir.IRBuilder(function.append_basic_block())
     tall, wide, *rest = function.args
     for rows in (1, 2):
         for columns in (1, 2):

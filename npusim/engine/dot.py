@@ -129,15 +129,25 @@ def _emit_tile(builder: Any, dot: Any, lanes: int, vectors: int, arguments: Any)
             builder.store(added[r][v], address, align=1)
 
 
+def out_of_line(module: Any, kind: Any, name: str) -> tuple[Any, Any]:
+    """The function ``name`` of LLVM's ``module``, and a builder of its body; None for that where it has one.
+
+    It is never inlined: functions that are emitted so are long.
+    """
+    function = get_or_insert_function(module, kind, name)
+    if not function.is_declaration:
+        return function, None
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    return function, ir.IRBuilder(function.append_basic_block())
+
+
 def _tile_function(module: Any, variant: Variant) -> Any:
     """Return the function in LLVM's ``module`` that `make_tile` describes. It is not inlined: it is long."""
     kind = ir.FunctionType(ir.VoidType(), [I64] * 10)
-    function = get_or_insert_function(module, kind, f"tile_{variant.lanes}_{variant.per_unit}")
-    if not function.is_declaration:
+    function, builder = out_of_line(module, kind, f"tile_{variant.lanes}_{variant.per_unit}")
+    if builder is None:
         return function
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    builder = ir.IRBuilder(function.append_basic_block())
     as_bytes, vectors, *rest = function.args
     for takes_bytes, dot in enumerate([dot_words] + [dot_bytes] * variant.takes_bytes):
         with builder.if_then(builder.icmp_signed("==", as_bytes, I64(takes_bytes))):

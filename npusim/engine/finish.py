@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
-from npusim.engine.dot import I8, I16, I32, I64, broadcast, get_or_insert_function, vector
+from npusim.engine.dot import I8, I16, I32, I64, broadcast, get_or_insert_function, out_of_line, vector
 from npusim.engine.native import intrinsic
 
 WIDTH = 8
@@ -122,12 +122,9 @@ def _body(builder: Any, form: int, zeros: int, size: int, function: Any) -> None
 
 
 def _finish(module: Any) -> Any:
-    function = get_or_insert_function(module, ir.FunctionType(I64, [I64] * 16), "finish")
-    if not function.is_declaration:
+    function, builder = out_of_line(module, ir.FunctionType(I64, [I64] * 16), "finish")
+    if builder is None:
         return function
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    builder = ir.IRBuilder(function.append_basic_block())
     for form in FORMS:
         for zeros in (0, 1):
             for size in SIZES:

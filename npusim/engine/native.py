@@ -12,7 +12,7 @@ from numba import carray as numba_carray  # type: ignore[attr-defined]
 from numba import extending, types
 from numba.core import cgutils
 
-from npusim.engine.dot import I8, I32, I64, VARIANT, dot_bytes, get_or_insert_function, vector
+from npusim.engine.dot import I8, I32, I64, VARIANT, dot_bytes, get_or_insert_function, out_of_line, vector
 
 LANES = VARIANT.lanes
 carray: Any = numba_carray
@@ -90,12 +90,9 @@ def turn(typing_context: Any, source: Any, row: Any, last: Any, target: Any) -> 
 
 def _turn(module: Any) -> Any:
     kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
-    function = get_or_insert_function(module, kind, f"turn_{LANES}")
-    if not function.is_declaration:
+    function, builder = out_of_line(module, kind, f"turn_{LANES}")
+    if builder is None:
         return function
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    builder = ir.IRBuilder(function.append_basic_block())
     source, row, last, target = function.args
     units, middle = vector(I32, LANES), LANES // 2
     rows = []
@@ -129,12 +126,9 @@ def sum_bytes(typing_context: Any, source: Any, units: Any) -> Any:
 
 
 def _sum_bytes(module: Any) -> Any:
-    function = get_or_insert_function(module, ir.FunctionType(I64, [I64, I64]), f"sum_bytes_{LANES}")
-    if not function.is_declaration:
+    function, builder = out_of_line(module, ir.FunctionType(I64, [I64, I64]), f"sum_bytes_{LANES}")
+    if builder is None:
         return function
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    builder = ir.IRBuilder(function.append_basic_block())
     source, units = function.args
     kind, octets = vector(I32, LANES), vector(I8, 4 * LANES)
     before, loop, after = builder.block, builder.append_basic_block("units"), builder.append_basic_block("sum")
