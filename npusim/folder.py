@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,15 @@ class Layout:
     @property
     def marker(self) -> str:
         return self.owned[0]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what it was that the disk refused."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def check_folder(out: Path, layout: Layout) -> None:
@@ -54,7 +64,7 @@ def write_folder(out: Path, layout: Layout, write: Callable[[Path], None]) -> No
     `check_folder`, and if the disk refuses.
     """
     check_folder(out, layout)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
@@ -66,8 +76,6 @@ def write_folder(out: Path, layout: Layout, write: Callable[[Path], None]) -> No
                 _replace(temporary, out, layout)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def _replace(source: Path, out: Path, layout: Layout) -> None:

@@ -23,6 +23,7 @@ from models.quantize import QuantizedModel
 from models.stats import CalibrationStats
 from models.store import ArrayWriter, array_sha256, load_arrays
 from npusim.errors import UserError
+from npusim.folder import writing
 from npusim.program import Program, load_program, program_sha256, save_program, write_atomically
 
 FOLDER, ABOUT = "unfinished", "run.json"
@@ -79,7 +80,7 @@ class Unfinished:
         if not self._lasting or self.folder is None:
             return
         self._begin()
-        with _writing(self.folder):
+        with writing(self.folder):
             stats.save(self.folder / STATISTICS)
             quantized.save(self.folder / QUANTIZED)
             save_program(program, self.folder / PROGRAM)
@@ -105,7 +106,7 @@ class Unfinished:
         digests = {key: array_sha256(array) for key, array in arrays.items()}
         layout = {key: (array.shape, array.dtype.type) for key, array in arrays.items()}
         about = {"run": self._key, "program": self._program, "sha256": digests, "facts": facts}
-        with _writing(self.folder), ArrayWriter(self._path(name), KIND, VERSION, layout, about) as writer:
+        with writing(self.folder), ArrayWriter(self._path(name), KIND, VERSION, layout, about) as writer:
             for key, array in arrays.items():
                 writer.put(key, array)
         self._last[name] = time.monotonic()
@@ -147,20 +148,12 @@ class Unfinished:
         assert self.folder is not None
         path = self.folder / ABOUT
         if not path.is_file():
-            with _writing(self.folder):
+            with writing(self.folder):
                 write_atomically(path, (json.dumps(self._about, indent=2) + "\n").encode())
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _difference(there: Any, here: Any, where: str = "") -> tuple[str, Any, Any]:

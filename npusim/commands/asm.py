@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from npusim.commands.shared import naming, writing
+from npusim.commands.shared import naming
+from npusim.folder import writing
 from npusim.isa.assembly import assemble
 from npusim.program import bare_program, save_program, write_atomically
 from npusim.text_file import read_text

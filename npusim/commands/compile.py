@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from npusim.commands.shared import AttentionBits, Factored, Hardware, writing
+from npusim.commands.shared import AttentionBits, Factored, Hardware
 from npusim.errors import UserError
-from npusim.folder import check_above
+from npusim.folder import check_above, writing
 from npusim.program import save_program, write_atomically
 
 

@@ -85,15 +85,6 @@ def naming(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say of which file it was that the disk refused it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
 TOLD_SECONDS = 60
 """Between two lines of progress where there is no terminal."""
 

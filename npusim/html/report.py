@@ -7,8 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from npusim.errors import UserError
-from npusim.folder import Layout, check_folder
+from npusim.folder import Layout, check_folder, writing
 from npusim.html.fidelity import fidelity
 from npusim.html.figure import Picture
 from npusim.html.memory import memory
@@ -45,12 +44,10 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, by_layer:
         from npusim.html.layers import layers_fidelity  # imports torch, which the rest of the report does without
 
         pictures.append(layers_fidelity(run))
-    try:
+    with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         _write_figures(target, pictures)
         write_atomically(target / PAGE, page(run, pictures, FIGURES).encode())
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
     return target / PAGE
 
 
