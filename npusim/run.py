@@ -313,7 +313,7 @@ def _make(
     """Calibrate where there are no statistics, quantize, compile."""
     if work.calibration is None:
         with stages.stage("calibrate"):
-            stats = stats_of(work, model(), lambda done, total: stages.tell("calibrate", done / total, 1))
+            stats = work.collected_stats(model(), lambda done, total: stages.tell("calibrate", done / total, 1))
     else:
         stats = work.load_stats()
     with stages.stage("quantize"):
@@ -425,12 +425,10 @@ def with_files(
 ) -> Workload:
     """The workload, with other files in place of its own. Raises ModelError for an unknown name."""
     work = get_workload(workload) if isinstance(workload, str) else workload
-    if checkpoint is not None:
-        # Statistics belong to weights: those of the workload's own checkpoint would be refused.
-        work = dataclasses.replace(work, checkpoint=Path(checkpoint), calibration=None)
-    if calibration is not None:
-        work = dataclasses.replace(work, calibration=Path(calibration))
-    return work
+    return work.with_files(
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        calibration=None if calibration is None else Path(calibration),
+    )
 
 
 def steps_to_verify(verify: str, steps: int) -> tuple[int, ...]:
@@ -445,8 +443,6 @@ def steps_to_verify(verify: str, steps: int) -> tuple[int, ...]:
     return tuple(sorted({int(step) for step in np.linspace(0, steps - 1, int(verify)).round()}))
 
 
-def stats_of(
-    work: Workload, model: STDiT, tell: Callable[[int, int], None] = lambda done, total: None
-) -> CalibrationStats:
+def stats_of(work: Workload, model: STDiT) -> CalibrationStats:
     """The statistics, collected with the model at hand where the workload names no file."""
-    return work.collected_stats(model, tell) if work.calibration is None else work.load_stats()
+    return work.collected_stats(model) if work.calibration is None else work.load_stats()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from npusim import engine, reference
 from npusim.isa import BY_MNEMONIC
-from npusim.memory import ACCUMULATORS, MachineState, Tally
+from npusim.memory import ACCUMULATORS, MachineState
 
 
 @dataclass
@@ -57,10 +57,7 @@ def execute_twice(state: MachineState, code: engine.Code, index: int) -> Machine
     reference.execute(state, (ins,))
     state.tallies = tallies
     for key, tally in counted.items():
-        total = tallies.setdefault(key, Tally())
-        total.overflows += tally.overflows
-        total.saturated += tally.saturated
-        total.outputs += tally.outputs
+        state.count_of(*key, tally.saturated, tally.outputs, tally.overflows)
     same = all(np.array_equal(view, contents) for view, contents in zip(views, made, strict=True))
     if same and np.array_equal(state.contents(ACCUMULATORS), made_held):
         return None
