@@ -43,7 +43,7 @@ class Derived:
         storage_gb_per_second: sequential reads, 1e9 bytes.
         ridge_macs_per_dram_byte: products per byte of DRAM from which the array, not the DRAM, is the limit.
         ridge_macs_per_sram_byte: the same for the SRAM's ports.
-        vector_gops: elements per second of the vector unit, in 1e9.
+        vector_gops: elements per second of all vector units, in 1e9.
     """
 
     peak_tops: float
@@ -71,7 +71,7 @@ def derive(machine: Machine) -> Derived:
         storage_gb_per_second=machine.storage.device.bandwidth_bytes_per_second / 1e9,
         ridge_macs_per_dram_byte=machine.peak_macs_per_cycle / machine.dram_bytes_per_cycle,
         ridge_macs_per_sram_byte=machine.peak_macs_per_cycle / sram_bytes_per_cycle,
-        vector_gops=machine.vector_unit.lanes * machine.clock_hz / 1e9,
+        vector_gops=machine.vector_unit.count * machine.vector_unit.lanes * machine.clock_hz / 1e9,
     )
 
 

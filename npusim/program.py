@@ -30,7 +30,7 @@ from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
 CODE = {"prologue": np.uint32, "step": np.uint32}
 TENSORS = {**CODE, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8, "coded": np.uint8}

@@ -29,6 +29,7 @@ from compiler.schedule.place import (
 )
 from compiler.schedule.search import Choice, plan_phase
 from compiler.schedule.segments import Group, held, segments
+from compiler.schedule.spread import spread
 from compiler.schedule.tokens import with_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -257,7 +258,7 @@ def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np
     emitter.emit("barrier")
     emitter.emit("halt")
     words.append(encode_all(emitter.instructions, emitter.layers))
-    return with_tokens(np.concatenate(words))
+    return with_tokens(spread(np.concatenate(words), emitter.machine))
 
 
 def _groups(emitter: Emitter, groups: list[Group]) -> None:

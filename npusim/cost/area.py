@@ -48,9 +48,9 @@ def area(machine: Machine, node_nm: int | None = None) -> Area:
 
     banks = machine.sram.banks
     return Area(
-        array_mm2=cell * (array.rows * array.cols),
-        requantizers_mm2=cell * (requantizer + second) * array.cols,
-        vector_mm2=cell * figures.vector_lane_cells.range * machine.vector_unit.lanes,
+        array_mm2=cell * (array.count * array.rows * array.cols),
+        requantizers_mm2=cell * (requantizer + second) * (array.count * array.cols),
+        vector_mm2=cell * figures.vector_lane_cells.range * (machine.vector_unit.count * machine.vector_unit.lanes),
         accumulators_mm2=memory(array.acc_rows * array.acc_bits / 8, 64) * _accumulator_columns(machine),
         sram_mm2=memory(machine.sram.capacity_bytes / banks, WORD_BITS) * banks,
         param_memory_mm2=memory(machine.param_memory.capacity_bytes, WORD_BITS),
@@ -61,7 +61,8 @@ def area(machine: Machine, node_nm: int | None = None) -> Area:
 
 def _accumulator_columns(machine: Machine) -> int:
     """Columns with an accumulator memory; output-stationary cells hold theirs."""
-    return 0 if machine.mac_array.dataflow == "output_stationary" else machine.mac_array.cols
+    array = machine.mac_array
+    return 0 if array.dataflow == "output_stationary" else array.count * array.cols
 
 
 def peak_tops_per_mm2(machine: Machine) -> Range:

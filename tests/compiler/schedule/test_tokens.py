@@ -19,9 +19,10 @@ from compiler.schedule.tokens import insert_tokens
 from compiler.verify import completed_before, hazards
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import NO_ADDRESS, UNITS, Decoded
+from npusim.isa.encoding import NO_ADDRESS, Decoded
 from npusim.orders import execute_in_random_order, token_legal_order, tokens
 from npusim.program import Program
+from npusim.units import UNITS
 from tests.compiler.orders import conflicts, ordered_before, without
 from tests.compiler.runs import Inputs, assert_same_bits, encoded, machine_like, run_program
 
