@@ -1,7 +1,7 @@
 """Cuts an instruction into two that do half of it each, so that two units of a kind can share it.
 
-A cut goes through rows or batches, never through columns or the reduction: halves write to ranges of bytes that have
-none in common, since who waits for whom is known by ranges (`compiler.accesses`), not by columns inside of them.
+A cut goes through rows or batches, never through columns or the reduction: what one half writes lies in ranges of bytes
+that the other does not touch, since who waits for whom is known by ranges (`compiler.accesses`), not columns in them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import NO_ADDRESS, Decoded
+from npusim.isa.encoding import NO_ADDRESS, Decoded, Region
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import ROW_RECORD, RQ_MODES, SCALARS
 from npusim.units import kind_of
@@ -46,10 +46,15 @@ def _cuts(ins: Decoded, machine: Machine) -> Iterator[tuple[Decoded, Decoded]]:
             continue
         moved = {at: getattr(ins, at) + first * by for at, by in strides.items() if getattr(ins, at) != NO_ADDRESS}
         pair = _with(ins, {dimension: first}), _with(ins, {dimension: count - first, **moved})
-        one, other = (spec.footprint(half)[1] for half in pair)
-        meet = any(a.memory == b.memory and a.start < b.end and b.start < a.end for a in one for b in other)
+        one, other = (spec.footprint(half) for half in pair)
+        meet = _overlap(one[1], [*other[0], *other[1]]) or _overlap(other[1], one[0])
         if not meet and not any(spec.check(half, machine) for half in pair):
             yield pair
+
+
+def _overlap(one: list[Region], other: list[Region]) -> bool:
+    """Whether a byte lies in both."""
+    return any(a.memory == b.memory and a.start < b.end and b.start < a.end for a in one for b in other)
 
 
 def _with(ins: Decoded, fields: Mapping[str, int]) -> Decoded:
