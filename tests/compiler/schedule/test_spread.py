@@ -64,19 +64,21 @@ def test_held_sums_stay_on_their_array(tiny_machine: Machine) -> None:
     """A reduction too long for the weight ring: chains of MATMULs, none of which is cut or changes its array."""
     rng = np.random.default_rng(6)
     net = Builder()
-    x = net.input("x", (30, 600), "i8")
-    weight = rng.integers(-128, 128, (40, 600), np.int8)
-    net.output(net.linear("fc", x, weight, "i16", multiplier=20000, shift=24))
-    small = changed(tiny_machine, TWICE | {"sram.capacity_bytes": 16384, "sram.banks": 4})
-    program = compile_graph(net.graph(), small)
+    x = net.input("x", (40, 2500), "i8")
+    net.output(net.linear("fc", x, rng.integers(-128, 128, (20, 2500), np.int8), "i16", multiplier=20000, shift=26))
+    on = changed(tiny_machine, TWICE)
+    program = compile_graph(net.graph(), on)
     products = [ins for part in program.decoded().values() for ins in part if ins.op == "matmul"]
-    assert {ins.unit for ins in products} == {MAC, MAC2}
     holding = {MAC: 0, MAC2: 0}
     for ins in products:
         assert ins.acc_continue == holding[ins.unit]
         holding[ins.unit] = ins.acc_hold
     assert sum(ins.acc_continue for ins in products) > 4
-    assert_same_bits(net.graph(), small, orders=2)
+    assert_same_bits(net.graph(), on, orders=2)
+    line = "matmul m=64 k=64 n=8 batch0=1 batch1=1 b_dtype=i8 a_addr={0} b_addr={0} out_addr={0} "
+    line += "acc_hold={1} acc_continue={2}\n"
+    chains = "".join(line.format(8192 * at, *flags) for at in range(2) for flags in ((1, 0), (1, 1), (0, 1)))
+    assert units(chains, on) == [(at, MAC if at < 3 else MAC2) for at in range(6)]
 
 
 def test_one_unit_of_each_kind_changes_nothing(tiny_machine: Machine) -> None:

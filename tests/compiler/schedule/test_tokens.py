@@ -94,7 +94,7 @@ def test_knowledge_of_units_equals_reachability(step_code: list[Decoded]) -> Non
     assert faults == []
     before = ordered_before(step_code, tokens(step_code))
     for index, ins in enumerate(step_code):
-        for unit in range(len(UNITS)):
+        for unit in range(len(knowledge[index])):
             done = [before[index] >> i & 1 for i in range(index) if step_code[i].unit == unit]
             assert knowledge[index][unit] == sum(done)
             assert done == sorted(done, reverse=True)
