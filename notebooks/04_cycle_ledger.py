@@ -57,7 +57,7 @@ print(f"{total:,} cycles a step; MAC utilisation of the video {timing.mac_utilis
 
 # %%
 ledger = timing.step.ledger
-units = [unit for unit in UNITS if ledger[unit]["busy"]]
+units = [unit for unit in ledger if ledger[unit]["busy"]]
 figure, axis = plt.subplots(figsize=(11, 2.8), layout="constrained")
 left = np.zeros(len(units))
 for cause, colour, hatch in of_causes():
