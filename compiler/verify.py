@@ -21,7 +21,8 @@ from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.control import JOINS, named_tokens
 from npusim.isa.encoding import UNITS, WORDS, Decoded
 from npusim.isa.storage_dma import FETCH
-from npusim.program import Program, outside
+from npusim.program import Program
+from npusim.program_rules import outside
 
 
 def verify(program: Program) -> None:

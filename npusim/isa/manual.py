@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from npusim import numerics
+from npusim.atomic_file import write_atomically
 from npusim.isa import ALL
 from npusim.isa.encoding import (
     DTYPES,
@@ -235,8 +236,6 @@ def manual() -> str:
 
 def main() -> None:
     """Write the file."""
-    from npusim.program import write_atomically  # program.py needs the instruction table
-
     write_atomically(FILE, manual().encode())
     print(f"{FILE}: written")
 

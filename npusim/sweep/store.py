@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from npusim.atomic_file import write_atomically
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
-from npusim.program import write_atomically
 from npusim.sweep.point import OK, Record
 from npusim.sweep.space import DEFAULTS, FIDELITY, Space
 from npusim.text_file import read_text

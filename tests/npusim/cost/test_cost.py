@@ -18,7 +18,8 @@ from npusim.cost.tables import base_table, sram_table
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.assembly import assemble
-from npusim.program import Program, bare_program
+from npusim.program import Program
+from npusim.program_rules import bare_program
 from npusim.timing import time_program
 
 M, K, N = 70, 20, 30
