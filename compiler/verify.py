@@ -21,7 +21,9 @@ from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.control import JOINS, named_tokens
 from npusim.isa.encoding import WORDS, Decoded
 from npusim.isa.storage_dma import FETCH
-from npusim.program import Program, outside
+from npusim.program import Program
+from npusim.program_rules import outside
+from npusim.timing.cost import shapes
 from npusim.units import UNITS
 
 
@@ -50,8 +52,9 @@ def _verify(program: Program, part: str, instructions: list[Decoded]) -> None:
 def _certainly_legal(program: Program, code: NDArray[np.uint32]) -> bool:
     """Whether all rules hold, found quickly: False may also mean that only `_verify` can tell.
 
-    What depends on places in DRAM is checked for every copy. The rest is the same for pieces between barriers that
-    differ in these places alone (`npusim.congruence.digest`), so it is checked for one of each.
+    What depends on places in DRAM is checked for every copy, the rules of a family for every shape of instruction. The
+    rest is the same for pieces between barriers that differ in these places and in immediates alone
+    (`npusim.congruence.digest`), so it is checked for one of each.
     """
     if code.ndim != 2 or code.shape[1] != WORDS or ((code[:, 0] & 0xFF) == FETCH.opcode).any():
         return False
@@ -70,16 +73,20 @@ def _certainly_legal(program: Program, code: NDArray[np.uint32]) -> bool:
 
 def _pieces_legal(program: Program, code: NDArray[np.uint32]) -> bool:
     """The part of `_certainly_legal` that is checked for one of each kind of piece."""
-    seen = set[bytes]()
+    seen, ruled = set[bytes](), set[bytes]()
     try:
         check_halt(code)
         for begin, end in pieces(joins(code)):
             piece = code[begin:end]
+            new = {shape.tobytes(): shape for shape in shapes(piece)}
+            fresh = [new[key] for key in new.keys() - ruled]
+            if broken_rules(decode(np.array(fresh, np.uint32).reshape(-1, WORDS)), program.machine):
+                return False
+            ruled |= new.keys()
             key = digest(piece)
             if key not in seen:
                 instructions = decode(piece)
-                rules = broken_rules(instructions, program.machine)
-                if rules or outside(program, instructions) or hazards(instructions):
+                if outside(program, instructions) or hazards(instructions):
                     return False
                 seen.add(key)
     except UserError:

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from npusim.atomic_file import write_atomically
 from npusim.config import MACHINES as MACHINES
 from npusim.config import Machine, load_machine
 from npusim.config import find_machine as find_machine
@@ -193,6 +194,4 @@ def schema_text() -> str:
 
 
 if __name__ == "__main__":
-    from npusim.program import write_atomically
-
     write_atomically(MACHINES / SCHEMA, schema_text().encode())

@@ -27,7 +27,7 @@ from npusim.cost.energy import WORK, PartEnergy, energy_block, total
 from npusim.fidelity import PAIRS
 from npusim.folder import Layout, write_folder
 from npusim.memory import Tally
-from npusim.program import save_program
+from npusim.program_file import save_program
 from npusim.record import SCHEMA_VERSION
 from npusim.run import RunResult, TimingResult
 from npusim.timing import CodeTiming, Traffic

@@ -73,13 +73,17 @@ class Emitter:
         for ring in (self.weights, self.tiles):
             ring.next = ring.start
 
+    def number(self, layer: str) -> int:
+        """The number of a layer; those that nothing was emitted for yet get the next one."""
+        number = self._numbers.get(layer)
+        if number is None:
+            number = self._numbers[layer] = len(self.layers)
+            self.layers.append(layer)
+        return number
+
     def emit(self, mnemonic: str, **fields: int) -> None:
         """Append an instruction on its unit, tagged with the current layer."""
-        number = self._numbers.get(self.layer)
-        if number is None:
-            number = self._numbers[self.layer] = len(self.layers)
-            self.layers.append(self.layer)
-        header = {"unit": _UNIT_OF[mnemonic], "layer": number}
+        header = {"unit": _UNIT_OF[mnemonic], "layer": self.number(self.layer)}
         self.instructions.append((mnemonic, {**header, **fields}))
 
     def dtype(self, name: str) -> int:

@@ -21,15 +21,12 @@ from compiler.schedule.cost_model import transfer
 from compiler.schedule.encode import encode_all
 from compiler.schedule.halves import halves
 from npusim.config import Machine
-from npusim.congruence import LAYER, digest, joins, pieces
+from npusim.congruence import digest, joins, pieces
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.control import JOINS
 from npusim.isa.dma import dma_bytes
-from npusim.isa.encoding import HEADER, Decoded, Region
+from npusim.isa.encoding import Decoded, Region
 from npusim.units import UNITS, kind_of
-
-UNIT = next(f for f in HEADER if f.name == "unit")
-LAYER_MASK, UNIT_MASK = (np.uint32(((1 << f.bits) - 1) << f.lo) for f in (LAYER, UNIT))
 
 
 class Placed(NamedTuple):
@@ -38,7 +35,6 @@ class Placed(NamedTuple):
     source: int
     unit: int
     ins: Decoded
-    cut: bool
 
 
 def spread(code: NDArray[np.uint32], machine: Machine) -> NDArray[np.uint32]:
@@ -48,23 +44,35 @@ def spread(code: NDArray[np.uint32], machine: Machine) -> NDArray[np.uint32]:
     """
     if max(machine.unit_counts.values()) == 1:
         return code
-    known: dict[bytes, tuple[list[Placed], NDArray[np.uint32]]] = {}
+    known: dict[bytes, Spread] = {}
     found = []
     for begin, end in pieces(joins(code)):
         piece = code[begin:end]
         key = digest(piece)
         if key not in known:
-            placed = schedule(decode(piece), machine)
-            known[key] = placed, _words(placed)
-        placed, words = known[key]
-        source, cut = np.array([p.source for p in placed]), np.array([p.cut for p in placed])
-        part = piece[source]
-        # Pieces differ in layers and in places in DRAM: halves reach none, so their words are those of the first piece.
-        layers, units = part[:, LAYER.word] & LAYER_MASK, words[:, UNIT.word] & UNIT_MASK
-        part[cut] = words[cut]
-        part[:, LAYER.word] = part[:, LAYER.word] & ~(LAYER_MASK | UNIT_MASK) | layers | units
-        found.append(part)
+            known[key] = Spread.of(piece, machine)
+        found.append(known[key].applied(piece))
     return np.concatenate(found) if found else code
+
+
+class Spread(NamedTuple):
+    """What becomes of a piece: of each new instruction its ``source``, and the bits that are ``turned`` over.
+
+    Equal pieces differ in layers, in places in DRAM and in immediates, of which nothing is turned.
+    """
+
+    source: NDArray[np.int64]
+    turned: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, piece: NDArray[np.uint32], machine: Machine) -> Spread:
+        placed = schedule(decode(piece), machine)
+        source = np.array([p.source for p in placed], np.int64)
+        return cls(source, _words(placed) ^ piece[source])
+
+    def applied(self, piece: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """The words of an equal piece."""
+        return piece[self.source] ^ self.turned
 
 
 def _words(placed: list[Placed]) -> NDArray[np.uint32]:
@@ -98,7 +106,7 @@ class _Schedule:
         """Itself, after all of these."""
         for source, ins in enumerate(instructions):
             if ins.op in JOINS:
-                self.placed.append(Placed(source, ins.unit, ins, False))
+                self.placed.append(Placed(source, ins.unit, ins))
             else:
                 self._place(source, ins)
         return self
@@ -114,9 +122,9 @@ class _Schedule:
             self.free = before
             if max(ends) < end:
                 for half in pair:
-                    self._put(source, half, *self._first(half), True)
+                    self._put(source, half, *self._first(half))
                 return
-        self._put(source, ins, unit, start, False)
+        self._put(source, ins, unit, start)
 
     def _first(self, ins: Decoded) -> tuple[int, int]:
         """The unit on which an instruction starts first, and when."""
@@ -132,7 +140,7 @@ class _Schedule:
     def _last(self, region: Region, access: int) -> int:
         return max(0, int(self.touched.latest(region)[access].max()))
 
-    def _put(self, source: int, ins: Decoded, unit: int, start: int, cut: bool) -> None:
+    def _put(self, source: int, ins: Decoded, unit: int, start: int) -> None:
         end = self._end(ins, start)
         self.free[unit] = end
         if ins.op in ("load", "store"):
@@ -142,7 +150,7 @@ class _Schedule:
         for access, regions in zip((READ, WRITE), BY_MNEMONIC[ins.op].footprint(ins), strict=True):
             for region in regions:
                 self.touched.add(region, access, unit, end)
-        self.placed.append(Placed(source, unit, ins, cut))
+        self.placed.append(Placed(source, unit, ins))
 
     def _end(self, ins: Decoded, start: int) -> int:
         """When an instruction that starts at ``start`` ends; copies follow one another in the DRAM."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from npusim import numerics
+from npusim.atomic_file import write_atomically
 from npusim.isa import ALL
 from npusim.isa.encoding import DTYPES, ELEMENT_BITS, HEADER, INSTRUCTION_BYTES, MAX_SHIFT, WORDS, Field, Instruction
 from npusim.isa.layernorm import STATISTICS
@@ -228,8 +229,6 @@ def manual() -> str:
 
 def main() -> None:
     """Write the file."""
-    from npusim.program import write_atomically  # program.py needs the instruction table
-
     write_atomically(FILE, manual().encode())
     print(f"{FILE}: written")
 

@@ -116,14 +116,16 @@ def test_the_unit_that_is_free_first_takes_the_next(tiny_machine: Machine) -> No
 
 def test_equal_pieces_are_spread_alike(tiny_machine: Machine) -> None:
     on = changed(tiny_machine, TWICE)
-    piece = "load memory=sram dram_addr={} row_bytes=64 rows=1 planes=1 layer={}\n" + RECIP.format(LONG, 0, 4096)
-    piece += RECIP.format(SHORT, 8192, 12288) + "barrier unit=vector\n"
-    code = spread(assemble("".join(piece.format(4096 * at, at) for at in range(3))), on)
+    piece = "load memory=sram dram_addr={0} row_bytes=64 rows=1 planes=1 layer={1}\n"
+    piece += RECIP.format(LONG, 0, 4096).replace("0x40000000", "{2}") + RECIP.format(SHORT, 8192, 12288)
+    piece += "barrier unit=vector\n"
+    code = spread(assemble("".join(piece.format(4096 * at, at, (1 << 30) + at) for at in range(3))), on)
     parts = np.split(code, 3)
     for at, part in enumerate(parts):
         found = decode(part)
         assert [(ins.op, ins.unit) for ins in found] == [(ins.op, ins.unit) for ins in decode(parts[0])]
         assert {ins.layer for ins in found if ins.op == "load"} == {at}
+        assert [ins.multiplier & 7 for ins in found if ins.op == "recip"] == [at, at, 0]
         assert [ins.dram_addr for ins in found if ins.op == "load"] == [4096 * at]
 
 

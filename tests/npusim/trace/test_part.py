@@ -3,7 +3,7 @@ import pytest
 
 from npusim.isa import BY_MNEMONIC
 from npusim.orders import tokens
-from npusim.program import bare_program
+from npusim.program_rules import bare_program
 from npusim.timing import CAUSES, simulate
 from npusim.timing.cost import costs
 from npusim.trace.counters import mean_by_bin, most_by_bin, occupancy

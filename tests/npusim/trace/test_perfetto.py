@@ -7,7 +7,7 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
 from npusim.cli import main
 from npusim.orders import tokens
-from npusim.program import save_program
+from npusim.program_file import save_program
 from npusim.run import RunResult
 from npusim.timing.cost import TRAFFIC
 from npusim.trace.part import parts_of
