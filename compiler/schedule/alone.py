@@ -56,10 +56,11 @@ def alone(emitter: Emitter, op: Op, zones: Zones, weights: bool = True) -> Cost:
             cost = vector_cost(machine, op, rows, cols, 1)
     except UserError:
         return Cost(exposed=inf)
-    # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them.
-    # What lies in SRAM does not wait for that, and the vector unit follows the array.
-    waits = min(cost.vector + cost.mac, 8192) if any(not emitter.in_sram(n) for n in names) else cost.vector / 2
-    return cost + transfer(machine, size, 8 if size else 0) + Cost(exposed=waits)
+    # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them; but for
+    # no longer than all copies take. What lies in SRAM does not wait, and the vector unit follows the array.
+    copied = transfer(machine, size, 8 if size else 0)
+    waits = min(cost.vector + cost.mac, 8192, copied.dram) if size else cost.vector / 2 if cost.mac else 0
+    return cost + copied + Cost(exposed=waits)
 
 
 def _linear(emitter: Emitter, op: Op, weights: bool) -> tuple[Cost, int]:
