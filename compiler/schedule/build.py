@@ -30,6 +30,7 @@ from compiler.schedule.place import (
 from compiler.schedule.repeat import Repeats
 from compiler.schedule.search import Choice, plan_phase
 from compiler.schedule.segments import Group, held, segments
+from compiler.schedule.spread import spread
 from compiler.schedule.tokens import with_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -249,7 +250,7 @@ def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np
     emitter.emit("barrier")
     emitter.emit("halt")
     words.append(_encoded(emitter))
-    return with_tokens(np.concatenate(words))
+    return with_tokens(spread(np.concatenate(words), emitter.machine))
 
 
 def _encoded(emitter: Emitter) -> NDArray[np.uint32]:

@@ -12,8 +12,9 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.dma import MEMORIES
-from npusim.isa.encoding import DTYPE_NAMES, UNITS
+from npusim.isa.encoding import DTYPE_NAMES
 from npusim.isa.matmul import RECORD
+from npusim.units import UNITS
 
 _UNIT_OF = {mnemonic: UNITS.index(spec.units[0]) for mnemonic, spec in BY_MNEMONIC.items()}
 
