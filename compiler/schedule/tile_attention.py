@@ -137,10 +137,11 @@ def attention(emitter: Emitter, op: Op, part: tuple[int, int] | None = None) -> 
         if finish and not overlap:
             finish()
             finish = None
+        q = _bring(emitter, op.inputs["q"], shape, shape.query, block, (block.row, block.rows), emitter.tiles)
         if not block.held or block.row == blocks[0].row:
             ring = emitter.weights if block.held else emitter.tiles
             k, v = (_bring(emitter, op.inputs[r], shape, shape.key, block, (0, shape.key.tokens), ring) for r in "kv")
-        following = _scores(emitter, op, shape, block, (k, v), record, valid)
+        following = _scores(emitter, op, shape, block, (q, k, v), record, valid)
         if finish:
             finish()
         finish = following
@@ -209,13 +210,12 @@ def choose_block(
 
 
 def _scores(
-    emitter: Emitter, op: Op, shape: Shape, block: Block, keys: tuple[Tile, Tile], record: int, valid: int
+    emitter: Emitter, op: Op, shape: Shape, block: Block, operands: tuple[Tile, Tile, Tile], record: int, valid: int
 ) -> Callable[[], None]:
-    """The scores of a block and their exponentials; returns what makes the weighted sum. ``keys``: and values."""
+    """The scores of a block and their exponentials; returns what makes the weighted sum. ``operands``: q, k, v."""
     attrs, names, dtype = op.attrs, op.inputs, DTYPE_NAMES.index
     m, n, batches = block.rows, shape.key.tokens, block.batches
-    q = _bring(emitter, names["q"], shape, shape.query, block, (block.row, m), emitter.tiles)
-    k, v = keys
+    q, k, v = operands
     name, size = p_type(op)
     scores, p = _packed(emitter, block, n, 2), _packed(emitter, block, n, size)
     sums, factors = (emitter.tiles.take(batches * m * each, emitter.layer) for each in (4, ROW_RECORD.itemsize))
