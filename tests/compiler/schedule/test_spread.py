@@ -133,7 +133,7 @@ def test_equal_pieces_are_spread_alike(tiny_machine: Machine) -> None:
 def test_halves_in_any_order_are_the_whole(family: str) -> None:
     seen = []
 
-    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(FAMILIES[family], st.booleans())
     def check(case: Case, turned: bool) -> None:
         ins, state = case.ins, case.state
