@@ -45,13 +45,13 @@ def execute_twice(state: MachineState, code: engine.Code, index: int) -> Machine
         getattr(state, region.memory)[state.bases[region.base] + region.start : state.bases[region.base] + region.end]
         for region in (*writes, *reads)
     ]
-    before, held, tallies = [view.copy() for view in views], state.held, state.tallies
+    before, held, tallies = [view.copy() for view in views], dict(state.held), state.tallies
     state.tallies = {}
     for _ in engine.progress(state, code, index, index + 1):
         pass
     # Operands, which are often large and change only where something is wrong, are copied once.
     touched = [n for n, view in enumerate(views) if n < len(writes) or not np.array_equal(view, before[n])]
-    made, made_sums, counted = [views[n].copy() for n in touched], state.held, state.tallies
+    made, made_sums, counted = [views[n].copy() for n in touched], dict(state.held), state.tallies
     for n in touched:
         views[n][...] = before[n]
     state.held, state.tallies = held, {}
@@ -69,8 +69,13 @@ def execute_twice(state: MachineState, code: engine.Code, index: int) -> Machine
     return expected
 
 
-def _equal(one: Sums | None, other: Sums | None) -> bool:
-    """Whether held sums are the same."""
-    if one is None or other is None:
-        return one is other
-    return one is other or (np.array_equal(one.products, other.products) and np.array_equal(one.rows, other.rows))
+def _equal(held: dict[int, Sums], other: dict[int, Sums]) -> bool:
+    """Whether the MAC arrays hold the same sums."""
+    return held.keys() == other.keys() and all(
+        held[unit] is other[unit]
+        or (
+            np.array_equal(held[unit].products, other[unit].products)
+            and np.array_equal(held[unit].rows, other[unit].rows)
+        )
+        for unit in held
+    )

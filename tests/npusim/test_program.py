@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from npusim import program as program_module
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.assembly import assemble
 from npusim.isa.encoding import encode
-from npusim.program import FORMAT_VERSION, TENSORS, Buffer, Program, load_program, save_program
+from npusim.program import Buffer, Program
+from npusim.program_file import FORMAT_VERSION, TENSORS, digest, load_program, save_program
 from tests.npusim.strategies import DRAM, machine, small_program
 
 
@@ -78,7 +78,7 @@ def test_the_same_program_gives_the_same_bytes_in_every_process(path: Path, repo
     save_program(small_program(), path)
     first = path.read_bytes()
     code = (
-        "from pathlib import Path; from npusim.program import save_program; "
+        "from pathlib import Path; from npusim.program_file import save_program; "
         "from tests.npusim.strategies import small_program; "
         f"save_program(small_program(), Path({str(path)!r}))"
     )
@@ -179,8 +179,8 @@ def parts(program: Program) -> tuple[dict[str, Any], dict[str, str]]:
 
 def resealed(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     """A file with a right SHA-256, as somebody who means harm would write it."""
-    digest = program_module._digest(tensors, metadata.get("header", ""))
-    write(path, tensors, **metadata, sha256=digest)
+    sha256 = digest(tensors, metadata.get("header", ""))
+    write(path, tensors, **metadata, sha256=sha256)
 
 
 def test_a_safetensors_file_of_another_kind(path: Path) -> None:
