@@ -26,6 +26,16 @@ def _too_large(dram_bytes: int, sram_bytes: int, param_bytes: int) -> UserError:
     )
 
 
+LINE_BYTES = 64
+
+
+def aligned_zeros(size: int) -> NDArray[np.uint8]:
+    """``size`` zeros that begin a line of the processor's caches, so that fewer loads of the engine cross two."""
+    room = np.zeros(size + LINE_BYTES, np.uint8)
+    start = -room.ctypes.data % LINE_BYTES
+    return room[start : start + size]
+
+
 @dataclass
 class Sums:
     """What a MATMUL with ``acc_hold`` leaves in the accumulators: int64 sums (m, n), and (m, 1) of the rows of a."""
@@ -67,7 +77,7 @@ class MachineState:
         param = machine.param_memory
         sizes = (dram_bytes, machine.sram.capacity_bytes, param.addressable_bytes, param.bank_bytes)
         try:
-            self.dram, self.sram, self.param, self.param_next = (np.zeros(size, np.uint8) for size in sizes)
+            self.dram, self.sram, self.param, self.param_next = map(aligned_zeros, sizes)
         except MemoryError:
             raise _too_large(*sizes[:2], param.capacity_bytes) from None
         self.bases = [0] * BASES
@@ -98,7 +108,9 @@ class MachineState:
         twin.tallies = {key: replace(tally) for key, tally in self.tallies.items()}
         try:
             for name in MEMORIES:
-                setattr(twin, name, getattr(self, name).copy())
+                contents = getattr(self, name)
+                setattr(twin, name, aligned_zeros(contents.size))
+                getattr(twin, name)[:] = contents
         except MemoryError:
             raise _too_large(self.dram.size, self.sram.size, self.param.size + self.param_next.size) from None
         return twin

@@ -78,8 +78,8 @@ class BitExact:
 
 Tell = Callable[[int, int], None]
 """Called with how many instructions of a part are done, and how many it has."""
-TOLD = 200
-"""How often a part tells."""
+TOLD, LEAST_TOLD = 200, 1000
+"""How often a part tells, and the least number of instructions between: to begin costs the engine as much as some."""
 
 
 class Simulation:
@@ -252,7 +252,7 @@ class Simulation:
         """Run a part on the engine; yield the number of each instruction that can fail before it runs."""
         count, first = len(code), 0
         sampled = np.flatnonzero(self._sample.chosen(execution, count)).tolist() if self._sample else []
-        told = range(0, count, 1 + count // TOLD)
+        told = range(0, count, max(LEAST_TOLD, 1 + count // TOLD))
         for last in sorted({*told, *sampled, count}):
             yield from engine.progress(self.state, code, first, last)
             first = last

@@ -1,7 +1,8 @@
 """Products of bytes on processors that multiply whole tiles (AMX): 16 rows by 64 bytes, by 64 bytes of 16 columns.
 
 The operands are packed as for `npusim.engine.dot`: a vector of 16 columns is one tile for each 16 units of k. The sums
-are int32 and wrap, as there. Linux gives a process the tiles' registers on request only.
+are int32 and wrap, as there. 16-bit elements are multiplied as bytes, too: four products for low and high bytes of a
+and of b. Linux gives a process the tiles' registers on request only.
 """
 
 from __future__ import annotations
@@ -148,3 +149,55 @@ def multiply_tiles(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 10), generate
+
+
+def _emit_digits(builder: Any, arguments: Any) -> None:
+    """Emit one tile's loop over k; tiles 0..3 hold sums, 4 and 5 low and high bytes of a, 6 and 7 of b."""
+    a, a_high, a_row, b, b_high, blocks, c, c_plane, c_row = arguments
+
+    def pointer(address: Any) -> Any:
+        return builder.inttoptr(address, POINTER)
+
+    for tile in range(4):
+        _call(builder, "tilezero", I8(tile))
+    before, loop, after = builder.block, builder.append_basic_block("blocks"), builder.append_basic_block("sums")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    block = builder.phi(I64)
+    a_at = builder.add(a, builder.mul(block, I64(4 * UNITS)))
+    b_at = builder.add(b, builder.mul(block, I64(TILE_BYTES)))
+    for tile, place, row in (
+        (4, a_at, a_row), (6, b_at, I64(64)), (5, builder.add(a_at, a_high), a_row),
+        (7, builder.add(b_at, b_high), I64(64)),
+    ):  # fmt: skip
+        _call(builder, "tileloadd64", I8(tile), pointer(place), row)
+    for tile, (name, left, right) in enumerate((("uu", 4, 6), ("us", 4, 7), ("su", 5, 6), ("ss", 5, 7))):
+        _call(builder, f"tdpb{name}d", I8(tile), I8(left), I8(right))
+    following = builder.add(block, I64(1))
+    block.add_incoming(I64(0), before)
+    block.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, blocks), loop, after)
+    builder.position_at_end(after)
+    for tile in range(4):
+        _call(builder, "tilestored64", I8(tile), pointer(builder.add(c, builder.mul(c_plane, I64(tile)))), c_row)
+
+
+@intrinsic
+def multiply_digits(
+    typing_context: Any, a: Any, a_high: Any, a_row: Any, b: Any, b_high: Any, blocks: Any, c: Any, c_plane: Any,
+    c_row: Any,
+) -> Any:  # fmt: skip
+    """Multiply 16 rows of signed words by one vector of columns; low bytes lie at ``a``, ``b``, high ones behind.
+
+    Writes four planes of sums, ``c_plane`` bytes apart: low by low, low by high, high by low, high by high bytes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function, body = out_of_line(builder.module, ir.FunctionType(NOTHING, [I64] * 9), "multiply_digits")
+        if body is not None:
+            _emit_digits(body, function.args)
+            body.ret_void()
+        builder.call(function, arguments)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), generate

@@ -97,7 +97,7 @@ def _body(builder: Any, form: int, zeros: int, size: int, function: Any) -> None
     index, changed = builder.phi(I64), builder.phi(WIDE)
     result, differs = _results(builder, form, zeros, arguments, scale, limits, index)
     builder.store(narrowed(builder, result, place), address(index), align=1)
-    more = builder.sub(changed, builder.sext(differs, WIDE))
+    more = builder.select(differs, builder.add(changed, ir.Constant(WIDE, [1] * WIDTH)), changed)  # one masked addition
     following = builder.add(index, I64(WIDTH))
     for phi, first, next_one in ((index, I64(0), following), (changed, nothing, more)):
         phi.add_incoming(first, before)

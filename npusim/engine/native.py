@@ -147,8 +147,9 @@ def _sum_bytes(module: Any) -> Any:
     sums = builder.phi(kind)
     sums.add_incoming(ir.Constant(kind, [0] * LANES), before)
     sums.add_incoming(added, loop)
-    result = I64(0)
-    for lane in range(LANES):
-        result = builder.add(result, builder.sext(builder.extract_element(sums, I32(lane)), I64))
-    builder.ret(result)
+    wide = builder.sext(sums, vector(I64, LANES))
+    reduce_add = get_or_insert_function(
+        builder.module, ir.FunctionType(I64, [wide.type]), f"llvm.vector.reduce.add.v{LANES}i64"
+    )
+    builder.ret(builder.call(reduce_add, [wide]))
     return function

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from npusim.engine.cache import helper
-from npusim.engine.context import BARRIER, MOST_NOTES, NOTES, PARTS, WAIT, Words, inside, words
-from npusim.engine.native import call
+from npusim.engine.context import MOST_NOTES, NOTES, PARTS, STOPPED, Words, inside, words
+from npusim.engine.meeting import meet
 
 NOTE = 4
 """Words of a note: memory, first byte, size, whether it is written."""
@@ -55,7 +55,8 @@ def begin(c: Words) -> None:
         notes[1] = 0
         return
     if notes[0] + MOST_REGIONS > MOST_NOTES - MOST_REGIONS or _clash(notes):
-        call(c[WAIT], c[BARRIER], 0)
+        if not meet(c):
+            c[STOPPED] = 1
         for i in range(NOTE * notes[1]):
             notes[2 + i] = notes[2 + NOTE * notes[0] + i]
         notes[0] = 0

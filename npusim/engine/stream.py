@@ -8,11 +8,11 @@ Where it declines, which it does before it writes anything, the loop ends and th
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, wait
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from npusim.engine.context import (
     KINDS,
     LAYER,
     OPCODE,
+    STOPPED,
     TALLY,
     Place,
     columns,
@@ -36,6 +37,7 @@ from npusim.engine.context import (
     words,
 )  # fmt: skip
 from npusim.engine.dot import VARIANT
+from npusim.engine.meeting import MOST_LOOKS, Meeting
 from npusim.engine.native import call
 from npusim.engine.order import NOTES_WORDS
 from npusim.engine.stream_matmul import HELD_MOST
@@ -44,7 +46,7 @@ from npusim.engine.threads import SETTINGS, pool
 from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import Decoded, decode_row
-from npusim.memory import MachineState, Sums
+from npusim.memory import MachineState, Sums, aligned_zeros
 from npusim.units import of_kind
 
 Handler = Callable[[int, int], int]
@@ -77,10 +79,21 @@ def _run(context: Any, table: Any, handlers: Any, first: int, last: int) -> int:
         handler = handlers[table[index, OPCODE]]
         if handler == 0 or call(handler, address, table.ctypes.data + index * 8 * COLUMNS) == 0:
             return index
+        if context[STOPPED]:
+            return index
     return last
 
 
 NOTES_PLACE = int(Place.NOTES)
+
+
+def _share(meeting: Meeting, *arguments: Any) -> int:
+    """One thread's `_run`; where it fails, the others do not wait for it."""
+    try:
+        return int(_run(*arguments))
+    except BaseException:
+        meeting.stop()
+        raise
 
 
 class Code:
@@ -125,7 +138,7 @@ class Arena:
     """A thread's memory: scratch, notes, and the sums that the handlers hold."""
 
     def __init__(self) -> None:
-        self.scratch = np.empty(ARENA_BYTES, np.uint8)
+        self.scratch = aligned_zeros(ARENA_BYTES)
         self.notes = np.zeros(NOTES_WORDS, np.int64)
         arrays = len(of_kind("mac"))
         self.held, self.held_rows = np.empty((arrays, HELD_MOST), np.int32), np.empty((arrays, HELD_MOST), np.int64)
@@ -145,16 +158,12 @@ def held_places(c: NDArray[np.int64]) -> NDArray[np.int64]:
     return c[Place.HELD :].reshape(len(of_kind("mac")), -1)
 
 
-BARRIER_BYTES = 64
-"""More than a pthread_barrier_t has."""
-
-
 @cache
-def _meeting(process: int, thread: int, parts: int) -> tuple[int, Any]:
-    """Address of pthread_barrier_wait, and a barrier of ``parts`` threads. Whoever waits at it sleeps."""
-    library, barrier = ctypes.CDLL(None), ctypes.create_string_buffer(BARRIER_BYTES)
-    library.pthread_barrier_init(barrier, None, parts)
-    return ctypes.cast(library.pthread_barrier_wait, ctypes.c_void_p).value or 0, barrier
+def _meeting(process: int, thread: int) -> Meeting:
+    """A thread's meeting with its helpers."""
+    meeting = Meeting()
+    meeting.stop()  # compiled before threads wait for one another
+    return meeting
 
 
 @cache
@@ -197,9 +206,9 @@ class Session:
         self.counts = np.zeros((self.parts, code.layers, KINDS, TALLY), np.int64)
         self.contexts = [self._context(part, arena) for part, arena in enumerate(arenas)]
         if self.parts > 1:
-            wait, barrier = _meeting(*whose, self.parts)
+            self.meeting = _meeting(*whose)
             for c in self.contexts:
-                c[Place.WAIT], c[Place.BARRIER] = wait, ctypes.addressof(barrier)
+                c[Place.MEETING], c[Place.LOOKS] = self.meeting.words.ctypes.data, MOST_LOOKS
 
     def _context(self, part: int, arena: Arena) -> NDArray[np.int64]:
         state, array = self.state, self.state.machine.mac_array
@@ -227,13 +236,26 @@ class Session:
         if self.parts == 1:
             reached = int(_run(self.contexts[0], *rest))
         else:
-            _run(self.contexts[0], *rest[:2], 0, 0)  # compiled before threads wait for one another
-            with _sharing(os.getpid()):
-                others = [pool(os.getpid()).submit(_run, context, *rest) for context in self.contexts[1:]]
-                reached = int(_run(self.contexts[0], *rest))
-                for other in others:
-                    other.result()
+            reached = self._run_shared(rest)
         self._give()
+        return reached
+
+    def _run_shared(self, rest: tuple[Any, ...]) -> int:
+        _run(self.contexts[0], *rest[:2], 0, 0)  # compiled before threads wait for one another
+        others: list[Future[int]] = []
+        with _sharing(os.getpid()):
+            self.meeting.open()
+            try:
+                for context in self.contexts[1:]:
+                    others.append(pool(os.getpid()).submit(_share, self.meeting, context, *rest))
+                reached = int(_run(self.contexts[0], *rest))
+            except BaseException:  # Ctrl-C, or no more threads: those that run would wait for ever
+                self.meeting.stop()
+                raise
+            finally:
+                wait(others)
+        for other in others:
+            other.result()
         return reached
 
     def _take(self) -> None:

@@ -42,6 +42,7 @@ from npusim.engine.finish import NARROW_SUMS, TWO_DIGITS, WIDE_SUMS, finish
 from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp
+from npusim.engine.stream_digits import SEGMENT, multiply_split, split_columns, split_row
 from npusim.engine.stream_pack import pack_columns, pack_row, sum_columns, sum_row
 from npusim.engine.stream_rows import place32, place64, scratch32, scratch64
 from npusim.isa.encoding import MAX_SHIFT
@@ -138,10 +139,13 @@ def _multiply(
 
 
 @helper
-def _widen(block: int, rows: int, count: int, digit: int, fresh: bool, bias: Any) -> None:
-    """Add a block's int32 sums of a digit to its int64 ones, which lie behind; ``fresh``: these are the bias as yet."""
+def _widen(block: int, plane: int, rows: int, count: int, digit: int, fresh: bool, bias: Any) -> None:
+    """Add int32 sums of a digit, ``plane`` bytes behind a block's begin, to its int64 ones, which are far behind.
+
+    ``fresh``: these are the bias as yet.
+    """
     for r in range(rows):
-        sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
+        sums = carray(pointer(block + plane + r * PANEL_BYTES), count, np.int32)
         wide = carray(pointer(block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES), count, np.int64)
         if fresh:
             for j in range(count):
@@ -169,17 +173,19 @@ def matmul(context: int, row: int) -> int:
         return 0
     if goes_on and (c[HELD_M + second] != m or c[HELD_N + second] != n):
         return 0
-    as_bytes, per_unit = (1, 4) if a_size == 1 else (0, 2)
+    split = a_kind == I16 and b_kind == I16 and c[TILES] != 0
+    as_bytes, per_unit = (1, 4) if a_size == 1 or split else (0, 2)
     along = k == 1 or w[MATMUL.b_k] == b_size
     if not along and (b_size != 2 or w[MATMUL.b_n] != 2):
         return 0
     digits = 2 if a_kind == U16 or b_kind == I16 else 1
     word = 255 if digits == 2 or as_bytes else 32768
-    segment = INT32_HIGH // (word * LARGEST[b_kind]) // per_unit
+    segment = SEGMENT if split else INT32_HIGH // (word * LARGEST[b_kind]) // per_unit
     units = (k + per_unit - 1) // per_unit
     padded, vectors = (units + LANES - 1) // LANES * LANES, (n + LANES - 1) // LANES
     left_row = 4 * padded + 64
-    if RIGHT_AT + vectors * padded * 4 * LANES > ARENA_BYTES or digits * BLOCK_ROWS * left_row > RIGHT_AT - LEFT_AT - (
+    b_plane = vectors * padded * 4 * LANES
+    if RIGHT_AT + (2 if split else 1) * b_plane > ARENA_BYTES or digits * BLOCK_ROWS * left_row > RIGHT_AT - LEFT_AT - (
         1 << 20
     ):
         return 0
@@ -231,22 +237,28 @@ def matmul(context: int, row: int) -> int:
     left, right, block = c[ARENA] + LEFT_AT, c[ARENA] + RIGHT_AT, c[ARENA] + BLOCK_AT
     direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16
     b_vector = padded * 4 * LANES
-    tiles = as_bytes and c[TILES] != 0 and units <= segment
-    step = amx.ROWS if tiles else TILE_ROWS
+    tiles = a_size == 1 and c[TILES] != 0 and units <= segment
+    step = amx.ROWS if tiles or split else TILE_ROWS
     if tiles:
         direct = a_kind == U8 and k % (4 * LANES) == 0
+    if tiles or split:
         amx.configure(c[TILES])
-    changed, packed_batch, groups = 0, -1, (m + step - 1) // step
+    # Threads hold and find the same rows of sums, whatever the operands' types.
+    piece = amx.ROWS if hold or goes_on else step
+    changed, packed_batch, groups = 0, -1, (m + piece - 1) // piece
     group, last = share(c, batches * groups)
     while group < last:
-        batch, inner = group // groups, group % groups * step
-        rows = min(min(BLOCK_ROWS, (last - group) * step), m - inner)
-        group += (rows + step - 1) // step
+        batch, inner = group // groups, group % groups * piece
+        rows = min(min(BLOCK_ROWS, (last - group) * piece), m - inner)
+        group += (rows + piece - 1) // piece
         i0, i1 = batch // w[MATMUL.batch1], batch % w[MATMUL.batch1]
         if batch != packed_batch:
             packed_batch = batch
             b = c[SRAM] + w[MATMUL.b_addr] + i0 * w[MATMUL.b_b0] + i1 * w[MATMUL.b_b1]
-            pack_columns(k, n, w[MATMUL.b_n], w[MATMUL.b_k], b, along, b_size, as_bytes, padded, right, left)
+            if split:
+                split_columns(k, n, w[MATMUL.b_n], w[MATMUL.b_k], b, along, padded, right, b_plane, left)
+            else:
+                pack_columns(k, n, w[MATMUL.b_n], w[MATMUL.b_k], b, along, b_size, as_bytes, padded, right, left)
             if a_kind == I8:
                 sum_columns(n, padded, right, column_sums)
                 for j in range(n):
@@ -264,7 +276,10 @@ def matmul(context: int, row: int) -> int:
         whole = rows // step * step if direct else 0
         for r in range(whole, rows):
             at = left + (r - whole) * left_row
-            pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
+            if split:
+                split_row(a + r * a_row, k, 4 * padded, at, at + BLOCK_ROWS * left_row)
+            else:
+                pack_row(a + r * a_row, k, a_kind, digits, at, at + BLOCK_ROWS * left_row, units)
         for r in range(rows if sums_rows else 0):
             row_sums[r] = sum_row(a + r * a_row, k, a_kind)
             if goes_on:
@@ -285,8 +300,16 @@ def matmul(context: int, row: int) -> int:
                         panel - v, rows - whole, left, left_row, place, b_vector, padded, begins + v * 4 * LANES, where
                     )
                 if not narrow:
-                    _widen(block, rows, count, 0, True, bias[column:])
-            for digit in range(0 if tiles else digits):
+                    _widen(block, 0, rows, count, 0, True, bias[column:])
+            for unit in range(0, padded if split else 0, segment):
+                multiply_split(
+                    rows, panel, left + 4 * unit, BLOCK_ROWS * left_row, left_row, b_at + unit * 4 * LANES, b_plane,
+                    b_vector, min(segment, padded - unit), block, BLOCK_BYTES, PANEL_BYTES,
+                )  # fmt: skip
+                if form == WIDE_SUMS:
+                    _widen(block, 0, rows, count, 0, unit == 0, bias[column:])
+                    _widen(block, BLOCK_BYTES, rows, count, 1, False, bias[column:])
+            for digit in range(0 if tiles or split else digits):
                 for unit in range(0, units, segment):
                     some = min(segment, units - unit)
                     target = block + digit * BLOCK_BYTES if form == TWO_DIGITS else block
@@ -302,7 +325,7 @@ def matmul(context: int, row: int) -> int:
                             b_vector, some, begins, target + r * PANEL_BYTES, PANEL_BYTES,
                         )  # fmt: skip
                     if form == WIDE_SUMS:
-                        _widen(block, rows, count, digit, digit == 0 and unit == 0, bias[column:])
+                        _widen(block, 0, rows, count, digit, digit == 0 and unit == 0, bias[column:])
             for r in range(rows):
                 sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
                 if goes_on:
@@ -330,7 +353,7 @@ def matmul(context: int, row: int) -> int:
         c[HELD_BOUND + second], c[HELD_ROW_BOUND + second] = bound, row_bound
     else:
         c[HELD_M + second] = 0
-    if tiles:
+    if tiles or split:
         amx.release()
     tally(c, w, KIND, changed, 0 if hold else batches * m * n)
     return 1

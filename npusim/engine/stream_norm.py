@@ -108,10 +108,14 @@ def lnapply(context: int, row: int) -> int:
 
 
 @helper
-def exponential(distance: int, fraction_bits: int, most: int) -> Any:
-    """`npusim.numerics.exp2_negative` of a distance below 2^16, in 32 bits where these do; ``most``: of the results."""
-    whole = np.uint32(min(distance >> fraction_bits, 17))  # from 17 on, every result is 0
-    wide = np.uint32((distance & ((1 << fraction_bits) - 1)) << (16 - fraction_bits))
+def exponential(distance: Any, fraction_bits: Any, most: Any) -> Any:
+    """`npusim.numerics.exp2_negative` of a distance below 2^16; all are uint32, ``most`` the greatest result.
+
+    In 32 bits but for one product, so that a vector has twice as many; each step is narrowed: Numba's results have 64.
+    """
+    amount = np.uint32(fraction_bits & np.uint32(31))
+    whole = np.uint32(min(np.uint32(distance >> amount), np.uint32(17)))  # from 17 on, every result is 0
+    wide = np.uint32(np.uint32(distance << np.uint32(16 - amount)) & np.uint32(0xFFFF))
     segment = np.uint32(wide >> np.uint32(9))
     fall = np.uint32(np.uint32(FALLS[segment] * np.uint32(wide & np.uint32(511))) >> np.uint32(9))
     value = np.uint32(KNOTS[segment] - fall)
@@ -147,7 +151,8 @@ def smexp(context: int, row: int) -> int:
     valid = cols if valid_at == NO_ADDRESS else np.int64(carray(pointer(c[SRAM] + valid_at), 1, np.int32)[0])
     valid = max(1, min(valid, cols))
     sums = carray(pointer(c[SRAM] + at), rows, np.int32)
-    fraction_bits, most, results = w[SMEXP.fraction_bits], (1 << w[SMEXP.p_bits]) - 1, scratch32(c, 0, cols)
+    fraction_bits, most = np.uint32(w[SMEXP.fraction_bits]), np.uint32((1 << w[SMEXP.p_bits]) - 1)
+    results = scratch32(c, 0, cols)
     first, last = share(c, rows)
     for i in range(first, last):
         values = carray(pointer(c[SRAM] + a + i * a_row), cols, np.int16)
@@ -156,7 +161,7 @@ def smexp(context: int, row: int) -> int:
             top = max(top, values[j])
         total = np.int64(0)
         for j in range(valid):
-            p = exponential(np.int32(top) - np.int32(values[j]), fraction_bits, most)
+            p = exponential(np.uint32(np.int32(top) - np.int32(values[j])), fraction_bits, most)
             results[j] = p
             total += np.int64(p)
         for j in range(valid, cols):

@@ -172,6 +172,25 @@ def test_held_sums_pass_between_handlers_and_kernels() -> None:
     assert state.tallies == twin.tallies
 
 
+@pytest.mark.parametrize("values", [[-(1 << 15)], [-(1 << 15), (1 << 15) - 1, -1, 255, -256]])
+@pytest.mark.parametrize(("m", "k", "n"), [(7, 5, 3), (17, 448, 33), (17, 449, 33), (3, 1100, 20)])
+@pytest.mark.parametrize("keys", [True, False])
+def test_words_at_their_ends(values: list[int], m: int, k: int, n: int, keys: bool) -> None:
+    """16 by 16 bits, whose bytes' products come close to int32 at 448 k and are added in segments behind."""
+    array = {**LARGE["mac_array"], "acc_bits": 48, "acc_rows": 64, "cols": 64, "rows": 64}
+    state = MachineState(Machine.model_validate({**LARGE, "mac_array": array}), DRAM)
+    state.sram.view(np.int16)[:] = np.random.default_rng(m).choice(values, state.sram.size // 2)
+    record = state.vector("param", 0, RECORD, 1)
+    record["multiplier"], record["shift"] = 20000, 30
+    b = {"b_k": 2, "b_n": 2 * k} if keys else {"b_k": 2 * n, "b_n": 2}
+    places = {"a_row": 2 * k, "b_addr": 2 * m * k, "out_addr": 2 * (m + n) * k, "out_row": 4 * n}
+    ins = make(
+        "matmul", m=m, k=k, n=n, batch0=1, batch1=1, a_dtype="i16", b_dtype="i16", out_dtype="i32", **b, **places
+    )
+    assert takes(state, ins)
+    assert agree(state, ins)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_change_the_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain of instructions, each of which needs rows that the other thread wrote for the one before."""

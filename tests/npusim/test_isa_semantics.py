@@ -15,7 +15,7 @@ from npusim import engine, reference
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.encoding import NO_ADDRESS, Decoded, Region, row_bytes
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS
+from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS, exact_product
 from npusim.memory import MEMORIES, MachineState
 from tests.npusim import scalar_model
 from tests.npusim.strategies import (
@@ -181,6 +181,22 @@ def test_a_small_table_holds_values_of_its_type_only() -> None:
     state.param[3] = 16
     with pytest.raises(ValueError, match=r"table at param byte 0 is outside 0\.\.15"):
         reference.execute(state, [make("table8", rows=1, cols=1, a_dtype="u4", out_dtype="u4")])
+
+
+@pytest.mark.parametrize("largest", [1, 255, (1 << 15) - 1, 1 << 18, (1 << 25) + 1, (1 << 27) + 1])
+@given(data=st.data())
+def test_products_are_exact_on_both_sides_of_the_53_bits_of_float64(largest: int, data: st.DataObject) -> None:
+    """Against Python's integers; at the ends, two products of 27 bits have 55, which float64 would round."""
+    m, k, n = (data.draw(st.integers(1, 5)) for _ in range(3))
+    values = st.sampled_from([largest, -largest, largest - 1, 1, 0]) | st.integers(-largest, largest)
+    x, w = (
+        data.draw(st.lists(st.lists(values, min_size=b, max_size=b), min_size=a, max_size=a))
+        for a, b in ((m, k), (k, n))
+    )
+    expected = [[sum(x[i][at] * w[at][j] for at in range(k)) for j in range(n)] for i in range(m)]
+    found = exact_product(np.array(x, np.int64), np.array(w, np.int64))
+    assert found.dtype == np.int64
+    assert found.tolist() == expected
 
 
 def test_sums_held_by_nobody_stop_the_run() -> None:
