@@ -8,7 +8,11 @@ from html import escape
 from typing import Any
 
 from compiler.schedule.bounds import COLUMNS, layer_bounds, total
+from npusim.cost import Range
+from npusim.cost.energy import COMPONENTS
+from npusim.cost.energy import total as sum_of
 from npusim.fidelity import PAIRS
+from npusim.html.energy import rate_rows, words
 from npusim.html.fidelity import figures
 from npusim.html.figure import Picture
 from npusim.html.source import RunData
@@ -67,10 +71,13 @@ def page(run: RunData, pictures: Sequence[Picture], folder: str) -> str:
     for name, heading in (
         ("roofline", "Roofline"), ("causes_by_layer", "Cycles by cause and layer"),
         ("causes_by_step", "Cycles by cause and step"), ("timeline", "Units over one step"),
-        ("memory", "Memories over one step"), ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
+        ("memory", "Memories over one step"), ("energy_by_component", "Energy by component"),
+        ("energy_by_layer", "Energy by layer"), ("energy_by_step", "Energy by step"), ("area", "Area and rates"),
+        ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
         ("fidelity_by_layer", "Fidelity by layer and step"),
     ):  # fmt: skip
-        sections.append((name, heading, _figure(shown[name], folder) if name in shown else f"<p>{_absent(name)}</p>"))
+        text = _figure(shown[name], folder) if name in shown else f"<p>{_absent(name)}</p>"
+        sections.append((name, heading, text + TABLES[name](run) if name in TABLES else text))
     sections += [("layers", "Layers", _layers(run)), ("words", "Words", _definitions())]
     body = "".join(f'<h2 id="{name}">{escape(heading)}</h2>\n{text}\n' for name, heading, text in sections)
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
@@ -120,14 +127,13 @@ def _part(run: RunData) -> str:
 
 def _summary(run: RunData) -> str:
     timing, machine = run.timing, run.program.machine
-    cost = run.record["cost"]
     cards = [
         (f"{timing.seconds * 1e3:,.4g} ms", f"{'a part of ' * bool(_part(run))}one video at {machine.clock_mhz:,} MHz"),
         (f"{timing.cycles:,}", "cycles"),
         (f"{timing.mac_utilisation:.1%}", "MAC utilisation"),
         (f"{timing.dram_bandwidth_share:.1%}", "DRAM share"),
         (f"{(timing.traffic.dram_read_bytes + timing.traffic.dram_write_bytes) / 1e6:,.4g} MB", "on the DRAM bus"),
-        (_energy(cost), "energy"),
+        _energy_card(run.energy.total_pj),
         (_bits(run.record), "engine against reference"),
     ]
     boxes = "".join(f'<div class="card"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
@@ -156,9 +162,32 @@ def _summary(run: RunData) -> str:
     return f'<div class="cards">{boxes}</div>\n<div class="pair">{costs}{loss}</div>{ledger}{_settings(run)}'
 
 
-def _energy(cost: dict[str, Any]) -> str:
-    value = cost.get("energy_joules")
-    return f"{value * 1e3:,.4g} mJ" if isinstance(value, int | float) else "n/a"
+def _energy_card(value: Range) -> tuple[str, str]:
+    low, nominal, high = (f"{pj / 1e9:,.3g}" for pj in (value.low, value.nominal, value.high))
+    return f"{nominal} mJ", f"energy of the denoiser, {low} to {high} mJ"
+
+
+def _energy_table(run: RunData) -> str:
+    """Energy of the parts and in all, by component, with both bounds."""
+    energy, parts = run.energy, run.parts
+    columns = [getattr(energy, name).by_component for name in parts] + [energy.by_component]
+    rows = [[words(name), *(_microjoules(column[name]) for column in columns)] for name in COMPONENTS]
+    rows.append(["total", *(_microjoules(sum_of(column.values())) for column in columns)])
+    header = ["µJ: nominal (low to high)", *(f"one {name}" for name in parts), "whole run"]
+    return table(header, rows)
+
+
+def _microjoules(value: Range) -> str:
+    low, nominal, high = (f"{pj / 1e6:,.4g}" for pj in (value.low, value.nominal, value.high))
+    return f"{nominal} ({low} to {high})"
+
+
+def _rates_table(run: RunData) -> str:
+    return table(["", "unit", "low", "nominal", "high"], rate_rows(run))
+
+
+TABLES = {"energy_by_component": _energy_table, "area": _rates_table}
+"""Tables behind figures."""
 
 
 def _bits(record: Any) -> str:

@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from npusim.cost import Energy, energy
 from npusim.errors import UserError
 from npusim.program import Program
 from npusim.program_file import load_program
@@ -39,6 +41,11 @@ class RunData:
     @property
     def step(self) -> Part:
         return self.parts["step"]
+
+    @cached_property
+    def energy(self) -> Energy:
+        """By the tables of this version, which may be others than the run's."""
+        return energy(self.program, self.timing)
 
 
 def load_run(folder: Path) -> RunData:
