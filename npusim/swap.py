@@ -186,7 +186,7 @@ def compare(
 def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> SwapCost:
     """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
     shares: dict[tuple[str, int], list[int]] = {}
-    on_bus = 0
+    on_bus = decoded_bytes = 0
     timer = Timer(machine, made.bases(0))
     extra_of = _extra(plain, made, timer)
     decoded = made.decoded()
@@ -197,6 +197,7 @@ def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> Sw
         costs = [cost_of(ins, machine, registers[ins.base]) for ins in fetches]
         busy = [setup + storage for setup, storage, _ in costs]
         on_bus += sum(counts[DMA["fetch"]] for *_, counts in costs)
+        decoded_bytes += sum(ins.bytes for ins in fetches if ins.coded_bytes)
         left = extra_of[step]
         for index, (ins, cycles) in enumerate(zip(fetches, busy, strict=True)):
             share = left if index + 1 == len(fetches) else extra_of[step] * cycles // sum(busy)
@@ -211,7 +212,7 @@ def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> Sw
     cycles = timer(made.prologue) + sum(map(timer, steps))
     return replace(
         head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=read,
-        dram_write_bytes=written, dram_fetch_bytes=on_bus, energy=swap_energy(machine, read, on_bus),
+        dram_write_bytes=written, dram_fetch_bytes=on_bus, energy=swap_energy(machine, read, on_bus, decoded_bytes),
         storage_cycles=busy_cycles, startup_cycles=startup, cycles=cycles,
         plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
     )  # fmt: skip

@@ -40,7 +40,7 @@ Int64 = NDArray[np.int64]
 TRAFFIC = (
     "dram_read_bytes", "dram_write_bytes", "load_bytes", "store_bytes", "param_load_bytes",
     "sram_read_bytes", "sram_write_bytes", "param_read_bytes", "instruction_fetch_bytes", "mac_operations",
-    "storage_read_bytes", "fetch_bytes", "dram_fetch_bytes",
+    "storage_read_bytes", "fetch_bytes", "decoded_bytes", "dram_fetch_bytes",
 )  # fmt: skip
 """Columns of `Costs.traffic`; `npusim.timing.results.Traffic` says what each counts."""
 
@@ -165,7 +165,11 @@ def _nothing(ins: Decoded) -> dict[str, int]:
 _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
     "load": _dma,
     "store": _dma,
-    "fetch": lambda ins: {"storage_read_bytes": ins.coded_bytes or ins.bytes, "fetch_bytes": ins.bytes},
+    "fetch": lambda ins: {
+        "storage_read_bytes": ins.coded_bytes or ins.bytes,
+        "fetch_bytes": ins.bytes,
+        "decoded_bytes": ins.bytes if ins.coded_bytes else 0,
+    },
     "pswitch": _nothing,
     "matmul": _matmul,
     "ewlin": _elementwise,

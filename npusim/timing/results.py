@@ -49,6 +49,7 @@ class Traffic(_Counts):
             it.
         storage_read_bytes: read from storage by FETCH, coded or not.
         fetch_bytes: asked for by FETCH.
+        decoded_bytes: the part of ``fetch_bytes`` that storage holds coded.
         dram_fetch_bytes: moved on the DRAM bus by FETCH, in whole bursts, written or (of coded sets, the old bytes)
             read; they are in no other figure.
     """
@@ -65,6 +66,7 @@ class Traffic(_Counts):
     mac_operations: int = 0
     storage_read_bytes: int = 0
     fetch_bytes: int = 0
+    decoded_bytes: int = 0
     dram_fetch_bytes: int = 0
 
 
