@@ -89,6 +89,9 @@ def run(
     alpha: Alpha = None,
     overrides: Overrides = None,
     factored: Factored = False,
+    policy: Annotated[
+        str, typer.Option(help="How sets come from storage: blocking, resident, shadow, streamed, adaptive.")
+    ] = "in_dram",
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
@@ -115,8 +118,8 @@ def run(
         with progress() as notify:
             timed = job.run_timing(
                 workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
-                **quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, steps=steps,
-                blocks=blocks, branch=branch, notify=notify,
+                **quantization(ranges, alpha, overrides), factored=factored, policy=policy, dump_passes=dump_passes,
+                steps=steps, blocks=blocks, branch=branch, notify=notify,
             )  # fmt: skip
         _show(timed, out, as_json)
         return
@@ -124,8 +127,8 @@ def run(
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
             act_bits=act_bits, attention_bits=attention_bits, **quantization(ranges, alpha, overrides),
-            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, steps=steps,
-            blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
+            factored=factored, policy=policy, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes,
+            steps=steps, blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
             save_seconds=save_seconds, notify=notify,
         )  # fmt: skip
     _show(result, out, as_json)

@@ -37,7 +37,7 @@ LOOKS = dict(
         COMPONENTS,
         (
             (BLUE, ""), (SKY, "\\\\\\"), (PURPLE, "xxx"), (GREEN, "..."), (ORANGE, "///"), (YELLOW, "ooo"),
-            (VERMILION, ""), ("#8C564B", "***"), (GREY, ""), ("#FFFFFF", "---"),
+            (VERMILION, ""), ("#8C564B", "***"), (GREEN, "///"), (GREY, ""), ("#FFFFFF", "---"),
         ),
         strict=True,
     )

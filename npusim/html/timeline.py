@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +67,8 @@ def timeline(run: RunData) -> Picture:
     with drawing():
         figure = new_figure(13, 4.6)
         whole, close = figure.subplots(2, 1)
-        _panel(whole, coarse, groups, (0, total))
-        _panel(close, pieces(part, 2 * half // PIECES), groups, near)
+        _panel(whole, coarse, groups, (0, total), run.units)
+        _panel(close, pieces(part, 2 * half // PIECES), groups, near, run.units)
         whole.axvspan(*near, facecolor="none", edgecolor=INK, linewidth=1.2, zorder=4)
         whole.set_title("one step")
         close.set_title("the framed stretch")
@@ -83,17 +84,17 @@ def timeline(run: RunData) -> Picture:
     return Picture.of("timeline", "Units over one step", CAPTION, figure, header, rows)
 
 
-def _panel(axis: Axes, found: list[Piece], groups: list[str], span: tuple[int, int]) -> None:
+def _panel(axis: Axes, found: list[Piece], groups: list[str], span: tuple[int, int], units: Sequence[str]) -> None:
     for index, name in enumerate([*groups, OTHERS]):
         colour, hatch = of_number(index)
-        for unit in range(len(UNITS)):
+        for place, unit in enumerate(map(UNITS.index, units)):
             bars = [
                 (max(p.start, span[0]), min(p.end, span[1]) - max(p.start, span[0])) for p in found
                 if p.unit == unit and (p.group if p.group in groups else OTHERS) == name
                 and p.start < span[1] and p.end > span[0]
             ]  # fmt: skip
-            axis.broken_barh(bars, (unit - 0.4, 0.8), facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.2)
-    axis.set(xlim=span, ylim=(len(UNITS) - 0.45, -0.55))
-    axis.set_yticks(range(len(UNITS)), UNITS)
+            axis.broken_barh(bars, (place - 0.4, 0.8), facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.2)
+    axis.set(xlim=span, ylim=(len(units) - 0.45, -0.55))
+    axis.set_yticks(range(len(units)), units)
     thousands(axis)
     axis.grid(axis="x")
