@@ -108,6 +108,9 @@ def progress() -> Iterator[Callable[[str, float, int], None]]:
         def notify(stage: str, done: float, total: int) -> None:
             nonlocal told
             now = time.monotonic()
+            if not total:
+                console.print(stage, soft_wrap=True)
+                return
             if stage not in tasks:
                 begun[stage] = now, done
                 tasks[stage] = shown.add_task(stage, total=total)
