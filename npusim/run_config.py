@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from compiler.swap import IN_DRAM, POLICIES
 from models.quantize import Override
@@ -116,16 +116,14 @@ def recorded_config(record: Mapping[str, Any]) -> RunConfig:
     """The settings in a run.json. Raises UserError for such as no run has written."""
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     try:
-        given = {name: value for name, value in record["config"].items() if name in fields}
-        given["machine"] = Machine.model_validate(given["machine"])
-        given["overrides"] = tuple(given["overrides"])
-        if isinstance(given["ranges"], list):
-            given["ranges"] = tuple(given["ranges"])
-        for name in ("prompt", "verify"):
-            given[name] = None if given["timing_only"] else given[name]
-        return RunConfig(seed=None, **given)
-    except (AttributeError, KeyError, TypeError, ValueError, ValidationError) as error:
+        given = {name: value for name, value in record["config"].items() if name in fields} | {"seed": None}
+        if given["timing_only"]:
+            given |= {"prompt": None, "verify": None}  # "n/a"
+        config = TypeAdapter(RunConfig).validate_python(given)
+        overrides = TypeAdapter(tuple[Override, ...]).validate_python(config.overrides)
+    except (AttributeError, KeyError, TypeError, ValidationError) as error:
         text = " ".join(str(error).split())
         raise UserError(
             f"config: not the settings of a run ({text[:200]}); allowed: as `npusim run` wrote it"
         ) from None
+    return dataclasses.replace(config, overrides=tuple(map(dataclasses.asdict, overrides)))
