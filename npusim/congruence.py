@@ -18,7 +18,7 @@ from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
 from npusim.isa.dma import FIELDS as DMA_FIELDS
 from npusim.isa.dma import LOAD, STORE
-from npusim.isa.encoding import HEADER, Field
+from npusim.isa.encoding import HEADER, WORDS, Field
 from npusim.isa.storage_dma import FETCH
 
 Int64 = NDArray[np.int64]
@@ -26,6 +26,8 @@ MOST = 2.0**61
 JOIN_OPCODES = [BY_MNEMONIC[name].opcode for name in JOINS]
 LAYER = next(f for f in HEADER if f.name == "layer")
 ADDRESS = LOAD.by_name["dram_addr"]
+IMMEDIATES = ("multiplier", "shift", "out_zp", "a_mul", "b_mul", "epsilon", "fraction_bits", "p_bits")
+"""Fields on which neither footprint nor time depends, in any family that has them."""
 
 
 def pieces(joins: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -96,12 +98,27 @@ def joins(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return np.isin(code[:, 0] & 0xFF, JOIN_OPCODES)
 
 
+def _immediates() -> NDArray[np.uint32]:
+    """(256, 32): by opcode, the bits of `IMMEDIATES`."""
+    masks = np.zeros((256, WORDS), np.uint32)
+    for spec in BY_MNEMONIC.values():
+        for f in (f for f in spec.fields if f.name in IMMEDIATES):
+            bits = ((1 << f.bits) - 1) << f.lo
+            masks[spec.opcode, f.word] |= np.uint32(bits & 0xFFFF_FFFF)
+            if f.bits == 64:
+                masks[spec.opcode, f.word + 1] |= np.uint32(bits >> 32)
+    return masks
+
+
+_MASKS = _immediates()
+
+
 def digest(code: NDArray[np.uint32]) -> bytes:
-    """Equal for pieces that differ in the layers' numbers and in where clusters of copies lie in DRAM only.
+    """Equal for pieces that differ in layers' numbers, `IMMEDIATES`, and where clusters of copies lie in DRAM only.
 
     A piece with a FETCH, or whose copies cannot be counted, is equal to its own words only.
     """
-    words, cluster = code.copy(), np.zeros(0, np.int64)
+    words, cluster = code & ~_MASKS[code[:, 0] & 0xFF], np.zeros(0, np.int64)
     words[:, LAYER.word] &= np.uint32(0xFFFF_FFFF ^ (((1 << LAYER.bits) - 1) << LAYER.lo))
     found = None if ((code[:, 0] & 0xFF) == FETCH.opcode).any() else copies(code)
     if found is not None and len(found.at):

@@ -18,7 +18,7 @@ from npusim.isa.encoding import DTYPES
 from npusim.program import MAX_DRAM_BYTES, Buffer, Program, Swap
 from npusim.program_rules import validate
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MAX_RANK = 8
 CODE = {"prologue": np.uint32, "step": np.uint32}
 TENSORS = {**CODE, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8, "coded": np.uint8}

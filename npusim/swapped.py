@@ -48,7 +48,7 @@ def compiled(quantized: QuantizedModel, config: RunConfig, dump: Callable[[str, 
 class PartSwap:
     """What the prologue or one step fetches.
 
-    ``part``: "prologue" or the step's number. ``storage_cycles``: of the storage unit, busy. ``exposed_cycles``: how
+    ``part``: "prologue" or the step's number. ``storage_cycles``: of all storage units, busy. ``exposed_cycles``: how
     much longer the part takes than the same code without fetches. ``energy``: pJ, of storage, of the DRAM's bus, and of
     decoding.
     """
@@ -78,9 +78,9 @@ def swap_rows(program: Program, timing: ProgramTiming) -> tuple[PartSwap, ...]:
 
     def row(part: str, found: CodeTiming, without: int) -> PartSwap:
         moved = found.traffic
+        busy = sum(found.ledger[unit]["busy"] for unit in program.machine.units_of("storage"))
         return PartSwap(
-            part, moved.storage_read_bytes, moved.fetch_bytes, found.ledger["storage"]["busy"],
-            found.total_cycles - without,
+            part, moved.storage_read_bytes, moved.fetch_bytes, busy, found.total_cycles - without,
             swap_energy(program.machine, moved.storage_read_bytes, moved.dram_fetch_bytes, moved.decoded_bytes),
         )  # fmt: skip
 

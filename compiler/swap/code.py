@@ -12,7 +12,8 @@ from compiler.schedule.tokens import with_tokens
 from npusim.congruence import copies
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import UNITS, encode
+from npusim.isa.encoding import encode
+from npusim.units import UNITS
 
 
 class Fetch(NamedTuple):

@@ -48,9 +48,9 @@ def area(machine: Machine, node_nm: int | None = None) -> Area:
         return Range(*bank.area_mm2) * share * base.area_factor(table.node_nm, node, BITCELL)
 
     return Area(
-        array_mm2=cell * (array.rows * array.cols),
-        requantizers_mm2=cell * (requantizer + second) * array.cols,
-        vector_mm2=cell * figures.vector_lane_cells.range * machine.vector_unit.lanes,
+        array_mm2=cell * (array.count * array.rows * array.cols),
+        requantizers_mm2=cell * (requantizer + second) * (array.count * array.cols),
+        vector_mm2=cell * figures.vector_lane_cells.range * (machine.vector_unit.count * machine.vector_unit.lanes),
         accumulators_mm2=memory(accumulator_macros(machine)) * _accumulator_columns(machine),
         sram_mm2=memory(sram_macros(machine)) * machine.sram.banks,
         param_memory_mm2=memory(param_macros(machine)),
@@ -76,7 +76,8 @@ def accumulator_macros(machine: Machine) -> Macros:
 
 def _accumulator_columns(machine: Machine) -> int:
     """Columns with an accumulator memory; output-stationary cells hold theirs."""
-    return 0 if machine.mac_array.dataflow == "output_stationary" else machine.mac_array.cols
+    array = machine.mac_array
+    return 0 if array.dataflow == "output_stationary" else array.count * array.cols
 
 
 def peak_tops_per_mm2(machine: Machine) -> Range:

@@ -185,13 +185,22 @@ def leakage_mw(machine: Machine, node_nm: int) -> Range:
 
 
 def _part(machine: Machine, units: Unit, array: Mapping[int, ArrayActions], timing: CodeTiming) -> PartEnergy:
+    arrays, vectors = machine.units_of("mac"), machine.units_of("vector")
     layers = {
-        number: _layer(machine, units, array.get(number, ArrayActions()), layer.traffic, layer.busy_cycles["vector"])
+        number: _layer(
+            machine,
+            units,
+            array.get(number, ArrayActions()),
+            layer.traffic,
+            sum(layer.busy_cycles[unit] for unit in vectors),
+        )
         for number, layer in timing.layers.items()
     }
     cells, lanes = machine.mac_array.rows * machine.mac_array.cols, machine.vector_unit.lanes
-    waiting = {unit: timing.total_cycles - timing.ledger[unit]["busy"] for unit in ("mac", "vector")}
-    idle = units.idle_cell_cycle * (cells * waiting["mac"]) + units.idle_lane_cycle * (lanes * waiting["vector"])
+    waiting_arrays, waiting_vectors = (
+        sum(timing.total_cycles - timing.ledger[unit]["busy"] for unit in names) for names in (arrays, vectors)
+    )
+    idle = units.idle_cell_cycle * (cells * waiting_arrays) + units.idle_lane_cycle * (lanes * waiting_vectors)
     # mW times seconds is 1e9 pJ.
     leakage = units.leakage_mw * (timing.total_cycles / machine.clock_hz * 1e9)
     return PartEnergy(layers, {"idle": idle, "leakage": leakage})

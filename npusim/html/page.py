@@ -18,7 +18,6 @@ from npusim.html.fidelity import figures
 from npusim.html.figure import Picture
 from npusim.html.source import RunData
 from npusim.html.stacks import BARRIER, by_layer
-from npusim.isa.encoding import UNITS
 from npusim.timing import CAUSES
 
 CSS = """
@@ -261,7 +260,7 @@ def _absent(run: RunData, name: str) -> str:
 
 def _layers(run: RunData) -> str:
     rows: list[list[object]] = []
-    used = [UNITS.index(unit) for unit in run.units]
+    used = [run.program.machine.units.index(unit) for unit in run.units]
     for part in run.parts.values():
         for name, every_unit in by_layer(part).items():
             cycles = every_unit[used]

@@ -12,7 +12,6 @@ from typing import Any
 
 from npusim.cost import Energy, energy
 from npusim.errors import UserError
-from npusim.isa.encoding import UNITS
 from npusim.program import Program
 from npusim.record import Rows, read_record, read_rows, section
 from npusim.run_folder import program_of
@@ -57,7 +56,7 @@ class RunData:
     @property
     def units(self) -> tuple[str, ...]:
         """Units that the program uses."""
-        return tuple(unit for unit in UNITS if self.timing.ledger[unit]["busy"])
+        return tuple(unit for unit in self.program.machine.units if self.timing.ledger[unit]["busy"])
 
     @cached_property
     def energy(self) -> Energy:

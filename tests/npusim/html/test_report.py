@@ -21,9 +21,9 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.html.report import FIGURES, PAGE, write_report
 from npusim.html.source import layer_class, layer_group, load_run
-from npusim.isa.encoding import UNITS
 from npusim.run import RunResult, run
 from npusim.timing import CAUSES
+from npusim.units import KINDS
 
 ENERGY = {"energy_by_component", "energy_by_layer", "energy_by_step"}
 ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory", "area"} | ENERGY
@@ -81,8 +81,8 @@ def test_every_figure_is_also_a_picture_and_a_table(report):
 
 
 def test_causes_by_layer_sum_to_the_ledger(report, tiny_result: RunResult):
-    used = [unit for unit in UNITS if tiny_result.timing.ledger[unit]["busy"]]
-    assert {row["unit"] for row in rows(report, "causes_by_layer")} == set(used) == {*UNITS} - {"storage"}
+    used = [unit for unit in KINDS if tiny_result.timing.ledger[unit]["busy"]]
+    assert {row["unit"] for row in rows(report, "causes_by_layer")} == set(used) == {*KINDS} - {"storage"}
     for part in ("prologue", "step"):
         timing = getattr(tiny_result.timing, part)
         for unit in used:
@@ -114,7 +114,7 @@ def test_roofline_points_lie_below_the_roofs(report, tiny_result: RunResult):
 
 def test_timeline_pieces_have_every_busy_cycle(report, tiny_result: RunResult):
     step = tiny_result.timing.step
-    for unit in UNITS:
+    for unit in KINDS:
         own = [row for row in rows(report, "timeline") if row["unit"] == unit]
         executing = sum(step.ledger[unit][cause] for cause in ("busy", "wait_dram", "wait_bank"))
         assert sum(int(row["busy_cycles"]) for row in own) == executing
