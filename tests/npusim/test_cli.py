@@ -393,8 +393,6 @@ def test_out_is_not_a_folder(capsys, tmp_path, machine_file):
         (["--captions", "all"], "captions = 'all': allowed evaluation, sheet"),
         (["--act-bits", "5"], "act_bits=5: allowed: 4, 6, 8, 16; nearest: 4"),
         (["--attention-bits", "4"], "attention_bits = 4: allowed 8, 16"),
-        (["--save-seconds", "-1"], "save_seconds = -1.0: allowed seconds from 0 on"),
-        (["--save-seconds", "nan"], "save_seconds = nan: allowed seconds from 0 on"),
         (["--hw", "no/such.yaml"], "no/such.yaml"),
     ],
 )
