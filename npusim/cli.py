@@ -79,7 +79,7 @@ def run(
     method: Method = "cw_tw",
     prompt: Annotated[str | None, typer.Option(help="A caption with stored text states.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    verify: Annotated[str | None, typer.Option(help="Steps that the reference repeats: all, none, number.")] = None,
+    verify: Annotated[str | None, typer.Option(help="Steps that the reference repeats: all, none, 2.")] = None,
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     attention_bits: AttentionBits = 16,
