@@ -378,9 +378,10 @@ def get_workload(name: str) -> Workload:
     """The workload of that name.
 
     Raises:
-        ModelError: there is none; names the allowed ones and the nearest.
+        ModelError: there is none; names the allowed ones, and one that is spelt much alike.
     """
     if name not in WORKLOADS:
-        nearest = difflib.get_close_matches(name, WORKLOADS, n=1, cutoff=0.0)[0]
-        raise ModelError(f"workload '{name}' is unknown; allowed: {', '.join(WORKLOADS)}; nearest: {nearest}")
+        near = difflib.get_close_matches(name, WORKLOADS, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ModelError(f"workload '{name}' is unknown; allowed: {', '.join(WORKLOADS)}{hint}")
     return WORKLOADS[name]

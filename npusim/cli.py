@@ -79,9 +79,7 @@ def run(
     method: Method = "cw_tw",
     prompt: Annotated[str | None, typer.Option(help="A caption with stored text states.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    verify: Annotated[
-        str | None, typer.Option(help="Steps to compare with the reference: all, none, or how many (2; none for XL/2).")
-    ] = None,
+    verify: Annotated[str | None, typer.Option(help="Steps that the reference repeats: all, none, 2.")] = None,
     weight_bits: WeightBits = 8,
     act_bits: ActBits = 8,
     attention_bits: AttentionBits = 16,
@@ -89,6 +87,9 @@ def run(
     alpha: Alpha = None,
     overrides: Overrides = None,
     factored: Factored = False,
+    policy: Annotated[
+        str, typer.Option(help="How sets come from storage: blocking, resident, shadow, streamed, adaptive.")
+    ] = "in_dram",
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
     dump_passes: Annotated[bool, typer.Option("--dump-passes", help="Keep every compiler stage as text.")] = False,
@@ -115,8 +116,8 @@ def run(
         with progress() as notify:
             timed = job.run_timing(
                 workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
-                **quantization(ranges, alpha, overrides), factored=factored, dump_passes=dump_passes, steps=steps,
-                blocks=blocks, branch=branch, notify=notify,
+                **quantization(ranges, alpha, overrides), factored=factored, policy=policy, dump_passes=dump_passes,
+                steps=steps, blocks=blocks, branch=branch, notify=notify,
             )  # fmt: skip
         _show(timed, out, as_json)
         return
@@ -124,8 +125,8 @@ def run(
         result = job.run(
             workload, hw, method, out, prompt=prompt, seed=seed, verify=verify, weight_bits=weight_bits,
             act_bits=act_bits, attention_bits=attention_bits, **quantization(ranges, alpha, overrides),
-            factored=factored, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes, steps=steps,
-            blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
+            factored=factored, policy=policy, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes,
+            steps=steps, blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
             save_seconds=save_seconds, notify=notify,
         )  # fmt: skip
     _show(result, out, as_json)

@@ -24,6 +24,7 @@ from models.sample import Predictor, Trajectory, decode_frames, denoise, fakequa
 from models.stdit import STDiT
 from models.vae import Autoencoder
 from models.workloads import Workload
+from npusim.engine.cache import first_use
 from npusim.fidelity import Clip
 from npusim.host import Host
 from npusim.program import Program
@@ -32,7 +33,8 @@ from npusim.simulate import Simulation
 from npusim.unfinished import Unfinished
 
 Notify = Callable[[str, float, int], None]
-"""Called with a stage's name, and how much of how much of it is done."""
+"""Called with a stage's name, and how much of how much of it is done; of nothing (0 of 0): with a remark."""
+COMPILING = "compiling kernels, once for this version..."
 
 
 @contextmanager
@@ -55,6 +57,8 @@ class Stages:
     def __init__(self, notify: Notify | None) -> None:
         self._notify = notify
         self.wall_clock: dict[str, float | str] = {"started_utc": datetime.now(UTC).isoformat(timespec="seconds")}
+        if first_use():
+            self.tell(COMPILING, 0, 0)
 
     @contextmanager
     def stage(self, name: str, total: int = 1, begun: float = 0) -> Iterator[Callable[[float], None]]:

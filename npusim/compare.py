@@ -66,6 +66,12 @@ class Comparison:
     causes: tuple[Change, ...]
     layers: tuple[LayerChange, ...]
 
+    @property
+    def differs(self) -> bool:
+        """Whether anything does."""
+        changed = any(change.before != change.after for change in self.totals)
+        return changed or bool(self.settings or self.causes or self.layers)
+
 
 def compare(before: Path, after: Path) -> Comparison:
     """Compare two run folders. Raises UserError naming a file that is missing, damaged or of another schema."""

@@ -15,12 +15,22 @@ from npusim.text_file import read_text
 SCHEMA_VERSION = 1
 """Of run.json."""
 
+OTHERS = {
+    "boundaries.csv": "a comparison of swap policies, which `npusim swap` wrote (its tables: swap.md; "
+    "`npusim run --policy` makes a run that fetches)",
+    "sweep.json": "a sweep, which `npusim sweep` wrote",
+    "evaluation.json": "an evaluation, which `npusim evaluate` wrote",
+}
+"""Folders that are taken for a run's, by a file that only they have."""
 Rows = list[dict[str, str]]
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read a run.json. Raises UserError if it is missing, damaged, of another schema, or without settings or costs."""
     if not path.is_file():
+        for name, words in OTHERS.items():
+            if (path.parent / name).is_file():
+                raise UserError(f"{path.parent}: holds {words}, not a run; allowed: a run folder")
         raise UserError(f"{path}: no such file; allowed: a run folder, as `npusim run` writes it")
     try:
         record = json.loads(read_text(path, "JSON file"))

@@ -2,9 +2,9 @@
 
 Files: ``run.json``, ``layers.csv``, ``steps.csv``, ``clips.gif`` and ``clips.png`` (where there are frames),
 ``quantized.safetensors``, ``program.npu``, and ``passes/*.txt`` if they were asked for. A timing-only run has
-``run.json``, ``layers.csv`` and ``steps.csv``. Equal inputs give equal
-files, except for the block ``wall_clock`` of run.json. A figure that is not modelled is "n/a", never 0; infinity is
-"inf".
+``run.json``, ``layers.csv`` and ``steps.csv``. A run with a swap policy has ``swap.csv`` beside them. Equal inputs
+give equal files, except for the block ``wall_clock`` of run.json. A figure that is not modelled is "n/a", never 0;
+infinity is "inf".
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from typing import Any
 import npusim
 from compiler.schedule.bounds import COLUMNS, layer_bounds
 from npusim import pictures
-from npusim.cost.energy import WORK, PartEnergy, energy_block, total
+from npusim.cost.energy import WORK, PartEnergy, as_pj, energy_block, total
 from npusim.fidelity import PAIRS
 from npusim.folder import Layout, write_folder
 from npusim.memory import Tally
 from npusim.program_file import save_program
 from npusim.record import SCHEMA_VERSION
 from npusim.run import RunResult, TimingResult
+from npusim.swapped import PartSwap
 from npusim.timing import CodeTiming, Traffic
 from npusim.unfinished import FOLDER
 
@@ -37,6 +38,7 @@ NOT_MODELLED = "n/a"
 PACKAGES = ("numba", "numpy", "pillow", "safetensors", "scikit-image", "torch")
 CLIP_LABELS = {"float": "float", "fakequant": "fake-quant", "integer": "integer"}
 
+SWAP_COLUMNS = ("storage_read_bytes", "dram_write_bytes", "storage_cycles", "exposed_cycles", "hidden_cycles")
 ENERGY_COLUMNS = ("energy_low_pj", "energy_nominal_pj", "energy_high_pj")
 JSON, PASSES = "run.json", "passes"
 RUN_FOLDER = Layout(
@@ -45,6 +47,7 @@ RUN_FOLDER = Layout(
         JSON,
         "layers.csv",
         "steps.csv",
+        "swap.csv",
         "saturation.csv",
         "clips.gif",
         "clips.png",
@@ -123,7 +126,8 @@ def as_dict(result: TimingResult) -> dict[str, Any]:
             "mac_utilisation": timing.mac_utilisation,
             "dram_bandwidth_share": timing.dram_bandwidth_share,
             "dram": asdict(timing.dram),
-            "bytes": traffic | {"storage_read_bytes": NOT_MODELLED},
+            "bytes": traffic,
+            "swap": _swap_block(result.swap) if result.swap else NOT_MODELLED,
             "energy_joules": {name: value / 1e12 for name, value in asdict(result.energy.total_pj).items()},
             "energy_pj": energy_block(result.energy),
         },
@@ -132,6 +136,12 @@ def as_dict(result: TimingResult) -> dict[str, Any]:
         "bit_exact": measured["bit_exact"],
         "wall_clock": dict(result.wall_clock),
     }
+
+
+def _swap_block(rows: Sequence[PartSwap]) -> dict[str, Any]:
+    """``cost.swap`` of run.json: sums over prologue and steps."""
+    energy = total(row.energy for row in rows)
+    return {name: sum(getattr(row, name) for row in rows) for name in SWAP_COLUMNS} | {"energy_pj": as_pj(energy)}
 
 
 MEASURED = ("calibration", "fidelity", "saturation", "bit_exact")
@@ -203,14 +213,15 @@ def layers_csv(result: TimingResult) -> bytes:
                 *(round(value) for value in asdict(total(work.values())).values()),
             ]
 
-    timing, energy = result.timing, result.energy
-    parts = (("prologue", timing.prologue, energy.prologue, 1), ("step", timing.step, energy.step, timing.steps))
-    return csv_bytes(header, [row for part in parts for row in rows(*part)])
+    timing, energy, names = result.timing, result.energy, [name for name, _ in result.program.code()]
+    parts = zip(names, (timing.prologue, *timing.codes), (energy.prologue, *energy.codes), strict=True)
+    executions = [1, *(timing.code_of_step.count(number) for number in range(len(timing.codes)))]
+    return csv_bytes(header, [row for part, times in zip(parts, executions, strict=True) for row in rows(*part, times)])
 
 
 def steps_csv(result: TimingResult) -> bytes:
     """One row for each denoising step in order of execution."""
-    step, unknown = result.timing.step, [None] * result.timing.steps
+    timing, unknown = result.timing, [None] * result.timing.steps
     free: Mapping[str, Sequence[float | None]] = dict.fromkeys(PAIRS, unknown)
     equal = free
     if isinstance(result, RunResult) and result.fidelity is not None:
@@ -218,26 +229,31 @@ def steps_csv(result: TimingResult) -> bytes:
     columns: dict[str, Sequence[float | None]] = {f"eps_{name}_sqnr_db": values for name, values in free.items()}
     columns |= {f"eps_equal_inputs_{name}_sqnr_db": values for name, values in equal.items()}
     compared = result.bit_exact.steps_compared if isinstance(result, RunResult) else None
-    traffic = {name: count for name, count in _traffic(step.traffic).items() if name.startswith("dram")}
-    header = ["step", "timestep", "time_range", "cycles", "seconds", *traffic, *ENERGY_COLUMNS]
+    counts = [name for name in _traffic(timing.traffic) if name.startswith("dram")]
+    header = ["step", "timestep", "time_range", "cycles", "seconds", *counts, *ENERGY_COLUMNS]
     header += [*columns, "compared_bit_for_bit"]
-    energy_pj = [round(value) for value in asdict(result.energy.step.total_pj).values()]
     clock_hz = result.config.machine.clock_hz
     rows = [
         [
             index,
             timestep,
             int(result.quantized.range_of_step[index]),
-            step.total_cycles,
-            step.total_cycles / clock_hz,
-            *traffic.values(),
-            *energy_pj,
+            timing.step_cycles(index),
+            timing.step_cycles(index) / clock_hz,
+            *(getattr(timing.codes[code].traffic, name) for name in counts),
+            *as_pj(result.energy.codes[code].total_pj).values(),
             *(number(values[index]) for values in columns.values()),
             NOT_MODELLED if compared is None else "yes" if index in compared else "no",
         ]
-        for index, timestep in enumerate(result.timesteps)
+        for (index, timestep), code in zip(enumerate(result.timesteps), timing.code_of_step, strict=True)
     ]
     return csv_bytes(header, rows)
+
+
+def swap_csv(rows: Sequence[PartSwap]) -> bytes:
+    """One row for the prologue and for each denoising step of a run that fetches its sets."""
+    values = ([row.part, *(getattr(row, name) for name in SWAP_COLUMNS), *as_pj(row.energy).values()] for row in rows)
+    return csv_bytes(["part", *SWAP_COLUMNS, *ENERGY_COLUMNS], values)
 
 
 def saturation(result: RunResult) -> dict[tuple[str, str, str], Tally]:
@@ -268,6 +284,8 @@ def write_run(result: TimingResult, out: Path) -> None:
 
 def _write(result: TimingResult, folder: Path) -> None:
     contents = {"layers.csv": layers_csv(result), "steps.csv": steps_csv(result)}
+    if result.swap:
+        contents["swap.csv"] = swap_csv(result.swap)
     if isinstance(result, RunResult):
         contents |= {"saturation.csv": saturation_csv(result), **_pictures(result)}
         result.quantized.save(folder / "quantized.safetensors")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import math
 import reprlib
 import resource
 import sys
@@ -24,11 +25,11 @@ import numpy as np
 import torch
 
 import npusim
-from compiler import compile_model
+from compiler.swap import IN_DRAM
 from models.prepare import quantize_for
 from models.quantize import Override, QuantizedModel
 from models.quantize.outline import outline
-from models.stats import BRANCHES, CalibrationStats
+from models.stats import CalibrationStats
 from models.stdit import STDiT
 from models.workloads import Workload, get_workload
 from npusim import callable_module
@@ -40,8 +41,10 @@ from npusim.fidelity import Clip, Fidelity, measure
 from npusim.folder import check_folder
 from npusim.memory import Tallies
 from npusim.program import Program
+from npusim.run_config import RunConfig, config_of, part_of
 from npusim.sampled import Sample
 from npusim.simulate import BitExact
+from npusim.swapped import PartSwap, compiled, swap_rows
 from npusim.timing import ProgramTiming, time_program
 from npusim.unfinished import Made, Unfinished
 
@@ -49,48 +52,6 @@ callable_module(__name__)
 
 
 VERIFY_WORDS = ("all", "none")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's results, as it was asked for.
-
-    ``seed`` is the noise's; ``ranges`` and ``alpha`` are None for the method's own; ``overrides`` are the fields of
-    each `models.quantize.Override`; the machine stands in full. A timing-only run has no prompt, seed and verify.
-    ``steps``, ``blocks``, ``branch``: the part that is run, None for all of them. ``integer_only``: without the float
-    and the fake-quantized clip. ``verify_sample``: the share of instructions that the reference computes again.
-    """
-
-    workload: str
-    prompt: str | None
-    seed: int | None
-    method: str
-    weight_bits: int
-    act_bits: int
-    attention_bits: int
-    ranges: int | tuple[int, ...] | None
-    alpha: float | None
-    overrides: tuple[Mapping[str, Any], ...]
-    factored: bool
-    num_steps: int
-    cfg_scale: float
-    cfg_channels: int
-    verify: str | None
-    machine: Machine
-    timing_only: bool = False
-    steps: int | None = None
-    blocks: int | None = None
-    branch: str | None = None
-    integer_only: bool = False
-    verify_sample: float = 0.0
-
-    @property
-    def part(self) -> str:
-        """The part of the video that is run, in words; "" for all of it."""
-        parts = [f"the first {self.steps} of {self.num_steps} steps"] if self.steps is not None else []
-        parts += [f"the first {self.blocks} blocks of the network"] if self.blocks is not None else []
-        parts += [f"the {self.branch} guidance branch"] if self.branch is not None else []
-        return ", ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +75,11 @@ class TimingResult:
     def energy(self) -> Energy:
         """Of the denoiser, from the counted actions and the tables in hwconfigs/energy."""
         return energy(self.program, self.timing)
+
+    @cached_property
+    def swap(self) -> tuple[PartSwap, ...]:
+        """What each part fetches; empty where all sets lie in DRAM."""
+        return swap_rows(self.program, self.timing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +114,7 @@ def run(
     alpha: float | None = None,
     overrides: Sequence[Override] = (),
     factored: bool = False,
+    policy: str = IN_DRAM,
     checkpoint: str | Path | None = None,
     calibration: str | Path | None = None,
     dump_passes: bool = False,
@@ -179,6 +146,8 @@ def run(
         alpha: smoothing exponent; by default the one that was searched for.
         overrides: exceptions to the bits, by layer class (the compiler takes none that change between steps).
         factored: requantize in two factors what changes with the time range, see `compiler.compile_model`.
+        policy: how the sets of steps and time ranges come from storage, where they begin (`compiler.swap.POLICIES`);
+            "in_dram": they lie in DRAM from the start, and bringing them there costs nothing.
         checkpoint: float weights other than the workload's own; calibrated anew unless ``calibration`` is given.
         calibration: calibration statistics other than the workload's own.
         dump_passes: keep the text of every compiler stage.
@@ -200,56 +169,26 @@ def run(
     if out is not None:
         check_folder(Path(out), RUN_FOLDER)
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
-    work = _part(with_files(workload, checkpoint, None), steps, blocks, branch).with_files(
+    work = part_of(with_files(workload, checkpoint, None), steps, blocks, branch).with_files(
         calibration=None if calibration is None else Path(calibration)
     )
-    _check_share(verify_sample)
     if verify is None:
         verify = "2" if work.quick_calibration is None else "none"
     prompt = work.sheet_captions[0] if prompt is None else prompt
-    config = _config(
+    config = config_of(
         work, machine, ranges, overrides, prompt=prompt, seed=work.sheet_seeds[0] if seed is None else seed,
         method=method, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits, alpha=alpha,
         factored=factored, verify=verify, steps=steps, blocks=blocks, branch=branch, integer_only=integer_only,
-        verify_sample=verify_sample,
+        verify_sample=verify_sample, policy=policy,
     )  # fmt: skip
+    if not 0 <= save_seconds < math.inf:
+        raise UserError(f"save_seconds = {save_seconds}: allowed seconds from 0 on")
     store = Unfinished(None if out is None else Path(out), _about(config, work), save_seconds)
     result = _run(config, prompt, work, overrides, dump_passes, Stages(notify), store)
     if out is not None:
         write_run(result, Path(out))
         store.remove()
     return result
-
-
-def _config(
-    work: Workload,
-    machine: Machine,
-    ranges: int | Sequence[int] | None,
-    overrides: Sequence[Override],
-    **asked: Any,
-) -> RunConfig:
-    """What was asked for, with what the workload says."""
-    return RunConfig(
-        workload=work.name, machine=machine, num_steps=work.num_steps, cfg_scale=work.cfg_scale,
-        cfg_channels=work.cfg_channels,
-        ranges=ranges if ranges is None or isinstance(ranges, int) else tuple(ranges),
-        overrides=tuple(dataclasses.asdict(override) for override in overrides), **asked,
-    )  # fmt: skip
-
-
-def _part(work: Workload, steps: int | None, blocks: int | None, branch: str | None) -> Workload:
-    """The workload with the blocks that are asked for. Raises UserError or ModelError for a part that is not there."""
-    if steps is not None and not 1 <= steps <= work.num_steps:
-        raise UserError(f"steps = {steps}: allowed 1..{work.num_steps}")
-    if branch not in (None, *BRANCHES):
-        near = difflib.get_close_matches(str(branch), BRANCHES, n=1, cutoff=0.0)
-        raise UserError(f"branch = {branch!r}: allowed {' or '.join(BRANCHES)}; did you mean {near[0]!r}?")
-    return work.with_files(blocks=blocks)
-
-
-def _check_share(share: float) -> None:
-    if not 0.0 <= share <= 1.0:
-        raise UserError(f"verify_sample = {share}: allowed a share 0..1")
 
 
 def _about(config: RunConfig, work: Workload) -> dict[str, Any]:
@@ -338,9 +277,7 @@ def _make(
         )  # fmt: skip
     model.cache_clear()
     with stages.stage("compile"):
-        program = compile_model(
-            quantized, config.machine, config.attention_bits, dump, config.factored, branch=config.branch
-        )
+        program = compiled(quantized, config, dump)
     return stats, quantized, program
 
 
@@ -363,6 +300,7 @@ def run_timing(
     alpha: float | None = None,
     overrides: Sequence[Override] = (),
     factored: bool = False,
+    policy: str = IN_DRAM,
     dump_passes: bool = False,
     steps: int | None = None,
     blocks: int | None = None,
@@ -380,17 +318,15 @@ def run_timing(
     if out is not None:
         check_folder(Path(out), RUN_FOLDER)
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
-    work = _part(get_workload(workload) if isinstance(workload, str) else workload, steps, blocks, branch)
-    config = _config(
+    work = part_of(get_workload(workload) if isinstance(workload, str) else workload, steps, blocks, branch)
+    config = config_of(
         work, machine, ranges, overrides, prompt=None, seed=None, method=method, weight_bits=weight_bits,
         act_bits=act_bits, attention_bits=attention_bits, alpha=alpha, factored=factored, verify=None, timing_only=True,
-        steps=steps, blocks=blocks, branch=branch,
+        steps=steps, blocks=blocks, branch=branch, policy=policy,
     )  # fmt: skip
     stages, passes = Stages(notify), dict[str, str]()
     with stages.stage("compile"):
-        made = outline(work, method, weight_bits, act_bits, ranges=ranges, alpha=alpha, overrides=overrides)
-        dump = passes.__setitem__ if dump_passes else None
-        program = compile_model(made, machine, attention_bits, dump, factored, branch=branch)
+        made, program = outlined(work, config, passes.__setitem__ if dump_passes else None)
     with stages.stage("time"):
         timing = time_program(program, steps=steps)
     stages.wall_clock["peak_resident_bytes"] = peak_resident_bytes()
@@ -398,6 +334,18 @@ def run_timing(
     if out is not None:
         write_run(result, Path(out))
     return result
+
+
+def outlined(
+    work: Workload, config: RunConfig, dump: Callable[[str, str], None] | None = None
+) -> tuple[QuantizedModel, Program]:
+    """The model and program of a timing-only run. Raises UserError or ModelError for what cannot be compiled."""
+    overrides = [Override(**override) for override in config.overrides]
+    made = outline(
+        work, config.method, config.weight_bits, config.act_bits, ranges=config.ranges, alpha=config.alpha,
+        overrides=overrides,
+    )  # fmt: skip
+    return made, compiled(made, config, dump)
 
 
 def timesteps_of(work: Workload) -> tuple[int, ...]:

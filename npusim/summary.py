@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from npusim.cost import Range
+from npusim.cost.energy import total
 from npusim.evaluate import METRICS, Evaluation
 from npusim.fidelity import PAIRS, Fidelity
 from npusim.memory import Tally
@@ -33,7 +34,7 @@ def summary(result: TimingResult) -> RenderableType:
             f"{c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, on "
             f"{c.machine.name}\n{extent}; timing only: fidelity n/a"
         )
-        return Group(head, _cost(result), _ledger(result), Text(LEDGER_KEY))
+        return Group(head, _cost(result), *_swap_line(result), _ledger(result), Text(LEDGER_KEY))
     head = Text.assemble(
         (f"{c.prompt}", "bold"),
         f" by {c.workload}, {c.method} W{c.weight_bits}A{c.act_bits}, attention {c.attention_bits} bits, "
@@ -44,7 +45,13 @@ def summary(result: TimingResult) -> RenderableType:
     fidelity = Text("integer clip only: fidelity n/a") if result.fidelity is None else _fidelity(result.fidelity)
     texts = saturation_line(saturation(result)), bits_line(result.bit_exact)
     return Group(
-        head, fidelity, _cost(result), _ledger(result), Text(LEDGER_KEY), *(Text(line) for line in texts if line)
+        head,
+        fidelity,
+        _cost(result),
+        *_swap_line(result),
+        _ledger(result),
+        Text(LEDGER_KEY),
+        *(Text(line) for line in texts if line),
     )
 
 
@@ -127,7 +134,7 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def _cost(result: TimingResult) -> Table:
     t, machine = result.timing, result.config.machine
-    table = _table("cost", "prologue", "one step", "all")
+    table = _table("cost", "prologue", "first step" if len(t.codes) > 1 else "one step", "all")
     parts = (t.prologue.total_cycles, t.step.total_cycles, t.cycles)
     table.add_row("cycles", *(f"{cycles:,}" for cycles in parts))
     table.add_row(f"ms at {machine.clock_mhz} MHz", *(f"{cycles / machine.clock_hz * 1e3:,.3f}" for cycles in parts))
@@ -141,6 +148,22 @@ def _cost(result: TimingResult) -> Table:
     parts_mj = (_short(x.total_pj.nominal / 1e9) for x in (energy.prologue, energy.step))
     table.add_row("energy mJ", *parts_mj, energy_text(energy.total_pj))
     return table
+
+
+def _swap_line(result: TimingResult) -> list[Text]:
+    """What a policy fetches, and what that costs; none where all sets lie in DRAM."""
+    if not (rows := result.swap):
+        return []
+    read, exposed, hidden = (
+        sum(getattr(row, name) for row in rows) for name in ("storage_read_bytes", "exposed_cycles", "hidden_cycles")
+    )
+    millijoules = _short(total(row.energy for row in rows).nominal / 1e9)
+    return [
+        Text(
+            f"swap, {result.config.policy}: {read / 1e6:.3g} MB, {millijoules} mJ; {exposed:,} cycles exposed, "
+            f"{hidden:,} hidden"
+        )
+    ]
 
 
 def _ledger(result: TimingResult) -> Table:

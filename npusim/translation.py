@@ -72,6 +72,11 @@ def _verify_run(folder: Path, block: int | None, notify: Notify | None, step: in
     config, seed = _described(folder / JSON)
     model, compiled = folder / "quantized.safetensors", folder / "program.npu"
     program = load_program(compiled)
+    if program.swap is not None:
+        raise UserError(
+            f"{compiled}: fetches its parameter sets from storage, which TOSA cannot say; allowed: a run without "
+            "--policy, whose tensors are the same"
+        )
     bits, factored, branch = config["attention_bits"], config["factored"], config.get("branch")
     graph = integer_graph(QuantizedModel.load(model), bits, factored=factored, branch=branch)
     again = build_program(graph, program.machine)

@@ -26,6 +26,7 @@ from npusim.timing.cost import DMA, shapes
 from npusim.units import kind_of
 
 _LAYER = next(f for f in HEADER if f.name == "layer")
+FETCH = "fetch"
 _DRAM_SIDE = ("unit", "dram_addr", "base", "row_bytes", "rows", "planes", "dram_row", "dram_plane")
 """Fields of a copy that say which bytes of DRAM it moves, and in which direction."""
 
@@ -103,7 +104,7 @@ def _costs(code: NDArray[np.uint32], machine: Machine) -> tuple[NDArray[np.float
 
 def _cost(ins: Decoded, machine: Machine) -> list[float]:
     if ins.op in DMA:
-        return [dma_bytes(ins), 0, 0, 0, 0]
+        return [ins.bytes if ins.op == FETCH else dma_bytes(ins), 0, 0, 0, 0]
     if ins.op == "matmul":
         return [0, *array_cycles(ins, machine), 0]
     vector = kind_of(ins.unit) == "vector" and ins.op not in ("barrier", "halt")
@@ -113,7 +114,8 @@ def _cost(ins: Decoded, machine: Machine) -> list[float]:
 def _distinct_copies(code: NDArray[np.uint32], layer: NDArray[np.int64]) -> NDArray[Any]:
     """Places in ``code`` of one copy each of those that move the same bytes of DRAM in one direction for one layer."""
     opcodes = code[:, 0] & 0xFF
-    copies = np.flatnonzero(np.isin(opcodes, [BY_MNEMONIC[op].opcode for op in DMA]))
+    fetches = np.flatnonzero(opcodes == BY_MNEMONIC[FETCH].opcode)  # a policy fetches every byte once
+    copies = np.flatnonzero(np.isin(opcodes, [BY_MNEMONIC[op].opcode for op in DMA if op != FETCH]))
     known = {f.name: f for f in (*HEADER, *BY_MNEMONIC["load"].fields)}
     columns = [layer[copies], opcodes[copies]]
     for field in (known[name] for name in _DRAM_SIDE):
@@ -122,7 +124,7 @@ def _distinct_copies(code: NDArray[np.uint32], layer: NDArray[np.int64]) -> NDAr
             bits = min(field.bits, 32)
             columns.append(code[copies, word].astype(np.int64) >> low & ((1 << bits) - 1))
     _, first = np.unique(np.stack(columns, axis=1).astype(np.int64), axis=0, return_index=True)
-    return copies[first]
+    return np.concatenate([copies[first], fetches])
 
 
 def array_cycles(ins: Decoded, machine: Machine) -> tuple[float, float, float]:

@@ -82,13 +82,13 @@ def get_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        ModelError: there is none, or it is a float method; names the allowed ones and the nearest.
+        ModelError: there is none, or it is a float method; names the allowed ones, and one that is spelt much alike.
     """
     if name in TORCH_ONLY:
         raise ModelError(f"method '{name}' is floating-point and runs in torch only; allowed: {_allowed()}")
     if name not in METHODS:
-        nearest = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
-        raise ModelError(f"method '{name}' is unknown; allowed: {_allowed()}; nearest: {nearest}")
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        raise ModelError(f"method '{name}' is unknown; allowed: {_allowed()}{f'; nearest: {near[0]}' if near else ''}")
     return METHODS[name]
 
 

@@ -29,6 +29,9 @@ def compare(
     if as_json:
         print_json(found)
         return
+    if not found.differs:
+        typer.echo("no difference")
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_COLUMNS)
@@ -40,6 +43,9 @@ def compare(
         return table
 
     def show(title: str, changes: tuple[Change, ...]) -> None:
+        if not changes:
+            console.print(f"{title}: none")
+            return
         table = new_table(title, "", "before", "after", "change", "%")
         for change in changes[:MOST_ROWS]:
             table.add_row(change.name, *map(_text, (change.before, change.after)), *_difference(change))
@@ -50,6 +56,9 @@ def compare(
     show("settings that differ", found.settings)
     show("whole run", found.totals)
     show("ledger, cycles by unit and cause, largest change first", found.causes)
+    if not found.layers:
+        console.print("layers that differ: none")
+        return
     table = new_table("layers, change of all executions", "layer", *LAYER_COUNTS)
     for layer in found.layers[:MOST_ROWS]:
         table.add_row(f"{layer.part}: {layer.layer}", *(f"{layer.difference(name):+,}" for name in LAYER_COUNTS))

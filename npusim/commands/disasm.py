@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,31 +14,28 @@ from npusim.isa.assembly import disassemble
 from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
 from npusim.program_file import load_program
 
-
-class Part(StrEnum):
-    """Which code of a program `disasm` prints."""
-
-    ALL = "all"
-    PROLOGUE = "prologue"
-    STEP = "step"
+ALL = "all"
 
 
 def disasm(
     program: Annotated[
         Path, typer.Argument(help="Program file, or instruction words as `npusim asm` writes them without --hw.")
     ],
-    part: Annotated[Part, typer.Option(help="Which code of a program.")] = Part.ALL,
+    part: Annotated[str, typer.Option(help="Which code of a program: all, prologue, step, step_1, ...")] = ALL,
 ) -> None:
     """Print code as assembler text, which `npusim asm` reads (npusim.isa.assembly.disassemble)."""
     words = _read_words(program)
     if words is None:
-        pieces = {name: code for name, code in load_program(program).code() if part in (Part.ALL, name)}
-    elif part is Part.ALL:
+        code = dict(load_program(program).code())
+        if part not in (ALL, *code):
+            raise UserError(f"{program}: part = {part[:40]!r}: allowed {', '.join((ALL, *code))}")
+        pieces = code if part == ALL else {part: code[part]}
+    elif part == ALL:
         pieces = {"code": words}
     else:
         raise UserError(f"{program}: instruction words have no parts; allowed: --part with a program file only")
-    for name, code in pieces.items():
-        typer.echo(f"# {name}: {len(code)} instructions\n{disassemble(code)}", nl=False)
+    for name, piece in pieces.items():
+        typer.echo(f"# {name}: {len(piece)} instructions\n{disassemble(piece)}", nl=False)
 
 
 def _read_words(path: Path) -> NDArray[np.uint32] | None:

@@ -53,15 +53,20 @@ def list_(
 
 @app.command(epilog="Example: npusim hw show hwconfigs/tiny_8x8.yaml")
 def show(machine: MachineFile, as_json: AsJson = False) -> None:
-    """Show one machine: every field with its meaning, and what follows from them (npusim.hw.derive)."""
+    """Show one machine: fields with their meanings, and what follows (npusim.hw.derive, npusim.cost.rates)."""
+    from npusim.cost import rates  # imports the compiler of kernels, which the other commands do without
+
     path = hw.find_machine(machine)
     loaded = load_machine(path)
+    cost = asdict(rates(loaded))
     if as_json:
-        print_json(_summary(path, loaded) | {"machine": loaded.model_dump(mode="json")})
+        print_json(_summary(path, loaded) | {"cost": cost, "machine": loaded.model_dump(mode="json")})
         return
     rows = [(field, str(value).lower() if isinstance(value, bool) else str(value), meaning)
             for field, value, meaning in hw.field_rows(loaded)]  # fmt: skip
     rows += [(f"= {name}", f"{value:,.6g}", "derived") for name, value in asdict(hw.derive(loaded)).items()]
+    rows += [(f"= {name}", f"{v['nominal']:.3g} ({v['low']:.3g} to {v['high']:.3g})" if isinstance(v, dict) else str(v),
+              "from the tables of hwconfigs/energy") for name, v in cost.items()]  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for field, value, meaning in rows:
         typer.echo(f"{field:{widths[0]}}  {value:>{widths[1]}}  {meaning}")

@@ -37,7 +37,7 @@ Ranges = Annotated[str | None, typer.Option(help="Number of time ranges, or firs
 Alpha = Annotated[float | None, typer.Option(help="Smoothing exponent; by default the searched one.")]
 Factored = Annotated[bool, typer.Option("--factored", help="Requantize in two factors: smaller sets to swap.")]
 Overrides = Annotated[Path | None, typer.Option(help="YAML of bits by layer class and step.")]
-WeightBits = Annotated[int, typer.Option(help="Bits of block linears' weights: 4, 6, 8.")]
+WeightBits = Annotated[int, typer.Option(help="Bits of linears' weights: 4, 6, 8.")]
 ActBits = Annotated[int, typer.Option(help="Bits of their inputs: 4, 6, 8 or 16.")]
 AttentionBits = Annotated[int, typer.Option(help="Bits of q, k and v: 8 or 16.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Other float weights; calibrated anew.")]
@@ -108,6 +108,9 @@ def progress() -> Iterator[Callable[[str, float, int], None]]:
         def notify(stage: str, done: float, total: int) -> None:
             nonlocal told
             now = time.monotonic()
+            if not total:
+                console.print(stage, soft_wrap=True)
+                return
             if stage not in tasks:
                 begun[stage] = now, done
                 tasks[stage] = shown.add_task(stage, total=total)

@@ -12,7 +12,7 @@ import typer
 def trace(
     source: Annotated[Path, typer.Argument(help="Run folder, or program file.")],
     out: Annotated[Path, typer.Option(help="Trace file to write.")] = Path("trace.pftrace"),
-    part: Annotated[str, typer.Option(help="Which code: step or prologue.")] = "step",
+    part: Annotated[str, typer.Option(help="Which code: step, prologue; with swap also step_1, ...")] = "step",
     window: Annotated[str | None, typer.Option(help="Cycles of the part, A:B; by default all.")] = None,
     open_: Annotated[
         bool, typer.Option("--open", help="Also write a timeline as HTML, and open it in a browser; needs no network.")

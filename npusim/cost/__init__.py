@@ -2,6 +2,7 @@
 
 from npusim.cost.area import Area, area
 from npusim.cost.energy import Energy, energy, swap_energy
+from npusim.cost.rates import Rates, rates, tops_per_watt
 from npusim.cost.tables import Range
 
-__all__ = ["Area", "Energy", "Range", "area", "energy", "swap_energy"]
+__all__ = ["Area", "Energy", "Range", "Rates", "area", "energy", "rates", "swap_energy", "tops_per_watt"]

@@ -35,12 +35,22 @@ def source_key(package: Path = PACKAGE) -> str:
     return sha.hexdigest()[:24]
 
 
-@cache
 def cache_folder() -> Path | None:
     """Return the folder of the compiled kernels, or None where no such folder can be written (then nothing is cached).
 
     It lies in ``$NUMBA_CACHE_DIR`` where that is set, else in ``$XDG_CACHE_HOME/npusim`` or ``~/.cache/npusim``.
     """
+    return _folder()[0]
+
+
+def first_use() -> bool:
+    """Whether this process is the first of this version here, so that its kernels are yet to be compiled."""
+    return _folder()[1]
+
+
+@cache
+def _folder() -> tuple[Path | None, bool]:
+    """The folder, and whether it is new."""
     chosen, xdg = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
     if chosen:
         parent = Path(chosen)
@@ -49,12 +59,13 @@ def cache_folder() -> Path | None:
     else:
         parent = Path.home().joinpath(".cache", "npusim")
     folder = parent.joinpath(f"kernels-{source_key()}")
+    new = not folder.is_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
-        return None
-    return folder
+        return None, False
+    return folder, new
 
 
 def _defined(decorator: Callable[..., Any], *signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from compiler.schedule.bounds import COLUMNS, layer_bounds, total
+from compiler.swap import IN_DRAM
+from npusim.cost import Range
+from npusim.cost.energy import COMPONENTS
+from npusim.cost.energy import total as sum_of
 from npusim.fidelity import PAIRS
+from npusim.html.energy import rate_rows, words
 from npusim.html.fidelity import figures
 from npusim.html.figure import Picture
 from npusim.html.source import RunData
@@ -66,10 +71,13 @@ def page(run: RunData, pictures: Sequence[Picture], folder: str) -> str:
     for name, heading in (
         ("roofline", "Roofline"), ("causes_by_layer", "Cycles by cause and layer"),
         ("causes_by_step", "Cycles by cause and step"), ("timeline", "Units over one step"),
-        ("memory", "Memories over one step"), ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
+        ("memory", "Memories over one step"), ("energy_by_component", "Energy by component"),
+        ("energy_by_layer", "Energy by layer"), ("energy_by_step", "Energy by step"), ("area", "Area and rates"),
+        ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
         ("fidelity_by_layer", "Fidelity by layer and step"),
     ):  # fmt: skip
-        sections.append((name, heading, _figure(shown[name], folder) if name in shown else f"<p>{_absent(name)}</p>"))
+        text = _figure(shown[name], folder) if name in shown else f"<p>{escape(_absent(run, name))}</p>"
+        sections.append((name, heading, text + TABLES[name](run) if name in TABLES else text))
     sections += [("layers", "Layers", _layers(run)), ("words", "Words", _definitions())]
     body = "".join(f'<h2 id="{name}">{escape(heading)}</h2>\n{text}\n' for name, heading, text in sections)
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
@@ -99,16 +107,21 @@ def shown(value: object) -> str:
 
 def _title(run: RunData) -> str:
     config = run.record["config"]
-    return f"{config.get('prompt', '')} ({config.get('workload', '')}, {config.get('method', '')})"
+    prompt = "Timing of any clip" if run.timing_only else config.get("prompt", "")
+    return f"{prompt} ({config.get('workload', '')}, {config.get('method', '')})"
 
 
 def _subtitle(run: RunData) -> str:
     config = run.record["config"]
     bits = f"W{config.get('weight_bits')}A{config.get('act_bits')}, attention {config.get('attention_bits')} bits"
-    return (
-        f"{bits}, on {run.program.machine.name}; {run.program.steps} steps, "
-        f"noise seed {run.record.get('seeds', {}).get('noise', 'n/a')}{_part(run)}"
-    )
+    seed = "timing only" if run.timing_only else f"noise seed {run.record.get('seeds', {}).get('noise', 'n/a')}"
+    return f"{bits}, on {run.program.machine.name}; {run.program.steps} steps, {seed}{_policy(config)}{_part(run)}"
+
+
+def _policy(config: Mapping[str, Any]) -> str:
+    """How parameter sets come from storage, where they begin there."""
+    policy = config.get("policy", IN_DRAM)
+    return "" if policy == IN_DRAM else f"; parameter sets fetched from storage, policy {policy}"
 
 
 def _part(run: RunData) -> str:
@@ -119,14 +132,13 @@ def _part(run: RunData) -> str:
 
 def _summary(run: RunData) -> str:
     timing, machine = run.timing, run.program.machine
-    cost = run.record["cost"]
     cards = [
         (f"{timing.seconds * 1e3:,.4g} ms", f"{'a part of ' * bool(_part(run))}one video at {machine.clock_mhz:,} MHz"),
         (f"{timing.cycles:,}", "cycles"),
         (f"{timing.mac_utilisation:.1%}", "MAC utilisation"),
         (f"{timing.dram_bandwidth_share:.1%}", "DRAM share"),
         (f"{(timing.traffic.dram_read_bytes + timing.traffic.dram_write_bytes) / 1e6:,.4g} MB", "on the DRAM bus"),
-        (_energy(cost), "energy"),
+        _energy_card(run.energy.total_pj),
         (_bits(run.record), "engine against reference"),
     ]
     boxes = "".join(f'<div class="card"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
@@ -139,25 +151,59 @@ def _summary(run: RunData) -> str:
         *([name.replace("_", " "), *(getattr(t, name) for t in traffic)]
           for name in ("mac_operations", "dram_read_bytes", "dram_write_bytes", "sram_read_bytes", "sram_write_bytes")),
     ]  # fmt: skip
-    rows[1][-1] = sum(len(p.instructions) * p.executions for p in run.parts.values())
+    rows[1][-1] = _executed(run)
     whole = "this part" if _part(run) else "whole video"
-    costs = table(["", *(f"one {name}" for name, _ in parts), whole], rows, "Cost")
+    costs = table(["", *(_one(run, name) for name, _ in parts), whole], rows, "Cost")
     loss = table(["", *(pair.replace("_", " ") for pair in PAIRS)],
                  [[name, *values] for name, values in figures(run.record)], "Fidelity")  # fmt: skip
     ledger = table(
         ["unit", *(cause.replace("_", " ") for cause in CAUSES)],
         [
             [unit, *(f"{causes[cause] / timing.cycles:.1%}" for cause in CAUSES)]
-            for unit, causes in timing.ledger.items()
+            for unit, causes in ((unit, timing.ledger[unit]) for unit in run.units)
         ],
         "Share of all cycles by unit and cause",
     )
     return f'<div class="cards">{boxes}</div>\n<div class="pair">{costs}{loss}</div>{ledger}{_settings(run)}'
 
 
-def _energy(cost: dict[str, Any]) -> str:
-    value = cost.get("energy_joules")
-    return f"{value * 1e3:,.4g} mJ" if isinstance(value, int | float) else "n/a"
+def _one(run: RunData, part: str) -> str:
+    """A column's head: of several step codes, the parts have the first."""
+    return f"{'first' if part == 'step' and run.program.more_steps else 'one'} {part}"
+
+
+def _executed(run: RunData) -> int:
+    """Instructions of prologue and all steps."""
+    codes = run.program.step_codes
+    return len(run.program.prologue) + sum(len(codes[number]) for number in run.timing.code_of_step)
+
+
+def _energy_card(value: Range) -> tuple[str, str]:
+    low, nominal, high = (f"{pj / 1e9:,.3g}" for pj in (value.low, value.nominal, value.high))
+    return f"{nominal} mJ", f"energy of the denoiser, {low} to {high} mJ"
+
+
+def _energy_table(run: RunData) -> str:
+    """Energy of the parts and in all, by component, with both bounds."""
+    energy, parts = run.energy, run.parts
+    columns = [getattr(energy, name).by_component for name in parts] + [energy.by_component]
+    rows = [[words(name), *(_microjoules(column[name]) for column in columns)] for name in COMPONENTS]
+    rows.append(["total", *(_microjoules(sum_of(column.values())) for column in columns)])
+    header = ["µJ: nominal (low to high)", *(_one(run, name) for name in parts), "whole run"]
+    return table(header, rows)
+
+
+def _microjoules(value: Range) -> str:
+    low, nominal, high = (f"{pj / 1e6:,.4g}" for pj in (value.low, value.nominal, value.high))
+    return f"{nominal} ({low} to {high})"
+
+
+def _rates_table(run: RunData) -> str:
+    return table(["", "unit", "low", "nominal", "high"], rate_rows(run))
+
+
+TABLES = {"energy_by_component": _energy_table, "area": _rates_table}
+"""Tables behind figures."""
 
 
 def _bits(record: Any) -> str:
@@ -180,7 +226,7 @@ def _settings(run: RunData) -> str:
 
 def _clips(run: RunData) -> str:
     if run.clips is None:
-        return "<p>n/a: this run has no clips.</p>"
+        return f"<p>{NO_DATA if run.timing_only else 'n/a: this run has no clips.'}</p>"
     return (
         f'<img class="clips" alt="float, fake-quantized and integer clip side by side" '
         f'src="data:image/gif;base64,{base64.b64encode(run.clips).decode()}">'
@@ -197,9 +243,15 @@ def _figure(picture: Picture, folder: str) -> str:
     )
 
 
-def _absent(name: str) -> str:
+NO_DATA = "n/a: a timing-only run: no data flowed, so there is nothing to look at or to measure."
+
+
+def _absent(run: RunData, name: str) -> str:
+    """Why a figure is not there."""
+    if run.timing_only and name.startswith("fidelity"):
+        return NO_DATA
     return {
-        "swap": "n/a: this run folder has no swap.csv.",
+        "swap": "n/a: all parameter sets lie in DRAM from the start; npusim run --policy fetches them from storage.",
         "fidelity": "n/a: this run measured no fidelity.",
         "fidelity_by_layer": "n/a: not measured; npusim report --by-layer does.",
         "roofline": "n/a: the step has no matrix products.",
@@ -208,13 +260,14 @@ def _absent(name: str) -> str:
 
 def _layers(run: RunData) -> str:
     rows: list[list[object]] = []
-    units = run.program.machine.units
+    used = [run.program.machine.units.index(unit) for unit in run.units]
     for part in run.parts.values():
-        for name, cycles in by_layer(part).items():
+        for name, every_unit in by_layer(part).items():
+            cycles = every_unit[used]
             total = cycles.sum(axis=1).tolist()
             rows.append([name, part.name, *cycles[:, CAUSES.index("busy")].tolist(), *total])
     longest = sorted((row for row in rows if row[0] != BARRIER and row[1] == "step"), key=_busiest, reverse=True)
-    header = ["layer", "part", *(f"{unit} busy" for unit in units), *(f"{unit} all" for unit in units)]
+    header = ["layer", "part", *(f"{unit} busy" for unit in run.units), *(f"{unit} all" for unit in run.units)]
     note = (
         '<p class="note">Cycles of one execution: busy, and with waiting. The CSV of the figure by cause and layer has '
         "them by cause.</p>"

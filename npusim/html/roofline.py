@@ -20,7 +20,8 @@ CAPTION = (
     "Each mark is a layer of one denoising step. Across: operations (two for each multiply-accumulate) per byte that "
     "the layer's own loads and stores move on the DRAM bus; layers that move none stand at the right edge. Up: "
     "operations over the time that the MAC array's queue spends on the layer, working and waiting. The lines are what "
-    "the DRAM's peak rate and the array's peak allow, with 8-bit and with 16-bit activations."
+    "the DRAM's peak rate and the array's peak allow, by the operands' bits; attention multiplies 16 by 16 bits unless "
+    "asked for 8."
 )
 
 
@@ -99,10 +100,15 @@ def _bandwidth(machine: Machine) -> float:
 def _roofs(axis: Axes, machine: Machine, low: float, high: float) -> None:
     x = np.geomspace(low, high * 1.15, 400)
     slope = _bandwidth(machine) * x / 1e12
-    wide = machine.peak_tops * machine.mac_array.pass_cycles_a8w8 / machine.mac_array.pass_cycles_a16w8
+    array = machine.mac_array
+    wide, widest = (
+        machine.peak_tops * array.pass_cycles_a8w8 / passes
+        for passes in (array.pass_cycles_a16w8, array.pass_cycles_a16w16)
+    )
     axis.plot(x, np.minimum(slope, machine.peak_tops), color=INK, linewidth=1.8)
     axis.axhline(wide, color=INK, linewidth=1.2, linestyle="--")
-    for value, text in ((machine.peak_tops, "8-bit activations"), (wide, "16-bit activations")):
+    axis.axhline(widest, color=INK, linewidth=1.2, linestyle=":")
+    for value, text in ((machine.peak_tops, "8 x 8 bits"), (wide, "16 x 8 bits"), (widest, "16 x 16 bits")):
         axis.annotate(f"{text}: {value:.4g} TOPS", (low * 1.1, value * 1.04), va="bottom", fontsize=9)
     ridge = machine.peak_tops * 1e12 / _bandwidth(machine)
     axis.axvline(ridge, color=VERMILION, linewidth=1, linestyle=":")
@@ -111,8 +117,8 @@ def _roofs(axis: Axes, machine: Machine, low: float, high: float) -> None:
         ha="right", va="bottom", fontsize=9, color=VERMILION,
     )  # fmt: skip
     text = f"DRAM {_bandwidth(machine) / 1e9:.4g} GB/s"
-    at = np.sqrt(low * ridge)
+    at = low ** (2 / 3) * ridge ** (1 / 3)
     axis.annotate(
-        text, (at, _bandwidth(machine) * at / 1e12), xytext=(-8, 4), textcoords="offset points", ha="right",
+        text, (at, _bandwidth(machine) * at / 1e12), xytext=(8, -8), textcoords="offset points", ha="left", va="top",
         fontsize=9, color=BLUE,
     )  # fmt: skip

@@ -6,14 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from npusim.cost import Energy, energy
 from npusim.errors import UserError
 from npusim.program import Program
-from npusim.program_file import load_program
 from npusim.record import Rows, read_record, read_rows, section
-from npusim.timing import ProgramTiming, time_program
+from npusim.run_folder import program_of
+from npusim.timing import Ledger, ProgramTiming, time_program
 from npusim.trace.part import Part, parts_of
 
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
@@ -40,6 +42,27 @@ class RunData:
     def step(self) -> Part:
         return self.parts["step"]
 
+    @property
+    def timing_only(self) -> bool:
+        """Whether no data flowed: then there are no clips, and nothing that is measured on them."""
+        return not self.program.contents
+
+    @property
+    def ledgers(self) -> list[tuple[str, Ledger]]:
+        """Name and ledger of the prologue and of each step, in order of execution."""
+        steps = ((str(step), self.timing.codes[code].ledger) for step, code in enumerate(self.timing.code_of_step))
+        return [("prologue", self.timing.prologue.ledger), *steps]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units that the program uses."""
+        return tuple(unit for unit in self.program.machine.units if self.timing.ledger[unit]["busy"])
+
+    @cached_property
+    def energy(self) -> Energy:
+        """By the tables of this version, which may be others than the run's."""
+        return energy(self.program, self.timing)
+
 
 def load_run(folder: Path) -> RunData:
     """Read a run folder.
@@ -47,12 +70,12 @@ def load_run(folder: Path) -> RunData:
     Raises UserError if it is none, if a file is damaged, or if its program takes other cycles now than run.json says.
     """
     record = read_record(folder / "run.json")
-    program = load_program(folder / "program.npu")
+    program = program_of(folder, record)
     timing = time_program(program, steps=_steps(section(record, "config").get("steps"), program))
     then = section(record, "cost").get("cycles")
     if then != timing.cycles:
         raise UserError(
-            f"{folder}: run.json says {then} cycles, program.npu takes {timing.cycles} now: it was timed by another "
+            f"{folder}: run.json says {then} cycles, its program takes {timing.cycles} now: it was timed by another "
             "version; allowed: a folder that this version made (run it again)"
         )
     clips = folder / "clips.gif"

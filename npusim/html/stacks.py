@@ -19,9 +19,10 @@ MOST_CLASSES = 28
 BARRIER = "(barrier)"
 
 LAYERS_CAPTION = (
-    "One denoising step. For each unit, the cycles from the end of its last instruction to the end of this one, by "
-    "what the unit did. Layers of one name in different blocks are summed; waiting belongs to the layer that waited. "
-    "Each panel adds up to the step's cycles. The CSV has every layer of its own."
+    "One denoising step, with parameter swap the first. For each unit that the program uses, the cycles from the end "
+    "of its last instruction to the end of this one, by what the unit did. Layers of one name in different blocks are "
+    "summed; waiting belongs to the layer that waited. Each panel adds up to the step's cycles. The CSV has every "
+    "layer of its own."
 )
 STEPS_CAPTION = (
     "Prologue and steps in order of execution; every bar of a unit is as high as the part is long. Steps run the same "
@@ -60,8 +61,8 @@ def layers_picture(run: RunData) -> Picture:
               zip(shown, shorter(shown), strict=True)]  # fmt: skip
     with drawing():
         figure = new_figure(13, 1.6 + 0.26 * len(shown))
-        axes = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]
-        for unit, axis in enumerate(axes):
+        axes = figure.subplots(1, len(run.units), sharey=True, squeeze=False)[0]
+        for unit, axis in zip(map(units.index, run.units), axes, strict=True):
             _bars(axis, np.arange(len(shown)), np.array([classes[name][unit] for name in shown]), sideways=True)
             axis.set_title(units[unit])
             axis.set_xlabel("cycles of one step")
@@ -74,6 +75,7 @@ def layers_picture(run: RunData) -> Picture:
     rows = [
         [part.name, name, part.executions, unit, *table[u].tolist()]
         for part in run.parts.values() for name, table in by_layer(part).items() for u, unit in enumerate(units)
+        if unit in run.units
     ]  # fmt: skip
     header = ["part", "layer", "executions", "unit", *(f"{cause}_cycles" for cause in CAUSES)]
     return Picture.of("causes_by_layer", "Cycles by cause and layer", LAYERS_CAPTION, figure, header, rows)
@@ -81,9 +83,7 @@ def layers_picture(run: RunData) -> Picture:
 
 def steps_picture(run: RunData) -> Picture:
     """A panel for each unit, a bar for the prologue and for each step."""
-    units = run.program.machine.units
-    bars = [(part.name, part.timing.ledger) for part in run.parts.values() if part.name == "prologue"]
-    bars += [(str(step), run.step.timing.ledger) for step in range(run.timing.steps)]
+    bars, units = run.ledgers, run.units
     with drawing():
         figure = new_figure(13, 3.4)
         axes = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""Parameter swap by step: every column of ``swap.csv`` that counts cycles, stacked."""
+"""Parameter swap by step: cycles of the storage unit, hidden behind computation or exposed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from npusim.html.figure import Picture
 from npusim.html.source import RunData
 from npusim.html.style import INK, drawing, new_figure, of_number, thousands
 
-SUFFIX = "_cycles"
-PREFERRED = ("hidden_cycles", "exposed_cycles")
-CAPTION = "Cycles of parameter swap as swap.csv has them, by step: hidden behind computation, or exposed."
+COLUMNS = ("hidden_cycles", "exposed_cycles")
+CAPTION = (
+    "Cycles of parameter swap in the prologue and in each step. Exposed: how much longer the part takes than the same "
+    "code without fetches. Hidden: other busy cycles of the storage unit, beside which something else was done. The "
+    "CSV has the bytes and the energy of the fetches, too."
+)
 
 
 def swap(run: RunData) -> Picture | None:
-    """None where the run folder has no swap.csv, or one without columns of cycles."""
+    """None where the run folder has no swap.csv, as of a run whose sets all lie in DRAM."""
     if not run.swap:
-        return None
-    columns = [name for name in run.swap[0] if name.endswith(SUFFIX)]
-    shown = [name for name in columns if name.endswith(PREFERRED)] or columns
-    if not shown:
         return None
     places = range(len(run.swap))
     with drawing():
         figure = new_figure(13, 3.4)
         axis = figure.subplots()
         before = [0.0] * len(run.swap)
-        for index, name in enumerate(shown):
-            heights = [value(row[name]) or 0.0 for row in run.swap]
+        for index, name in enumerate(COLUMNS):
+            heights = [value(row.get(name)) or 0.0 for row in run.swap]
             colour, hatch = of_number(index)
             axis.bar(places, heights, 0.8, bottom=before, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.4,
-                     label=name.removesuffix(SUFFIX).replace("_", " "))  # fmt: skip
+                     label=name.removesuffix("_cycles"))  # fmt: skip
             before = [a + b for a, b in zip(before, heights, strict=True)]
         first = next(iter(run.swap[0]))
         every = -(-len(run.swap) // 40)
-        axis.set_xticks(list(places)[::every], [row[first] for row in run.swap][::every])
-        axis.set(xlabel=first.replace("_", " "), ylabel="cycles")
+        axis.set_xticks(list(places)[::every], [row[first] for row in run.swap][::every], rotation=90)
+        axis.set(xlabel="part: prologue, or step", ylabel="cycles")
         thousands(axis, "y")
         axis.grid(axis="y")
         axis.legend()

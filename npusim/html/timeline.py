@@ -67,9 +67,8 @@ def timeline(run: RunData) -> Picture:
     with drawing():
         figure = new_figure(13, 4.6)
         whole, close = figure.subplots(2, 1)
-        units = part.program.machine.units
-        _panel(whole, coarse, groups, (0, total), units)
-        _panel(close, pieces(part, 2 * half // PIECES), groups, near, units)
+        _panel(whole, coarse, groups, (0, total), run.units)
+        _panel(close, pieces(part, 2 * half // PIECES), groups, near, run.units)
         whole.axvspan(*near, facecolor="none", edgecolor=INK, linewidth=1.2, zorder=4)
         whole.set_title("one step")
         close.set_title("the framed stretch")

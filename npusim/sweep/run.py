@@ -43,7 +43,7 @@ def sweep(
         KeyboardInterrupt: what was finished is kept, and the tables are not renewed.
     """
     space = load_space(file)
-    fidelity = read_fidelity(space.fidelity)
+    fidelity = read_fidelity(space.fidelity, space.data_set)
     store = Store(Path(out), space)
 
     def run(points: Sequence[Point]) -> Generator[Record, None, None]:

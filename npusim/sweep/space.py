@@ -40,7 +40,10 @@ OBJECTIVES: dict[str, Direction] = {
     "seconds": "min", "energy_joules": "min", "area_mm2": "min", "dram_capacity_bytes": "min",
 }  # fmt: skip
 MOST_POINTS = 1_000_000
-_KEYS = {"schema_version", "workload", "hw", "search", "points", "population", "seed", "axes", "objectives", "fidelity"}
+_KEYS = {
+    "schema_version", "workload", "hw", "search", "points", "population", "seed", "axes", "objectives", "fidelity",
+    "fidelity_data_set",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """A sweep file as checked. ``axes``: allowed values by setting; ``objectives``: "min" or "max" by figure."""
+    """A sweep file as checked. ``axes``: allowed values by setting; ``objectives``: "min" or "max" by figure.
+
+    ``fidelity``: a CSV file of measured figures, of which ``data_set`` names those that count.
+    """
 
     workload: str
     machine: Machine
@@ -75,6 +81,7 @@ class Space:
     axes: Mapping[str, tuple[Any, ...]]
     objectives: Mapping[str, Direction]
     fidelity: Path | None
+    data_set: str | None
 
     def point(self, values: Values) -> Point:
         return Point(self.workload, self.machine.model_dump(mode="json"), dict(values))
@@ -99,6 +106,10 @@ def load_space(path: str | Path) -> Space:
     search = _one_of(path, "search", data.get("search", "grid"), SEARCHES)
     hw = path.parent / _text(path, "hw", data.get("hw"))
     fidelity = None if data.get("fidelity") is None else path.parent / _text(path, "fidelity", data["fidelity"])
+    named = data.get("fidelity_data_set")
+    data_set = None if named is None else _text(path, "fidelity_data_set", named)
+    if data_set is not None and fidelity is None:
+        raise UserError(f"{path}: fidelity_data_set = {data_set!r}: allowed together with fidelity only")
     try:
         machine = load_machine(hw)
     except UserError as error:
@@ -108,7 +119,7 @@ def load_space(path: str | Path) -> Space:
         _whole(path, "points", data.get("points", 16), 1, MOST_POINTS),
         _whole(path, "population", data.get("population", 8), 2, 1000),
         _whole(path, "seed", data.get("seed", 0), 0, 2**31), _axes(path, data.get("axes"), machine),
-        _objectives(path, data.get("objectives", OBJECTIVES)), fidelity,
+        _objectives(path, data.get("objectives", OBJECTIVES)), fidelity, data_set,
     )  # fmt: skip
     if search == "grid" and space.size > MOST_POINTS:
         raise UserError(f"{path}: axes: a grid of {space.size} points; allowed {MOST_POINTS}, or search: random")

@@ -17,6 +17,8 @@ from npusim.sweep.space import DEFAULTS, FIDELITY, Space
 from npusim.text_file import read_text
 
 MARKER, POINTS, PARQUET = "sweep.json", "points", "results.parquet"
+DATA_SET = "data_set"
+"""Column of a fidelity file."""
 LAYOUT = Layout("sweep", (MARKER, POINTS, PARQUET))
 
 
@@ -69,8 +71,13 @@ def row_of(record: Record, fidelity: Sequence[dict[str, str]] = ()) -> dict[str,
     return row
 
 
-def read_fidelity(path: Path | None) -> list[dict[str, str]]:
-    """Rows of a CSV file whose columns are settings (method, weight_bits, ...) and measured figures."""
+def read_fidelity(path: Path | None, data_set: str | None = None) -> list[dict[str, str]]:
+    """Rows of a CSV file whose columns are settings (method, weight_bits, ...) and measured figures.
+
+    Of a file with a column ``data_set``, as the tables of `npusim evaluate` have it, the rows of that one, without the
+    column. Raises UserError where there are several and none is named, for one that is not there, and for a file that
+    is no such table.
+    """
     if path is None:
         return []
     try:
@@ -82,7 +89,18 @@ def read_fidelity(path: Path | None) -> list[dict[str, str]]:
             raise UserError(f"{path}: fidelity: row {number} has more or fewer values than the {len(rows[0])} columns")
     if not rows or not set(rows[0]) & set(DEFAULTS):
         raise UserError(f"{path}: fidelity: no column of {', '.join(DEFAULTS)}; allowed: a CSV file with at least one")
-    return rows
+    return _of_data_set(path, rows, data_set)
+
+
+def _of_data_set(path: Path, rows: list[dict[str, str]], wanted: str | None) -> list[dict[str, str]]:
+    there = list(dict.fromkeys(row[DATA_SET] for row in rows if DATA_SET in row))
+    if wanted is None and len(there) > 1:
+        raise UserError(f"{path}: fidelity: of data sets {', '.join(there)}; allowed: one of them, fidelity_data_set")
+    if wanted is not None and wanted not in there:
+        found = f"allowed {', '.join(there)}" if there else f"the file has no column {DATA_SET}"
+        raise UserError(f"{path}: fidelity: fidelity_data_set = {wanted!r}: {found}")
+    chosen = [row for row in rows if wanted in (None, row.get(DATA_SET))]
+    return [{name: value for name, value in row.items() if name != DATA_SET} for row in chosen]
 
 
 def _read(path: Path) -> Record:

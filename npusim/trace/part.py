@@ -6,7 +6,8 @@ the tokens that they take. The sums are the ledger's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from npusim.errors import UserError
 from npusim.isa.control import TOKEN_KINDS
 from npusim.isa.encoding import Decoded
-from npusim.program import Program
+from npusim.program import Code, Program
 from npusim.timing import CAUSES, CodeTiming, ProgramTiming
 from npusim.timing.cost import Costs, costs
 from npusim.units import UNITS, of_kind
@@ -72,22 +73,29 @@ class Part:
         return (names[number] or "(no name)") if number < len(names) else f"number {number}"
 
 
-def parts_of(program: Program, timing: ProgramTiming) -> Mapping[str, Part]:
-    """The parts by name, "step" first; an empty prologue is left out."""
-    decoded, words = program.decoded(), dict(program.code())
-    timings = {"step": (timing.step, timing.steps), "prologue": (timing.prologue, 1)}
+def parts_of(program: Program, timing: ProgramTiming, names: Sequence[str] = PARTS) -> Mapping[str, Part]:
+    """The parts of these names, in their order; an empty prologue is left out.
+
+    A program that fetches its parameter sets has several step codes: "step" is the first one, that of step 0.
+    """
+    code, machine, bases = dict(program.code()), program.machine, program.bases(0)
+    timings = dict(zip(code, (timing.prologue, *timing.codes), strict=True))
+    executions = Counter(["prologue", *(program.part_of_step(step) for step in range(timing.steps))])
     return {
-        name: Part(program, name, decoded[name], costs(words[name], program.machine, program.bases(0)), *timings[name])
-        for name in PARTS
-        if decoded[name]
-    }
+        name: Part(
+            program, name, list(Code(name, code[name])), costs(code[name], machine, bases), timings[name],
+            executions[name],
+        )
+        for name in names if len(code[name])
+    }  # fmt: skip
 
 
-def the_part(parts: Mapping[str, Part], name: str) -> Part:
-    """Raises UserError for a part that is not there."""
-    if name not in parts:
-        raise UserError(f"part = {name!r}: allowed {', '.join(parts)}")
-    return parts[name]
+def the_part(program: Program, timing: ProgramTiming, name: str) -> Part:
+    """One part, of any name in `Program.code`. Raises UserError for a part that is not there."""
+    names = sorted((part for part, words in program.code() if len(words)), key="prologue".__eq__)
+    if name not in names:
+        raise UserError(f"part = {name!r}: allowed {', '.join(names)}")
+    return parts_of(program, timing, [name])[name]
 
 
 def token_pairs(cost: Costs) -> list[TokenPairs]:

@@ -9,12 +9,11 @@ from npusim.atomic_file import write_atomically
 from npusim.errors import UserError
 from npusim.folder import check_above
 from npusim.program_file import load_program
+from npusim.run_folder import program_of
 from npusim.timing import time_program
-from npusim.trace.part import parts_of, the_part
+from npusim.trace.part import the_part
 from npusim.trace.perfetto import Window, perfetto_trace
 from npusim.trace.viewer import viewer
-
-PROGRAM = "program.npu"
 
 
 def write_trace(
@@ -22,7 +21,7 @@ def write_trace(
 ) -> list[Path]:
     """Write the Perfetto trace of one part of a program; returns the paths written.
 
-    source: a program file, or a run folder with one; window: [first cycle, last cycle) of the part, by default all of
+    source: a program file, or a run folder; window: [first cycle, last cycle) of the part, by default all of
     it; page: write an HTML timeline beside the trace, under its name with ``.html`` at the end.
 
     Raises UserError for a source that is no program, a part that it lacks, a window that is empty or begins behind its
@@ -32,8 +31,8 @@ def write_trace(
     if out.is_dir():
         raise UserError(f"{out}: is a folder; allowed: a file to write")
     check_above(out)
-    program = load_program(source / PROGRAM if source.is_dir() else source)
-    found = the_part(parts_of(program, time_program(program)), part)
+    program = program_of(source) if source.is_dir() else load_program(source)
+    found = the_part(program, time_program(program), part)
     total = found.timing.total_cycles
     if window is not None:
         if not 0 <= window[0] < min(window[1], total):

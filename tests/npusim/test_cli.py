@@ -15,6 +15,8 @@ from models.stats import CalibrationStats, weights_sha256
 from models.workloads import get_workload
 from npusim import engine
 from npusim.cli import app, main
+from npusim.clips import Stages
+from npusim.commands.shared import progress
 from npusim.explain import explain
 from npusim.isa import BY_MNEMONIC
 from npusim.program_file import save_program
@@ -236,11 +238,32 @@ def test_help_lists_the_commands(capsys):
         (["--verify", "al"], "did you mean 'all'"),
         (["--act-bits", "5"], "act_bits=5: allowed: 4, 6, 8, 16; nearest: 4"),
         (["--attention-bits", "4"], "attention_bits = 4: allowed 8, 16"),
+        (["--save-seconds", "-1"], "save_seconds = -1.0: allowed seconds from 0 on"),
+        (["--save-seconds", "nan"], "save_seconds = nan: allowed seconds from 0 on"),
         (["--hw", "no/such.yaml"], "no/such.yaml"),
     ],
 )
 def test_unknown_names_and_values(capsys, tmp_path, machine_file, options, message):
     assert message in refused_run(capsys, tmp_path, machine_file, *options)
+
+
+def test_only_near_names_are_suggested(capsys, tmp_path, machine_file):
+    for option, name, near in (("--method", "cwtw", "cw_tw"), ("--workload", "emojy", "emoji")):
+        assert f"; nearest: {near}" in refused_run(capsys, tmp_path, machine_file, option, name)
+        assert "nearest" not in refused_run(capsys, tmp_path, machine_file, option, "nope")
+
+
+def test_a_remark_is_told_once_and_is_no_stage(capsys, monkeypatch):
+    monkeypatch.setattr("npusim.clips.first_use", lambda: True)
+    with progress() as notify:
+        stages = Stages(notify)
+        with stages.stage("compile"):
+            pass
+    assert capsys.readouterr().err.splitlines() == ["compiling kernels, once for this version..."]
+    monkeypatch.setattr("npusim.clips.first_use", lambda: False)
+    with progress() as notify:
+        Stages(notify)
+    assert capsys.readouterr().err == ""
 
 
 def test_unknown_option_and_command(capsys, tmp_path):
@@ -520,6 +543,7 @@ def test_requests_about_a_program_that_are_refused(capsys, tmp_path, machine_fil
         (("disasm", tmp_path), f"{tmp_path}: is a folder; did you mean {tmp_path / 'program.npu'}?"),
         (("asm", tmp_path, "-o", small), f"{tmp_path}: not a readable text file (Is a directory)"),
         (("explain", small, "0", "--part", "steps"), "small.npu: part = 'steps': allowed prologue, step"),
+        (("disasm", small, "--part", "foo"), "small.npu: part = 'foo': allowed all, prologue, step"),
         (("explain", tmp_path / "none.npu", "0"), "none.npu: no such program file"),
     ):
         assert message in refused(capsys, tmp_path, *arguments)

@@ -36,7 +36,9 @@ def other(tiny_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_does_not_differ_from_itself(tiny_folder: Path) -> None:
+def test_a_run_does_not_differ_from_itself(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tiny_folder), str(tiny_folder)]) == 0
+    assert capsys.readouterr().out == "no difference\n"
     found = compare(tiny_folder, tiny_folder)
     assert (found.settings, found.causes, found.layers) == ((), (), ())
     cycles = json.loads((tiny_folder / "run.json").read_text())["cost"]["cycles"]

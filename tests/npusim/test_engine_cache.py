@@ -82,7 +82,7 @@ def folder_with(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Path | Non
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return cache.cache_folder.__wrapped__()
+    return cache._folder.__wrapped__()[0]
 
 
 def test_where_the_kernels_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +92,9 @@ def test_where_the_kernels_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert folder_with(monkeypatch, HOME=home, XDG_CACHE_HOME=xdg) == tmp_path / "xdg" / "npusim" / name
     assert folder_with(monkeypatch, HOME=home, XDG_CACHE_HOME="rel") == tmp_path / "home" / ".cache" / "npusim" / name
     assert folder_with(monkeypatch, XDG_CACHE_HOME=xdg, NUMBA_CACHE_DIR=chosen) == tmp_path / "chosen" / name
+    assert cache._folder.__wrapped__() == (tmp_path / "chosen" / name, False)
+    (tmp_path / "chosen" / name).rmdir()  # of another version
+    assert cache._folder.__wrapped__() == (tmp_path / "chosen" / name, True)
 
 
 def test_without_a_writable_folder_kernels_work_uncached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

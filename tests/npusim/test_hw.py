@@ -12,6 +12,7 @@ from npusim import hw
 from npusim.cli import main
 from npusim.config import Machine, load_machine
 from npusim.config_messages import leaf_fields
+from npusim.cost import area
 from npusim.errors import UserError
 from npusim.strict_yaml import read_yaml
 
@@ -120,6 +121,12 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str], repository: Path, edg
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["sram.capacity_bytes", "2097152"] for line in lines)
     assert any(line.split()[:3] == ["=", "ridge_macs_per_dram_byte", "160"] for line in lines)
+    # 2 * 8192 operations in each of 1e9 cycles over the area; two operations over the energy of a multiply-accumulate.
+    size, cost = area(edge_machine).total_mm2, shown["cost"]
+    assert cost["tops_per_mm2"]["low"] == pytest.approx(16.384 / size.high)
+    assert cost["cells_tops_per_watt"]["high"] == pytest.approx(2 / cost["mac_pj"]["low"])
+    text = f"{cost['area_mm2']['nominal']:.3g} ({size.low:.3g} to {size.high:.3g})"
+    assert any(line.startswith("= area_mm2") and text in line for line in lines)
 
 
 def test_check_says_what_loading_says(capsys: pytest.CaptureFixture[str], tmp_path: Path, edge_text: str) -> None:

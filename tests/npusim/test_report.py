@@ -56,7 +56,8 @@ def test_run_folder(tiny_result, tmp_path):
     assert data["schema_version"] == 1
     assert data["config"]["machine"] == tiny_result.config.machine.model_dump(mode="json")
     assert data["fidelity"]["frames_psnr_db"] == data["fidelity"]["frames_ssim"] == "n/a"
-    assert data["cost"]["bytes"]["storage_read_bytes"] == "n/a"
+    assert data["cost"]["bytes"]["storage_read_bytes"] == 0  # all sets lie in DRAM
+    assert data["cost"]["swap"] == "n/a"
     in_all, parts = data["cost"]["energy_joules"], data["cost"]["energy_pj"]
     assert 0 < in_all["low"] < in_all["nominal"] < in_all["high"]
     assert in_all["nominal"] * 1e12 == pytest.approx(parts["prologue"]["nominal"] + 4 * parts["step"]["nominal"])

@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import ModelError
 from models.metrics import sqnr_db
-from models.workloads import get_workload
+from models.workloads import Workload, get_workload
 from npusim import engine
 from npusim.errors import UserError
 from npusim.fidelity import PAIRS, Clip, measure
@@ -136,6 +136,26 @@ def test_bad_requests_are_refused_before_anything_is_written(tiny_machine, tmp_p
         with pytest.raises((UserError, ModelError), match=error):
             run(**{"workload": "tiny", "hw": tiny_machine, "method": "cw_tw", "out": out, **options})
         assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_refused_before_the_weights_of_a_large_network_are_drawn(tiny_machine, monkeypatch):
+    def draw(self):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(Workload, "load_model", draw)
+    for options, error in (
+        ({"method": "nope"}, "method 'nope' is unknown; allowed: dynamic, .* with _dp$"),
+        ({"act_bits": 9}, "act_bits=9: allowed: 4, 6, 8, 16"),
+        ({"attention_bits": 12}, "attention_bits = 12: allowed 8, 16"),
+        ({"ranges": 3}, "ranges=3: allowed of 20 steps"),
+        ({"alpha": 0.5}, "does not smooth"),
+        ({"policy": "lazy"}, "policy = 'lazy': allowed in_dram, blocking"),
+        ({"save_seconds": -1.0}, "save_seconds = -1.0: allowed seconds from 0 on"),
+    ):
+        with pytest.raises((UserError, ModelError), match=error):
+            run("stdit-xl2-16x256x256", tiny_machine, **options)
+    with pytest.raises(AssertionError, match="drawn"):
+        run("stdit-xl2-16x256x256", tiny_machine)
 
 
 def test_other_files_take_the_place_of_the_workloads_own(tmp_path):

@@ -25,7 +25,8 @@ from npusim.run import RunResult, run
 from npusim.timing import CAUSES
 from npusim.units import KINDS
 
-ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory"}
+ENERGY = {"energy_by_component", "energy_by_layer", "energy_by_step"}
+ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory", "area"} | ENERGY
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -80,9 +81,11 @@ def test_every_figure_is_also_a_picture_and_a_table(report):
 
 
 def test_causes_by_layer_sum_to_the_ledger(report, tiny_result: RunResult):
+    used = [unit for unit in KINDS if tiny_result.timing.ledger[unit]["busy"]]
+    assert {row["unit"] for row in rows(report, "causes_by_layer")} == set(used) == {*KINDS} - {"storage"}
     for part in ("prologue", "step"):
         timing = getattr(tiny_result.timing, part)
-        for unit in KINDS:
+        for unit in used:
             own = [r for r in rows(report, "causes_by_layer") if (r["part"], r["unit"]) == (part, unit)]
             sums = {cause: sum(int(row[f"{cause}_cycles"]) for row in own) for cause in CAUSES}
             assert sums == timing.ledger[unit]
@@ -93,7 +96,8 @@ def test_causes_by_layer_sum_to_the_ledger(report, tiny_result: RunResult):
 
 
 def test_causes_by_step_sum_to_the_whole_ledger(report, tiny_result: RunResult):
-    for unit in KINDS:
+    assert "storage" not in {row["unit"] for row in rows(report, "causes_by_step")}  # nothing is fetched
+    for unit in ("load", "store", "mac", "vector"):
         own = [row for row in rows(report, "causes_by_step") if row["unit"] == unit]
         assert len(own) == 1 + tiny_result.program.steps
         assert {c: sum(int(row[f"{c}_cycles"]) for row in own) for c in CAUSES} == tiny_result.timing.ledger[unit]
@@ -130,6 +134,48 @@ def test_memory_curves_add_up_to_the_traffic(report, tiny_result: RunResult):
     assert int(table[-1]["end_cycle"]) == step.total_cycles
 
 
+@pytest.mark.parametrize("bound", ["low", "nominal", "high"])
+def test_energy_adds_up_to_that_of_run_json(report, tiny_folder: Path, bound):
+    """By component, by step, and by layer with what belongs to none; whole pJ, so sums differ by rounding."""
+    record = json.loads((tiny_folder / "run.json").read_text())["cost"]["energy_pj"]
+    column = f"energy_{bound}_pj"
+    components = {row["component"]: int(row[column]) for row in rows(report, "energy_by_component")}
+    assert components.pop("total") == record["total"][bound]
+    assert components == {name: value[bound] for name, value in record["by_component"].items()}
+    steps = rows(report, "energy_by_step")
+    assert sum(int(row[column]) for row in steps) == pytest.approx(record["total"][bound], abs=len(steps))
+    layers = rows(report, "energy_by_layer")
+    for part, execution in (("prologue", "prologue"), ("step", "0")):
+        own = sum(int(row[column]) for row in layers if row["part"] == part)
+        time = [row for row in steps if row["part"] == execution and row["component"] in ("idle", "leakage")]
+        own += sum(int(row[column]) for row in time)
+        assert own == pytest.approx(record[part][bound], abs=len(layers))
+
+
+def test_the_energy_of_run_json_stands_on_the_card(report, tiny_folder: Path):
+    joules = json.loads((tiny_folder / "run.json").read_text())["cost"]["energy_joules"]
+    low, nominal, high = (f"{joules[bound] * 1e3:.3g}" for bound in ("low", "nominal", "high"))
+    text = (report / PAGE).read_text()
+    assert f"<b>{nominal} mJ</b><span>energy of the denoiser, {low} to {high} mJ</span>" in text
+
+
+def test_area_and_rates_are_those_of_hw_show(report, tiny_result: RunResult, capsys):
+    assert main(["hw", "show", "tiny_8x8", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    table = {(row["figure"], row["unit"].split()[0]): row for row in rows(report, "area")}
+    known = {("area", "mm2"): "area_mm2", ("peak over area", "TOPS/mm2"): "tops_per_mm2",
+             ("full array, cells alone", "TOPS/W"): "cells_tops_per_watt"}  # fmt: skip
+    for key, name in known.items():
+        assert {bound: float(table[key][bound]) for bound in cost[name]} == pytest.approx(cost[name])
+    operations, joules = 2 * tiny_result.timing.traffic.mac_operations, tiny_result.energy.total_pj.high * 1e-12
+    per_watt = table["this run, DRAM included", "TOPS/W"]
+    assert float(per_watt["low"]) == pytest.approx(operations / joules / 1e12)
+    assert float(per_watt["high"]) < cost["cells_tops_per_watt"]["high"]
+    parts = sum(float(row["low"]) for row in table.values() if row["unit"] == "mm2")
+    overhead = float(table["overhead", "factor"]["low"])
+    assert parts * overhead == pytest.approx(cost["area_mm2"]["low"])
+
+
 def test_equal_runs_give_equal_files_whatever_the_clock_says(report, run_folder, tmp_path):
     path = run_folder / "run.json"
     record = json.loads(path.read_text())
@@ -138,27 +184,21 @@ def test_equal_runs_give_equal_files_whatever_the_clock_says(report, run_folder,
     assert files(write_report(run_folder, tmp_path / "again").parent) == files(report)
 
 
-def test_a_run_without_fidelity_and_with_swap(report, run_folder, capsys):
+def test_a_run_without_fidelity(report, run_folder, capsys):
     path = run_folder / "run.json"
     record = json.loads(path.read_text())
     record["fidelity"] = "n/a"
     record["bit_exact"] = "n/a"
     path.write_text(json.dumps(record))
     (run_folder / "steps.csv").write_text("step,cycles\n0,1\n1,1\n")
-    (run_folder / "swap.csv").write_text("step,hidden_cycles,exposed_cycles,moved_bytes\n0,5,7,64\n1,12,0,64\n")
     (run_folder / FIGURES).mkdir()
     (run_folder / FIGURES / "old.png").write_bytes(b"old")
     assert main(["report", str(run_folder)]) == 0
     assert str(run_folder / PAGE) in capsys.readouterr().out
-    assert {path.stem for path in (run_folder / FIGURES).iterdir()} == ALWAYS | {"swap"}
-    assert rows(run_folder, "swap")[0] == {
-        "step": "0",
-        "hidden_cycles": "5",
-        "exposed_cycles": "7",
-        "moved_bytes": "64",
-    }
+    assert {path.stem for path in (run_folder / FIGURES).iterdir()} == ALWAYS
     text = " ".join(read(run_folder / PAGE).text)
     assert "n/a: this run measured no fidelity." in text
+    assert "n/a: all parameter sets lie in DRAM from the start" in text
     assert re.search(r"latent SQNR, dB n/a n/a n/a", text)
 
 

@@ -18,6 +18,7 @@ from npusim.sweep.pareto import front
 from npusim.sweep.point import Record, evaluate, machine_of
 from npusim.sweep.run import sweep
 from npusim.sweep.space import FIGURES, Point, load_space
+from npusim.sweep.store import read_fidelity, row_of
 from npusim.timing import time_program
 
 BASE = "schema_version: 1\nworkload: tiny\nhw: HW\n"
@@ -144,6 +145,33 @@ def test_tables(write, evaluated, tmp_path):
     assert [line.split(",")[2:4] for line in lines[1:]] == [["400", "cw_tw"], ["200", "tsq"]]
     assert (out / "pareto.md").read_text().count("|\n") == 4
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fidelity_is_of_the_data_set_that_is_named(write, tmp_path):
+    """Whichever comes first in a table of both; where none is named, nothing is taken."""
+    (tmp_path / "measured.csv").write_text(
+        "data_set,method,psnr_db\nemoji,cw_tw,30.5\ndigits,cw_tw,20.25\nemoji,tsq,33\ndigits,tsq,21\n"
+    )
+    text = AXES + "fidelity: measured.csv\n"
+    record = {"key": "", "workload": "tiny", "status": "ok", "message": "", "figures": {}}
+    record["settings"] = load_space(write(text)).point({"method": "cw_tw"}).settings()
+    for name, psnr_db in (("emoji", 30.5), ("digits", 20.25)):
+        space = load_space(write(text + f"fidelity_data_set: {name}\n"))
+        row = row_of(record, read_fidelity(space.fidelity, space.data_set))
+        assert row["fidelity_psnr_db"] == psnr_db
+        assert "fidelity_data_set" not in row
+    for extra, message in (
+        ("", "fidelity: of data sets emoji, digits; allowed: one of them, fidelity_data_set"),
+        ("fidelity_data_set: faces\n", "fidelity_data_set = 'faces': allowed emoji, digits"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sweep(write(text + extra), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="allowed together with fidelity only"):
+        load_space(write(AXES + "fidelity_data_set: emoji\n"))
+    (tmp_path / "measured.csv").write_text("method,psnr_db\ncw_tw,30.5\n")
+    with pytest.raises(UserError, match="the file has no column data_set"):
+        read_fidelity(tmp_path / "measured.csv", "emoji")
 
 
 def test_front_is_what_pairwise_comparison_says():
