@@ -107,6 +107,22 @@ def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> Any
 
 
 @helper
+def _largest(c: Words, w: Words) -> int:
+    """The greatest magnitude in a, of 16-bit elements: probabilities, for instance, use fewer bits than they have."""
+    low, high = np.int64(0), np.int64(0)
+    for batch in range(w[MATMUL.batch0] * w[MATMUL.batch1]):
+        i0, i1 = batch // w[MATMUL.batch1], batch % w[MATMUL.batch1]
+        at = c[SRAM] + w[MATMUL.a_addr] + i0 * w[MATMUL.a_b0] + i1 * w[MATMUL.a_b1]
+        for r in range(w[MATMUL.m]):
+            row = carray(pointer(at + r * w[MATMUL.a_row]), w[MATMUL.k], np.int16)
+            least, most = np.int16(0), np.int16(0)
+            for value in row:
+                least, most = min(least, value), max(most, value)
+            low, high = min(low, np.int64(least)), max(high, np.int64(most))
+    return max(high, -low)
+
+
+@helper
 def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, bias: Any) -> tuple[Any, Any]:
     """Read the records of mode tensor or channel; greatest magnitudes of bias and zero point, the former -1 if bad."""
     n, limit = w[MATMUL.n], np.int64(1) << (c[MULTIPLIER_BITS] - 1)
@@ -192,11 +208,13 @@ def matmul(context: int, row: int) -> int:
     bound = k * LARGEST[a_kind] * LARGEST[b_kind] + (c[HELD_BOUND + second] if goes_on else 0)
     row_bound = k * LARGEST[a_kind] + (c[HELD_ROW_BOUND + second] if goes_on else 0)
     room = np.int64(1) << (c[ACC_BITS] - 1)
-    if bound >= room or ((hold or goes_on) and bound > INT32_HIGH):
+    if (bound >= room and a_kind != I16) or ((hold or goes_on) and bound > INT32_HIGH):
         return 0
     if not _regions(c, w, a_size, b_size, out_size):
         return 0
     begin(c)
+    if bound >= room:
+        bound = k * _largest(c, w) * LARGEST[b_kind]
     multiplier, weight_zero, start = scratch32(c, 0, n), scratch32(c, 1, n), scratch32(c, 2, vectors * LANES)
     shift, fixed = scratch64(c, 0, n), scratch64(c, 1, n)
     largest_bias, largest_zero = np.int64(0), np.int64(0)

@@ -191,6 +191,31 @@ def test_words_at_their_ends(values: list[int], m: int, k: int, n: int, keys: bo
     assert agree(state, ins)
 
 
+@pytest.mark.parametrize(("largest", "taken"), [(16383, True), (16384, False), (-16383, True), (-32768, False)])
+def test_what_a_holds_decides_where_its_type_could_overflow(largest: int, taken: bool) -> None:
+    """1024 products by -2^15 stay below 2^39 if a is below 2^14; by its type it could be twice as large."""
+    array = {**LARGE["mac_array"], "acc_bits": 40, "acc_rows": 64, "cols": 64, "rows": 64}
+    state = MachineState(Machine.model_validate({**LARGE, "mac_array": array}), DRAM)
+    m, k, n = 3, 1024, 5
+    words = state.sram.view(np.int16)
+    words[: 2 * m * k], words[2 * m * k :] = np.sign(largest), -(1 << 15)
+    words[2 * m * k - 1] = largest  # the last element of the last batch
+    record = state.vector("param", 0, RECORD, 1)
+    record["multiplier"], record["shift"] = 20000, 30
+    batches = {"batch0": 1, "batch1": 2, "a_b1": 2 * m * k, "out_b1": 4 * m * n}
+    places = {
+        "a_row": 2 * k,
+        "b_addr": 4 * m * k,
+        "b_k": 2,
+        "b_n": 2 * k,
+        "out_addr": 2 * (2 * m + n) * k,
+        "out_row": 4 * n,
+    }
+    ins = make("matmul", m=m, k=k, n=n, a_dtype="i16", b_dtype="i16", out_dtype="i32", **batches, **places)
+    assert takes(state, ins) == taken
+    assert agree(state, ins)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_change_the_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain of instructions, each of which needs rows that the other thread wrote for the one before."""
