@@ -25,7 +25,7 @@ Int64 = NDArray[np.int64]
 MOST = 2.0**61
 JOIN_OPCODES = [BY_MNEMONIC[name].opcode for name in JOINS]
 LAYER = next(f for f in HEADER if f.name == "layer")
-ADDRESS = LOAD.by_name["dram_addr"]
+ADDRESS, STORAGE_ADDRESS = LOAD.by_name["dram_addr"], FETCH.by_name["storage_addr"]
 
 
 def pieces(joins: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -96,17 +96,48 @@ def joins(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return np.isin(code[:, 0] & 0xFF, JOIN_OPCODES)
 
 
-def digest(code: NDArray[np.uint32]) -> bytes:
-    """Equal for pieces that differ in the layers' numbers and in where clusters of copies lie in DRAM only.
+class _Places(NamedTuple):
+    """Runs of DRAM that instructions reach: index, the word of the address, base register, [first, end) from there."""
 
-    A piece with a FETCH, or whose copies cannot be counted, is equal to its own words only.
+    at: Int64
+    word: Int64
+    base: Int64
+    first: Int64
+    end: Int64
+
+
+def _fetched(code: NDArray[np.uint32]) -> tuple[Int64, _Places] | None:
+    """FETCHes, and what they write in DRAM and read of old bytes there; None as `copies`."""
+    at = np.flatnonzero((code[:, 0] & 0xFF) == FETCH.opcode)
+    field = {f.name: _field(code[at], f) for f in FETCH.fields}
+    coded = field["coded_bytes"] > 0
+    spans = []
+    for name, base, some in (("dram_addr", "base", np.ones(len(at), np.bool_)), ("old_addr", "old_base", coded)):
+        first, size, register = (field[key][some] for key in (name, "bytes", base))
+        if (first.astype(np.float64) + size >= MOST).any():
+            return None
+        word = np.full(len(first), FETCH.by_name[name].word)
+        spans.append((at[some], word, *(v.astype(np.int64) for v in (register, first, first + size))))
+    return at, _Places(*map(np.concatenate, zip(*spans, strict=True)))
+
+
+def digest(code: NDArray[np.uint32]) -> bytes:
+    """Equal for pieces that differ in layers' numbers, in where clusters of copies lie in DRAM, and in storage only.
+
+    A FETCH is a copy to its place and, of coded bytes, one from the old bytes. Pieces whose copies cannot be counted
+    are equal to their own words only.
     """
     words, cluster = code.copy(), np.zeros(0, np.int64)
     words[:, LAYER.word] &= np.uint32(0xFFFF_FFFF ^ (((1 << LAYER.bits) - 1) << LAYER.lo))
-    found = None if ((code[:, 0] & 0xFF) == FETCH.opcode).any() else copies(code)
-    if found is not None and len(found.at):
-        cluster, begin = places(found.base, found.first, found.end)
-        offset = (found.first - begin).astype(np.uint64)
-        words[found.at, ADDRESS.word] = offset & np.uint64(0xFFFF_FFFF)
-        words[found.at, ADDRESS.word + 1] = offset >> np.uint64(32)
-    return blake2b(words.tobytes() + b"copies" * (found is not None) + cluster.tobytes()).digest()
+    found, fetched = copies(code), _fetched(code)
+    if found is None or fetched is None:
+        return blake2b(words.tobytes()).digest()
+    fetch, spans = fetched
+    words[fetch, STORAGE_ADDRESS.word] = words[fetch, STORAGE_ADDRESS.word + 1] = 0
+    moved = _Places(found.at, np.full(len(found.at), ADDRESS.word), found.base, found.first, found.end)
+    at, word, base, first, end = map(np.concatenate, zip(moved, spans, strict=True))
+    if len(at):
+        cluster, begin = places(base, first, end)
+        offset = (first - begin).astype(np.uint64)
+        words[at, word], words[at, word + 1] = offset & np.uint64(0xFFFF_FFFF), offset >> np.uint64(32)
+    return blake2b(words.tobytes() + b"copies" + cluster.tobytes()).digest()

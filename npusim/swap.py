@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,19 @@ from models.workloads import Workload
 from npusim import callable_module
 from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
+from npusim.congruence import joins, pieces
 from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
 from npusim.isa import decode
+from npusim.isa.encoding import Decoded
+from npusim.isa.storage_dma import FETCH
 from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import stats_of, with_files
 from npusim.timing import simulate
 from npusim.timing.cost import DMA, cost_of
+from npusim.timing.results import CodeTiming
 
 callable_module(__name__)
 
@@ -120,16 +125,22 @@ class SwapCost:
 
 
 class Timer:
-    """Cycles of pieces of code on one machine with given base registers; equal code is timed once."""
+    """Cycles of code on one machine with given base registers; equal pieces between barriers are timed once."""
 
     def __init__(self, machine: Machine, bases: Sequence[int]) -> None:
         self.machine, self._bases = machine, bases
-        self._known: dict[bytes, int] = {}
+        self._known: dict[bytes, CodeTiming] = {}
 
     def __call__(self, code: Words) -> int:
-        key = code.tobytes()
+        return sum(self.timing(code[begin:end]).total_cycles for begin, end in pieces(joins(code)))
+
+    def timing(self, piece: Words) -> CodeTiming:
+        """Of code that stands between two barriers."""
+        key = blake2b(piece.tobytes()).digest()
         if key not in self._known:
-            self._known[key] = simulate(code, self.machine, self._bases).total_cycles
+            found = simulate(piece, self.machine, self._bases)
+            none = np.zeros(0, np.int64)  # of each instruction, which together are many
+            self._known[key] = replace(found, start_cycle=none, end_cycle=none, wait_bank_cycles=none)
         return self._known[key]
 
 
@@ -189,10 +200,9 @@ def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> Sw
     on_bus = 0
     timer = Timer(machine, made.bases(0))
     extra_of = _extra(plain, made, timer)
-    decoded = made.decoded()
+    fetches_of = {name: _fetches(code) for name, code in made.code()}
     for step in range(-1, made.steps):
-        part = made.part_of_step(step) if step >= 0 else "prologue"
-        fetches = [ins for ins in decoded[part] if ins.op == "fetch"]
+        fetches = fetches_of[made.part_of_step(step) if step >= 0 else "prologue"]
         registers = made.bases(step) if step >= 0 else made.prologue_bases
         costs = [cost_of(ins, machine, registers[ins.base]) for ins in fetches]
         busy = [setup + storage for setup, storage, _ in costs]
@@ -234,27 +244,48 @@ def _serves(program: Program, storage_base: int, address: int, step: int) -> tup
     return "range", 0 if step < 0 else program.range_of_step[step] + following
 
 
+def _fetches(code: Words) -> list[Decoded]:
+    return decode(code[(code[:, 0] & 0xFF) == FETCH.opcode])
+
+
 def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | None:
     """The least storage rate, within 1 %, at which no unit waits for storage in a step of ``made``; None if none is.
 
-    Fetches then still cost what they take from others at the DRAM. Found by bisection with the timing model; the
-    schedule stays as it is.
+    Fetches then still cost what they take from others at the DRAM. Found by bisection with the timing model, for each
+    piece of code between barriers that needs more than those before it; the schedule stays as it is.
     """
-    without = Timer(machine, made.bases(0))(without_fetches(plain, made)[1])
     codes = [made.step_codes[number] for number in sorted({made.code_number(step) for step in range(made.steps)})]
-    fetched = [sum(ins.coded_bytes or ins.bytes for ins in decode(code) if ins.op == "fetch") for code in codes]
+    found = dict[bytes, tuple[Words, int]]()
+    for piece in (code[begin:end] for code in codes for begin, end in pieces(joins(code))):
+        if stored := sum(ins.coded_bytes or ins.bytes for ins in _fetches(piece)):
+            found.setdefault(blake2b(piece.tobytes()).digest(), (piece, stored))
+    timer = Timer(with_rate(machine, MAX_RATE), made.bases(0))
+    # What needs most comes first: bytes of storage for each cycle with the fastest one.
+    order = sorted(found.values(), key=lambda entry: -entry[1] / timer.timing(entry[0]).total_cycles)
+    rate = MIN_RATE
+    for piece, stored in order:
+        least = stored * machine.clock_hz // (2 * timer.timing(piece).total_cycles)
+        needed = _rate_of_piece(piece, machine, made.bases(0), rate, max(rate, least))
+        if needed is None:
+            return None
+        rate = needed
+    return rate
+
+
+def _rate_of_piece(piece: Words, machine: Machine, bases: Sequence[int], enough: int, likely: int) -> int | None:
+    """The same for one piece, at least ``enough``; below ``likely``, timing would take long, and it does not hide."""
 
     def hides(rate: int) -> bool:
-        if max(fetched) * machine.clock_hz > 2 * rate * without:  # need not be timed, which takes long at low rates
-            return False
-        found = (simulate(code, with_rate(machine, rate), made.bases(0)).ledger for code in codes)
-        return not any(causes["wait_param_swap"] for ledger in found for causes in ledger.values())
+        ledger = simulate(piece, with_rate(machine, rate), bases).ledger
+        return not any(causes["wait_param_swap"] for causes in ledger.values())
 
-    if not hides(MAX_RATE):
-        return None
-    low, high = MIN_RATE, MAX_RATE
-    if hides(low):
-        return low
+    if likely == enough and hides(enough):
+        return enough
+    low, high = likely, likely
+    while not hides(high):
+        if high == MAX_RATE:
+            return None
+        low, high = high, min(2 * high, MAX_RATE)
     while high > low * 1.01:
         middle = max(low + 1, int((low * high) ** 0.5))
         low, high = (low, middle) if hides(middle) else (middle, high)
@@ -332,7 +363,7 @@ def swap(
             if notify:
                 notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
             quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=count)
-            program = compile_model(quantized, roomy(machine), factored=factored, cut=False)
+            program = compile_model(quantized, roomy(machine), factored=factored)
             if count == 1:
                 timer = Timer(machine, program.bases(0))
                 one_set[method] = timer(program.prologue) + program.steps * timer(program.step)

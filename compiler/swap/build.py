@@ -11,9 +11,9 @@ from itertools import groupby
 import numpy as np
 
 from compiler.swap import adaptive, blocking, resident, shadow, streamed
-from compiler.swap.code import Coder, Fetch
+from compiler.swap.code import Coder, Fetch, Words
 from compiler.swap.coded import Codes, placed
-from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, Words, merged
+from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, merged
 from npusim.config import Machine
 from npusim.congruence import ADDRESS, copies
 from npusim.errors import UserError
@@ -77,7 +77,7 @@ def swap_program(
             refused.append(error)
     if not found:
         raise refused[0]
-    made = min(found, key=partial(_cycles, program, coder, timer))
+    made = min(found, key=partial(_cycles, program, coder, timer)) if len(found) > 1 else found[0]
     swapped = _assembled(program, machine, coder, made)
     _check_capacity(swapped)
     return swapped
@@ -104,7 +104,10 @@ def _planned(
         count, size = sets.shape
         most = room // size if size else count
         some = codes if registers is RANGE and count > 1 else None
-        kind = Kind(name, registers, size, steps, start, storage, most, coder, timer, given, some)
+        kind = Kind(
+            name, registers, size, steps, start, storage, most, coder, timer, given, machine.dram.turn_bytes,
+            machine.storage_latency_cycles, some,
+        )  # fmt: skip
         plan = Plan(tuple(range(count)), {}) if policy == IN_DRAM or not size else POLICIES[policy](kind)
         if plan.places > most:
             raise UserError(
@@ -125,7 +128,7 @@ def _fetches(program: Program, made: Made) -> dict[int, tuple[Fetch, ...]]:
 def _cycles(program: Program, coder: Coder, timer: Timer, made: Made) -> int:
     """Of the whole program."""
     codes = Counter((step == PROLOGUE, found) for step, found in _fetches(program, made).items())
-    return sum(count * timer(coder.code(*key)) for key, count in codes.items())
+    return sum(count * sum(map(timer, coder.parts(*key))) for key, count in codes.items())
 
 
 def _row(program: Program) -> int:
