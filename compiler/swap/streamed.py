@@ -6,14 +6,13 @@ in, but a part in either has only the time behind its last or before its first l
 costs the storage's latency) and how many of them are fetched before the boundary is decided by timing.
 
 Where barriers cut a step into segments, a part is fetched in a segment behind that of its last load or in front of that
-of its first one, as `compiler.swap.spread` shares them out, and timing decides which part of the set is fetched before
-the boundary. What nothing follows waits for its last load; what nothing precedes is fetched first of all.
+of its first one, as `compiler.swap.spread` shares them out: the half that is read first before the boundary, the other
+one behind it. What nothing follows waits for its last load; what nothing precedes is fetched first of all.
 """
 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
 
 from compiler.swap.code import Fetch
 from compiler.swap.kind import Fetches, Kind, Plan, merged
@@ -21,8 +20,6 @@ from compiler.swap.spread import by_segment, every_segment, joined, units
 
 ALIGN = 64
 PARTS, MIN_PART = (1, 2, 4, 8), 8192
-SHARES = (0.5, 0.25, 0.75, 0.0, 1.0)
-"""Of a set, what is fetched before the boundary where steps are cut."""
 
 Choice = tuple[tuple[Fetch, ...], tuple[Fetch, ...]]
 """Fetches before a boundary, and behind it."""
@@ -43,8 +40,7 @@ def _choices(kind: Kind) -> list[Choice]:
         return [((), ())]
     found: dict[Choice, None] = {}
     if kind.is_cut:
-        uses = _uses(kind)
-        return list(dict.fromkeys(_cut(kind, uses, share) for share in SHARES))
+        return [_cut(kind)]
     for parts in (n for n in PARTS if n == 1 or n * MIN_PART <= kind.set_bytes):
         size = -(-kind.set_bytes // (parts * ALIGN)) * ALIGN
         starts = range(0, kind.set_bytes, size)
@@ -73,13 +69,12 @@ def _uses(kind: Kind) -> list[tuple[int, int]]:
     return found
 
 
-def _cut(kind: Kind, uses: Sequence[tuple[int, int]], share: float) -> Choice:
-    """Units whose last loads come first are fetched before the boundary, a ``share`` of all."""
-    r, begins = kind.registers, [begin for begin, _ in kind.coder.segments]
+def _cut(kind: Kind) -> Choice:
+    """The half of the units whose last loads come first is fetched before the boundary."""
+    r, begins, uses = kind.registers, [begin for begin, _ in kind.coder.segments], _uses(kind)
     end = every_segment(kind)[1]
     by_last = sorted(range(len(uses)), key=lambda number: uses[number][1])
-    early, late = by_last[: round(share * len(uses))], by_last[round(share * len(uses)) :]
-    late.sort(key=lambda number: uses[number][0])
+    early, late = by_last[: len(uses) // 2], by_last[len(uses) // 2 :]
     after = {number: bisect(begins, uses[number][1]) for number in early}
     until = {number: bisect(begins, uses[number][0]) - 1 if uses[number][0] >= 0 else end for number in late}
     late.sort(key=until.__getitem__)
