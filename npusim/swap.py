@@ -8,7 +8,7 @@ modelled; the text encoder and the autoencoder are not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler import compile_model
-from compiler.swap import IN_DRAM, POLICIES, swap_program, without_fetches
+from compiler.swap import IN_DRAM, POLICIES, swap_program, with_ranges, without_fetches
 from compiler.swap.code import Coder
 from compiler.swap.coded import Codes
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
+from models.quantize.outline import outline
 from models.workloads import Workload
 from npusim import callable_module
 from npusim.clips import Notify, one_thread
@@ -297,8 +298,8 @@ class Study:
     """Costs of a workload on a machine.
 
     ``one_set``: cycles of the video with one set, by method. ``coded_shares``: bytes of the ranges' sets as differences
-    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set. ``delta``: storage
-    holds them so.
+    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set, and for
+    outlines. ``delta``: storage holds them so.
     """
 
     workload: str
@@ -311,6 +312,39 @@ class Study:
     def slow_down(self, cost: SwapCost) -> float:
         """Time of the video over that with one set, startup included."""
         return cost.cycles / self.one_set[cost.method]
+
+
+ProgramOf = Callable[[str, int], Program]
+"""By method and number of time ranges."""
+
+
+def _compiled(work: Workload, machine: Machine, weight_bits: int, act_bits: int, factored: bool) -> ProgramOf:
+    """Programs from the workload's weights and calibration statistics."""
+    model = work.load_model()
+    stats = stats_of(work, model)
+
+    def make(method: str, ranges: int) -> Program:
+        quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=ranges)
+        return compile_model(quantized, roomy(machine), factored=factored)
+
+    return make
+
+
+def _outlined(work: Workload, machine: Machine, weight_bits: int, act_bits: int, factored: bool) -> ProgramOf:
+    """Programs without contents; those of one method and several ranges are compiled once."""
+    made = dict[str, Program]()
+
+    def make(method: str, ranges: int) -> Program:
+        model = outline(work, method, weight_bits, act_bits, ranges=ranges)
+        if ranges > 1 and method in made:
+            return with_ranges(made[method], tuple(model.range_of_step))
+        program = compile_model(model, roomy(machine), factored=factored)
+        if ranges > 1:
+            made.clear()  # a large program takes much memory
+            made[method] = program
+        return program
+
+    return make
 
 
 @one_thread()
@@ -331,7 +365,9 @@ def swap(
 ) -> Study:
     """Compare policies for each method and number of time ranges; write the folder ``out`` unless it is None.
 
-    ``ranges`` that are more than the workload's steps are left out. ``delta``: storage holds the ranges' sets but the
+    ``ranges`` that are more than the workload's steps are left out. A workload without a checkpoint has random weights,
+    which say nothing of how alike its sets are: its programs are outlines (`models.quantize.outline`) and its coded
+    shares n/a, but with ``delta``. ``delta``: storage holds the ranges' sets but the
     first as differences to the set before (`npusim.delta`), which FETCH decodes; ``resident`` fetches them as they are.
     ``fidelity``: a folder of `npusim evaluate
     --tables`, whose noise SQNR goes beside latency and capacity. Other arguments as of `npusim.run.run`.
@@ -355,15 +391,15 @@ def swap(
         raise UserError(
             f"{machine.name}: dma.decoder_bytes_per_cycle = 0: nothing decodes differences; allowed: at least 1"
         )
-    model = work.load_model()
-    stats = stats_of(work, model)
+    program_of = _outlined(work, machine, weight_bits, act_bits, factored)
+    if delta or work.checkpoint is not None:
+        program_of = _compiled(work, machine, weight_bits, act_bits, factored)
     costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
     for number, method in enumerate(methods):
         for index, count in enumerate([1, *(count for count in counts if count > 1)]):
             if notify:
                 notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
-            quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=count)
-            program = compile_model(quantized, roomy(machine), factored=factored)
+            program = program_of(method, count)
             if count == 1:
                 timer = Timer(machine, program.bases(0))
                 one_set[method] = timer(program.prologue) + program.steps * timer(program.step)
@@ -371,7 +407,7 @@ def swap(
             if count in counts:
                 codes = Codes(program.range_sets) if delta and count > 1 else None
                 costs += compare(program, machine, policies, method, codes=codes)
-                shares[method, count] = coded_share(program.range_sets)
+                shares[method, count] = coded_share(program.range_sets) if program.contents else None
     study = Study(work.name, machine, tuple(costs), one_set, shares, delta)
     if out is not None:
         write_study(study, Path(out), None if fidelity is None else Path(fidelity))

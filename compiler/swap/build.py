@@ -199,6 +199,28 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
     )  # fmt: skip
 
 
+def with_ranges(program: Program, range_of_step: tuple[int, ...]) -> Program:
+    """A program without contents, with as many of the ranges' sets as ``range_of_step`` says instead of its own.
+
+    The code of two or more ranges is the same but for what lies behind the sets, which moves by whole turns of the
+    address mapping. Raises UserError for a program with contents, which says nothing of other ranges' sets.
+    """
+    if program.contents:
+        raise UserError("a program with contents has these ranges' sets only; allowed: one compiled from an outline")
+    count, size = 1 + max(range_of_step), int(program.range_sets.shape[1])
+    turn, old_end = program.machine.dram.turn_bytes, program.range_address + program.range_sets.size
+    up = -(-(count - len(program.range_sets)) * size // turn) * turn
+    buffers = {
+        name: replace(buffer, address=buffer.address + up) if buffer.address >= old_end else buffer
+        for name, buffer in program.buffers.items()
+    }
+    return replace(
+        program, prologue=_moved(program.prologue, old_end, -up), step=_moved(program.step, old_end, -up),
+        buffers=buffers, range_sets=np.broadcast_to(np.uint8(0), (count, size)), range_of_step=range_of_step,
+        dram_bytes=program.dram_bytes + up,
+    )  # fmt: skip
+
+
 def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
     """Prologue and step of ``program`` with the addresses that they have in ``made``, which swaps its sets."""
     old_end = program.range_address + program.range_sets.size
@@ -207,15 +229,15 @@ def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
 
 
 def _moved(words: Words, old_end: int, moved: int) -> Words:
-    """The code with everything at ``old_end`` or behind it, absolute in DRAM, ``moved`` bytes lower."""
+    """The code with everything at ``old_end`` or behind it, absolute in DRAM, ``moved`` bytes lower (or higher)."""
     if not moved:
         return words
     words, low, high = words.copy(), ADDRESS.word, ADDRESS.word + 1
     found = copies(words)
     assert found is not None, "a program as compiled"
-    at = found.at[(found.base == 0) & (found.first >= old_end)]
-    address = (words[at, low] | words[at, high].astype(np.uint64) << np.uint64(32)) - np.uint64(moved)
-    words[at, low], words[at, high] = address & np.uint64(0xFFFF_FFFF), address >> np.uint64(32)
+    behind = (found.base == 0) & (found.first >= old_end)
+    at, address = found.at[behind], found.first[behind] - moved
+    words[at, low], words[at, high] = address & 0xFFFF_FFFF, address >> 32
     return words
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from compiler.swap import swap_program, without_fetches
+from compiler.swap import swap_program, with_ranges, without_fetches
 from npusim.cli import main
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -119,6 +119,28 @@ def test_folder_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main([*arguments, *extra, "--out", str(tmp_path / "new")]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
+
+
+def test_a_program_of_other_ranges_is_the_one_that_is_compiled_for_them(tiny_machine: Machine) -> None:
+    """But for less than a turn of the address mapping, by which what lies behind the sets may begin elsewhere."""
+    from compiler import compile_model
+    from models.quantize.outline import outline
+    from models.workloads import get_workload
+
+    work, turn = get_workload("tiny"), tiny_machine.dram.turn_bytes
+    two, four = (compile_model(outline(work, "tsq", ranges=count), tiny_machine) for count in (2, 4))
+    made = with_ranges(two, (0, 1, 2, 3))
+    assert made.range_sets.shape == four.range_sets.shape
+    assert made.range_of_step == four.range_of_step
+    assert 0 <= made.dram_bytes - four.dram_bytes < turn
+    assert time_program(made).traffic.dram_read_bytes == pytest.approx(time_program(four).traffic.dram_read_bytes)
+    for policy in ("shadow", "streamed"):
+        costs = [compare(program, tiny_machine, (policy,), break_even=False)[0] for program in (made, four)]
+        assert costs[0].dram_bytes == pytest.approx(costs[1].dram_bytes, abs=turn)
+        assert costs[0].cycles == pytest.approx(costs[1].cycles, rel=5e-3)
+        assert costs[0].boundaries[1].storage_read_bytes == costs[1].boundaries[1].storage_read_bytes
+    with pytest.raises(UserError, match="allowed: one compiled from an outline"):
+        with_ranges(compile_model(quantize_workload("tiny", "tsq", ranges=2), tiny_machine), (0, 1, 2, 3))
 
 
 def test_a_policy_that_does_not_fit_is_a_refused_row(program: Any, tiny_machine: Machine) -> None:
