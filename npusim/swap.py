@@ -308,6 +308,8 @@ class Study:
     one_set: dict[str, int]
     coded_shares: dict[tuple[str, int], float | None]
     delta: bool = False
+    weight_bits: int = 8
+    act_bits: int = 8
 
     def slow_down(self, cost: SwapCost) -> float:
         """Time of the video over that with one set, startup included."""
@@ -408,7 +410,7 @@ def swap(
                 codes = Codes(program.range_sets) if delta and count > 1 else None
                 costs += compare(program, machine, policies, method, codes=codes)
                 shares[method, count] = coded_share(program.range_sets) if program.contents else None
-    study = Study(work.name, machine, tuple(costs), one_set, shares, delta)
+    study = Study(work.name, machine, tuple(costs), one_set, shares, delta, weight_bits, act_bits)
     if out is not None:
         write_study(study, Path(out), None if fidelity is None else Path(fidelity))
     return study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
@@ -18,7 +19,7 @@ from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.run import quantize_workload
 from npusim.swap import ALL_SETS, Study, SwapCost, Timer, compare, rate_that_hides, swap, with_rate
-from npusim.swap_write import pareto
+from npusim.swap_write import _scores, pareto
 from npusim.timing import time_program
 
 QUICK = ("blocking", "resident", "shadow")
@@ -165,6 +166,27 @@ def test_the_front_has_what_nothing_beats() -> None:
     assert [(c.ranges, c.dram_bytes, front) for c, _, front in rows] == [
         (1, 10, True), (2, 10, True), (2, 11, False), (4, 20, True), (10, 1, False),
     ]  # fmt: skip
+
+
+def test_scores_are_means_of_the_cells_of_the_same_workload_and_bits(tmp_path: Path) -> None:
+    def cell(name: str, workload: str, decibels: Any) -> None:
+        body = {"settings": {"workload": workload}, "figures": {"eps_sqnr_db": decibels}}
+        (tmp_path / "cells" / f"emoji-{name}.json").write_text(json.dumps(body))
+
+    heads = [SwapCost(method, ranges, "shadow", ALL_SETS, 1, 1) for method, ranges in (("tsq", 1), ("tsq", 4))]
+    study = Study("emoji", Any, tuple(heads), {"tsq": 1}, {})  # type: ignore[arg-type]
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(UserError, match="no cell emoji-METHOD-w8a8-rRANGES"):
+        _scores(study, tmp_path)
+    cell("asq-w8a8-r1", "emoji", [[30.0, 31.0], [32.0, 33.0]])
+    cell("tsq-w8a8-r4", "emoji", [[34.0, 36.0]])
+    cell("tsq-w4a8-r4", "emoji", [[1.0]])
+    assert _scores(study, tmp_path) == {("tsq", 1): 31.5, ("tsq", 4): 35.0}
+    with pytest.raises(UserError, match="workload = 'emoji': says nothing of 'tiny'"):
+        _scores(replace(study, workload="tiny"), tmp_path)
+    cell("tsq-w8a8-r4", "emoji", None)
+    with pytest.raises(UserError, match="not a cell's file"):
+        _scores(study, tmp_path)
 
 
 def test_methods_must_be_known(tiny_machine: Machine) -> None:
