@@ -27,7 +27,7 @@ from models.workloads import Workload
 from npusim import callable_module
 from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
-from npusim.congruence import joins, pieces
+from npusim.congruence import joins, pieces, time_digest
 from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
@@ -39,7 +39,6 @@ from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import stats_of, with_files
 from npusim.timing import simulate
 from npusim.timing.cost import DMA, cost_of
-from npusim.timing.results import CodeTiming
 
 callable_module(__name__)
 
@@ -130,18 +129,22 @@ class Timer:
 
     def __init__(self, machine: Machine, bases: Sequence[int]) -> None:
         self.machine, self._bases = machine, bases
-        self._known: dict[bytes, CodeTiming] = {}
+        self._known: dict[bytes, int] = {}
+
+    def at(self, bases: Sequence[int]) -> Timer:
+        """A timer with other base registers that knows what this one knows."""
+        made = Timer(self.machine, bases)
+        made._known = self._known
+        return made
 
     def __call__(self, code: Words) -> int:
-        return sum(self.timing(code[begin:end]).total_cycles for begin, end in pieces(joins(code)))
+        return sum(self.cycles(code[begin:end]) for begin, end in pieces(joins(code)))
 
-    def timing(self, piece: Words) -> CodeTiming:
+    def cycles(self, piece: Words) -> int:
         """Of code that stands between two barriers."""
-        key = blake2b(piece.tobytes()).digest()
+        key = time_digest(piece, self._bases, self.machine)
         if key not in self._known:
-            found = simulate(piece, self.machine, self._bases)
-            none = np.zeros(0, np.int64)  # of each instruction, which together are many
-            self._known[key] = replace(found, start_cycle=none, end_cycle=none, wait_bank_cycles=none)
+            self._known[key] = simulate(piece, self.machine, self._bases).total_cycles
         return self._known[key]
 
 
@@ -165,14 +168,16 @@ def compare(
     swapped: str = ALL_SETS,
     break_even: bool = True,
     codes: Codes | None = None,
+    timer: Timer | None = None,
 ) -> list[SwapCost]:
     """Cost of each of ``policies`` for a program whose sets lie in DRAM, on ``machine``.
 
     ``program`` may need more DRAM than ``machine`` has; only its code and the sizes of its sets are used. A policy that
-    does not fit has ``refused``. ``codes``: of the ranges' sets, which storage then holds coded.
+    does not fit has ``refused``. ``codes``: of the ranges' sets, which storage then holds coded. ``timer``: one for
+    ``machine`` that knows code from other programs.
     Raises UserError for an unknown policy and a program that cannot be swapped.
     """
-    timer, found = Timer(machine, program.bases(0)), list[SwapCost]()
+    timer, found = (timer or Timer(machine, ())).at(program.bases(0)), list[SwapCost]()
     coder = Coder(program.prologue, program.step, len(program.layers))
     for policy in policies:
         if policy not in POLICIES:
@@ -185,7 +190,7 @@ def compare(
         except UserError as error:
             found.append(SwapCost(*head, refused=str(error)))
             continue
-        cost, rate = _cost(program, made, machine, SwapCost(*head)), None
+        cost, rate = _cost(program, made, timer.at(made.bases(0)), SwapCost(*head)), None
         if break_even and policy in HIDING:
             if policy == "streamed":  # with fast storage other parts are best
                 quick = Timer(with_rate(machine, MAX_RATE), program.bases(0))
@@ -195,11 +200,10 @@ def compare(
     return found
 
 
-def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> SwapCost:
+def _cost(plain: Program, made: Program, timer: Timer, head: SwapCost) -> SwapCost:
     """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
     shares: dict[tuple[str, int], list[int]] = {}
-    on_bus = 0
-    timer = Timer(machine, made.bases(0))
+    on_bus, machine = 0, timer.machine
     extra_of = _extra(plain, made, timer)
     fetches_of = {name: _fetches(code) for name, code in made.code()}
     for step in range(-1, made.steps):
@@ -262,10 +266,10 @@ def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | No
             found.setdefault(blake2b(piece.tobytes()).digest(), (piece, stored))
     timer = Timer(with_rate(machine, MAX_RATE), made.bases(0))
     # What needs most comes first: bytes of storage for each cycle with the fastest one.
-    order = sorted(found.values(), key=lambda entry: -entry[1] / timer.timing(entry[0]).total_cycles)
+    order = sorted(found.values(), key=lambda entry: -entry[1] / timer.cycles(entry[0]))
     rate = MIN_RATE
     for piece, stored in order:
-        least = stored * machine.clock_hz // (2 * timer.timing(piece).total_cycles)
+        least = stored * machine.clock_hz // (2 * timer.cycles(piece))
         needed = _rate_of_piece(piece, machine, made.bases(0), rate, max(rate, least))
         if needed is None:
             return None
@@ -397,18 +401,19 @@ def swap(
     if delta or work.checkpoint is not None:
         program_of = _compiled(work, machine, weight_bits, act_bits, factored)
     costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
+    timer = Timer(machine, ())
     for number, method in enumerate(methods):
         for index, count in enumerate([1, *(count for count in counts if count > 1)]):
             if notify:
                 notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
             program = program_of(method, count)
             if count == 1:
-                timer = Timer(machine, program.bases(0))
-                one_set[method] = timer(program.prologue) + program.steps * timer(program.step)
-                costs += compare(program, machine, policies, method, STEP_CONSTANTS)
+                one = timer.at(program.bases(0))
+                one_set[method] = one(program.prologue) + program.steps * one(program.step)
+                costs += compare(program, machine, policies, method, STEP_CONSTANTS, timer=timer)
             if count in counts:
                 codes = Codes(program.range_sets) if delta and count > 1 else None
-                costs += compare(program, machine, policies, method, codes=codes)
+                costs += compare(program, machine, policies, method, codes=codes, timer=timer)
                 shares[method, count] = coded_share(program.range_sets) if program.contents else None
     study = Study(work.name, machine, tuple(costs), one_set, shares, delta, weight_bits, act_bits)
     if out is not None:

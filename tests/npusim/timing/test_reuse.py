@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npusim.config import Machine
-from npusim.congruence import Int64, copies, digest, places
+from npusim.congruence import Int64, copies, digest, places, time_digest
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.storage_dma import FETCH
@@ -103,6 +103,13 @@ def test_random_code_takes_the_same_time(block: int, tiny_machine: Machine, monk
         # Of six pieces the second and third are the first; where background traffic may meet them, only if it stays.
         assert len(ran) - before <= (6 if machine.dram.background_bytes_per_second else 4)
         assert_equal_timings(quick, simulate(whole, machine, reuse=False))
+        if not machine.dram.background_bytes_per_second:
+            assert time_digest(moved(code, machine, rng, 0), (0,) * 10, machine) == time_digest(
+                code, (0,) * 10, machine
+            )
+        by_turns = moved(code, machine, rng, 2)
+        if time_digest(by_turns, (0,) * 10, machine) == time_digest(code, (0,) * 10, machine):
+            assert simulate(by_turns, machine).total_cycles == simulate(code, machine).total_cycles
 
 
 def test_background_traffic_that_may_meet_a_row_is_told_apart(tiny_machine: Machine) -> None:
