@@ -70,9 +70,10 @@ def moved(code: Words, machine: Machine, rng: np.random.Generator, kind: int) ->
     address = found.first + shift
     code[found.at, LOW], code[found.at, HIGH] = address & 0xFFFF_FFFF, address >> 32
     fetches = np.flatnonzero((code[:, 0] & 0xFF) == FETCH.opcode)
-    for name in ("storage_addr", "dram_addr", "old_addr"):
-        by = turn * rng.integers(0, 4, len(fetches)) if kind == 2 else shift[0] if len(shift) else turn
-        code[fetches, FETCH.by_name[name].word] += np.asarray(by).astype(np.uint32)
+    coded = fetches[code[fetches, FETCH.by_name["coded_bytes"].word] > 0]
+    for name, at in (("storage_addr", fetches), ("dram_addr", fetches), ("old_addr", coded)):
+        by = turn * rng.integers(0, 4, len(at)) if kind == 2 else shift[0] if len(shift) else turn
+        code[at, FETCH.by_name[name].word] += np.asarray(by).astype(np.uint32)
     return code
 
 
