@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npusim.isa.encoding import UNITS, Region
+from npusim.isa.encoding import Decoded, Region
+from npusim.units import UNITS
 
 READ, WRITE = 0, 1
 NEVER = -1
 
 
+def units_used(instructions: Sequence[Decoded]) -> int:
+    """One past the highest number of a unit that executes one of these."""
+    return 1 + max((ins.unit for ins in instructions), default=0)
+
+
 class Accesses:
     """Byte ranges touched so far, all memories. DRAM behind different base registers counts as different memories."""
 
-    def __init__(self) -> None:
-        self._memories: defaultdict[tuple[str, int], _Segments] = defaultdict(_Segments)
+    def __init__(self, units: int = len(UNITS)) -> None:
+        """``units``: one past the highest number of a unit."""
+        self._memories: defaultdict[tuple[str, int], _Segments] = defaultdict(lambda: _Segments(units))
 
     def add(self, region: Region, access: int, unit: int, number: int) -> None:
         """Instruction ``number`` of ``unit`` reads or writes ``region``; numbers of one unit never fall."""
@@ -37,9 +45,9 @@ class _Segments:
     ``table``: (capacity, 2, units). Starts are a list, because bisection and insertion in one are fast.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, units: int) -> None:
         self.starts = [0]
-        self.table = np.full((64, 2, len(UNITS)), NEVER, np.int64)
+        self.table = np.full((64, 2, units), NEVER, np.int64)
 
     def cut(self, region: Region) -> slice:
         """The segments that make up ``region``, after cutting at its ends."""

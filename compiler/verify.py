@@ -13,15 +13,18 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.accesses import READ, WRITE, Accesses
+from compiler.accesses import READ, WRITE, Accesses, units_used
 from compiler.verify_fetches import Fault, fetch_faults
 from npusim.congruence import copies, digest, joins, pieces
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
 from npusim.isa.control import JOINS, named_tokens
-from npusim.isa.encoding import UNITS, WORDS, Decoded
+from npusim.isa.encoding import WORDS, Decoded
 from npusim.isa.storage_dma import FETCH
-from npusim.program import Program, outside
+from npusim.program import Program
+from npusim.program_rules import outside
+from npusim.timing.cost import shapes
+from npusim.units import UNITS
 
 
 def verify(program: Program) -> None:
@@ -49,8 +52,9 @@ def _verify(program: Program, part: str, instructions: list[Decoded]) -> None:
 def _certainly_legal(program: Program, code: NDArray[np.uint32]) -> bool:
     """Whether all rules hold, found quickly: False may also mean that only `_verify` can tell.
 
-    What depends on places in DRAM is checked for every copy. The rest is the same for pieces between barriers that
-    differ in these places alone (`npusim.congruence.digest`), so it is checked for one of each.
+    What depends on places in DRAM is checked for every copy, the rules of a family for every shape of instruction. The
+    rest is the same for pieces between barriers that differ in these places and in immediates alone
+    (`npusim.congruence.digest`), so it is checked for one of each.
     """
     if code.ndim != 2 or code.shape[1] != WORDS or ((code[:, 0] & 0xFF) == FETCH.opcode).any():
         return False
@@ -69,16 +73,20 @@ def _certainly_legal(program: Program, code: NDArray[np.uint32]) -> bool:
 
 def _pieces_legal(program: Program, code: NDArray[np.uint32]) -> bool:
     """The part of `_certainly_legal` that is checked for one of each kind of piece."""
-    seen = set[bytes]()
+    seen, ruled = set[bytes](), set[bytes]()
     try:
         check_halt(code)
         for begin, end in pieces(joins(code)):
             piece = code[begin:end]
+            new = {shape.tobytes(): shape for shape in shapes(piece)}
+            fresh = [new[key] for key in new.keys() - ruled]
+            if broken_rules(decode(np.array(fresh, np.uint32).reshape(-1, WORDS)), program.machine):
+                return False
+            ruled |= new.keys()
             key = digest(piece)
             if key not in seen:
                 instructions = decode(piece)
-                rules = broken_rules(instructions, program.machine)
-                if rules or outside(program, instructions) or hazards(instructions):
+                if outside(program, instructions) or hazards(instructions):
                     return False
                 seen.add(key)
     except UserError:
@@ -115,8 +123,9 @@ def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list
     sent: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     position: list[int] = []
     knowledge: list[list[int]] = []
-    last = [[0] * len(UNITS) for _ in UNITS]
-    counts = [0] * len(UNITS)
+    units = range(units_used(instructions))
+    last = [[0] * len(units) for _ in units]
+    counts = [0] * len(units)
     for index, ins in enumerate(instructions):
         barrier = ins.op in JOINS
         known = list(counts) if barrier else list(last[ins.unit])
@@ -135,7 +144,7 @@ def completed_before(instructions: list[Decoded]) -> tuple[list[list[int]], list
         position.append(counts[ins.unit])
         knowledge.append(known)
         counts[ins.unit] += 1
-        last = [list(counts) for _ in UNITS] if barrier else [*last[: ins.unit], known, *last[ins.unit + 1 :]]
+        last = [list(counts) for _ in units] if barrier else [*last[: ins.unit], known, *last[ins.unit + 1 :]]
     return knowledge, faults + _left_over(sent)
 
 
@@ -153,7 +162,8 @@ def hazards(instructions: list[Decoded]) -> list[Fault]:
     knowledge, faults = completed_before(instructions)
     if faults:
         return faults
-    touched, counts = Accesses(), [0] * len(UNITS)
+    units = units_used(instructions)
+    touched, counts = Accesses(units), [0] * units
     for index, ins in enumerate(instructions):
         reads, writes = BY_MNEMONIC[ins.op].footprint(ins)
         for access, region in [(READ, r) for r in reads] + [(WRITE, r) for r in writes]:

@@ -36,10 +36,10 @@ from compiler.schedule.bounds import layer_bounds
 from npusim.config import load_machine
 from npusim.html.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SETTINGS, SKY, VERMILION, YELLOW, of_causes, words
 from npusim.hw import changed, find_machine
-from npusim.isa.encoding import UNITS
 from npusim.run import run_timing
 from npusim.timing import CAUSES
 from npusim.trace.part import parts_of
+from npusim.units import UNITS
 
 plt.rcParams.update(SETTINGS)
 machine = load_machine(find_machine(MACHINE))
@@ -57,7 +57,7 @@ print(f"{total:,} cycles a step; MAC utilisation of the video {timing.mac_utilis
 
 # %%
 ledger = timing.step.ledger
-units = [unit for unit in UNITS if ledger[unit]["busy"]]
+units = [unit for unit in ledger if ledger[unit]["busy"]]
 figure, axis = plt.subplots(figsize=(11, 2.8), layout="constrained")
 left = np.zeros(len(units))
 for cause, colour, hatch in of_causes():

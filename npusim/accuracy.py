@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from npusim import numerics
+from npusim.atomic_file import write_atomically
 from npusim.engine import scalar
 from npusim.engine.cache import inlined, kernel
-from npusim.program import write_atomically
 
 FILE = Path(__file__).parent / "isa" / "accuracy.json"
 THREADS = 2

@@ -21,6 +21,7 @@ from npusim.config_sram import Sram
 from npusim.config_storage import Storage, StorageDevice
 from npusim.errors import UserError
 from npusim.strict_yaml import printable, read_yaml
+from npusim.units import KINDS, MOST, UNITS, kind_of
 
 MIB = 1 << 20
 MACHINES = Path(__file__).resolve().parents[1] / "hwconfigs"
@@ -31,7 +32,7 @@ beside a machine file or in this project's `hwconfigs`."""
 
 
 class MacArray(Section):
-    """The systolic array, its accumulators and its requantizer.
+    """A systolic array, its accumulators and its requantizer; ``count`` of them.
 
     Weight-stationary: one pass holds a `rows` x `cols` tile of weights and streams up to `acc_rows` activation rows
     through it. Input-stationary: one pass holds activations of `cols` rows and streams the weights of up to `acc_rows`
@@ -89,6 +90,7 @@ class MacArray(Section):
         Field(description="a second multiplier per column, for a scale per layer or per row behind that per channel"),
     ]
     requant_latency_cycles: Annotated[int, whole(1, 1024, "pipeline depth of the requantizer")]
+    count: Annotated[int, whole(1, MOST, "arrays, all as described, each with accumulators and a requantizer")] = 1
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -131,6 +133,7 @@ class VectorUnit(Section):
     runtime_quantization: Annotated[
         bool, Field(description="computes scale and zero point of each token at run time (dynamic quantization)")
     ]
+    count: Annotated[int, whole(1, MOST, "vector units, all as described")] = 1
 
 
 class ParamMemory(Section):
@@ -169,6 +172,9 @@ class Dma(Section):
     decoder_bytes_per_cycle: Annotated[
         int, whole(0, 4096, "bytes per cycle out of the decoder of sets that storage holds as differences; 0: none")
     ]
+    load_units: Annotated[int, whole(1, MOST, "engines from DRAM to the chip; all DMA shares the DRAM")] = 1
+    store_units: Annotated[int, whole(1, MOST, "engines from the chip to DRAM")] = 1
+    storage_units: Annotated[int, whole(1, MOST, "engines from storage to DRAM, each with a device of its own")] = 1
 
 
 class Machine(Section):
@@ -211,14 +217,32 @@ class Machine(Section):
         return self
 
     @property
+    def unit_counts(self) -> dict[str, int]:
+        """How many units of each kind there are."""
+        dma = self.dma
+        counts = dma.load_units, dma.store_units, self.mac_array.count, self.vector_unit.count, dma.storage_units
+        return dict(zip(KINDS, counts, strict=True))
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of all units, in the order of their numbers."""
+        counts = self.unit_counts
+        return tuple(name for number, name in enumerate(UNITS) if number // len(KINDS) < counts[kind_of(number)])
+
+    def units_of(self, kind: str) -> tuple[str, ...]:
+        """Names of all units of a kind."""
+        return tuple(name for name in self.units if kind_of(UNITS.index(name)) == kind)
+
+    @property
     def clock_hz(self) -> int:
         """Clock in cycles per second."""
         return self.clock_mhz * 1_000_000
 
     @property
     def peak_macs_per_cycle(self) -> float:
-        """Multiply-accumulates per cycle at 8 x 8 bits with a full array, without the row-sum column."""
-        return self.mac_array.rows * self.mac_array.cols / self.mac_array.pass_cycles_a8w8
+        """Multiply-accumulates per cycle at 8 x 8 bits with all arrays full, without the row-sum columns."""
+        array = self.mac_array
+        return array.count * array.rows * array.cols / array.pass_cycles_a8w8
 
     @property
     def peak_tops(self) -> float:

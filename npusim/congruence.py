@@ -20,7 +20,7 @@ from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
 from npusim.isa.dma import FIELDS as DMA_FIELDS
 from npusim.isa.dma import LOAD, STORE
-from npusim.isa.encoding import HEADER, Field
+from npusim.isa.encoding import HEADER, WORDS, Field
 from npusim.isa.storage_dma import FETCH
 
 Int64 = NDArray[np.int64]
@@ -28,6 +28,8 @@ MOST = 2.0**61
 JOIN_OPCODES = [BY_MNEMONIC[name].opcode for name in JOINS]
 LAYER = next(f for f in HEADER if f.name == "layer")
 ADDRESS, STORAGE_ADDRESS = LOAD.by_name["dram_addr"], FETCH.by_name["storage_addr"]
+IMMEDIATES = ("multiplier", "shift", "out_zp", "a_mul", "b_mul", "epsilon", "fraction_bits", "p_bits")
+"""Fields on which neither footprint nor time depends, in any family that has them."""
 
 
 def pieces(joins: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -98,6 +100,21 @@ def joins(code: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return np.isin(code[:, 0] & 0xFF, JOIN_OPCODES)
 
 
+def _immediates() -> NDArray[np.uint32]:
+    """(256, 32): by opcode, the bits of `IMMEDIATES`."""
+    masks = np.zeros((256, WORDS), np.uint32)
+    for spec in BY_MNEMONIC.values():
+        for f in (f for f in spec.fields if f.name in IMMEDIATES):
+            bits = ((1 << f.bits) - 1) << f.lo
+            masks[spec.opcode, f.word] |= np.uint32(bits & 0xFFFF_FFFF)
+            if f.bits == 64:
+                masks[spec.opcode, f.word + 1] |= np.uint32(bits >> 32)
+    return masks
+
+
+_MASKS = _immediates()
+
+
 class _Places(NamedTuple):
     """Runs of DRAM that instructions reach: index, the word of the address, base register, [first, end) from there.
 
@@ -129,7 +146,7 @@ def _fetched(code: NDArray[np.uint32]) -> _Places | None:
 
 
 def digest(code: NDArray[np.uint32]) -> bytes:
-    """Equal for pieces that differ in layers' numbers, in where clusters of copies lie in DRAM, and in storage only.
+    """Equal for pieces that differ in layers' numbers, `IMMEDIATES`, storage, and where clusters lie in DRAM only.
 
     A FETCH is a copy to its place and, of coded bytes, one from the old bytes. Pieces whose copies cannot be counted
     are equal to their own words only.
@@ -177,7 +194,7 @@ def _with_offsets(code: NDArray[np.uint32], found: _Places, offset: Int64) -> ND
 
 
 def _hash(words: NDArray[np.uint32], more: NDArray[Any]) -> bytes:
-    """Of words without the layers' numbers."""
-    words = words.copy()
+    """Of words without the layers' numbers and `IMMEDIATES`."""
+    words = words & ~_MASKS[words[:, 0] & 0xFF]
     words[:, LAYER.word] &= np.uint32(0xFFFF_FFFF ^ (((1 << LAYER.bits) - 1) << LAYER.lo))
     return blake2b(words.tobytes() + str(more.shape).encode() + more.tobytes()).digest()

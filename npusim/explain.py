@@ -14,12 +14,13 @@ from npusim import callable_module
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import named_tokens
-from npusim.isa.encoding import HEADER, NO_ADDRESS, UNITS, Decoded, Region
+from npusim.isa.encoding import HEADER, NO_ADDRESS, Decoded, Region
 from npusim.memory import MachineState
 from npusim.operands import Access, accesses
 from npusim.orders import tokens
 from npusim.program import Buffer, Program
 from npusim.timing.cost import DMA, TRAFFIC, cost_of
+from npusim.units import UNITS
 
 callable_module(__name__)
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from npusim.atomic_file import write_atomically
 from npusim.config import MACHINES as MACHINES
 from npusim.config import Machine, load_machine
 from npusim.config import find_machine as find_machine
@@ -40,10 +41,10 @@ class Derived:
         dram_bytes_per_cycle: the same per NPU cycle.
         dram_latency_cycles: NPU cycles from a request to its first byte, closed row, idle controller.
         sram_gb_per_second: what all ports of the SRAM move, 1e9 bytes.
-        storage_gb_per_second: sequential reads, 1e9 bytes.
+        storage_gb_per_second: sequential reads of the devices of all storage DMA units, 1e9 bytes.
         ridge_macs_per_dram_byte: products per byte of DRAM from which the array, not the DRAM, is the limit.
         ridge_macs_per_sram_byte: the same for the SRAM's ports.
-        vector_gops: elements per second of the vector unit, in 1e9.
+        vector_gops: elements per second of all vector units, in 1e9.
     """
 
     peak_tops: float
@@ -68,10 +69,10 @@ def derive(machine: Machine) -> Derived:
         dram_bytes_per_cycle=machine.dram_bytes_per_cycle,
         dram_latency_cycles=machine.dram_latency_cycles,
         sram_gb_per_second=sram_bytes_per_cycle * machine.clock_hz / 1e9,
-        storage_gb_per_second=machine.storage.device.bandwidth_bytes_per_second / 1e9,
+        storage_gb_per_second=machine.dma.storage_units * machine.storage.device.bandwidth_bytes_per_second / 1e9,
         ridge_macs_per_dram_byte=machine.peak_macs_per_cycle / machine.dram_bytes_per_cycle,
         ridge_macs_per_sram_byte=machine.peak_macs_per_cycle / sram_bytes_per_cycle,
-        vector_gops=machine.vector_unit.lanes * machine.clock_hz / 1e9,
+        vector_gops=machine.vector_unit.count * machine.vector_unit.lanes * machine.clock_hz / 1e9,
     )
 
 
@@ -193,6 +194,4 @@ def schema_text() -> str:
 
 
 if __name__ == "__main__":
-    from npusim.program import write_atomically
-
     write_atomically(MACHINES / SCHEMA, schema_text().encode())

@@ -12,6 +12,7 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.addressing import BASES, span
 from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, Decoded, is_packed, row_bytes
+from npusim.units import of_kind
 
 MEMORIES = ("dram", "sram", "param", "param_next")
 ACCUMULATORS = "accumulators"
@@ -56,8 +57,8 @@ class MachineState:
     ``dram``: the part of DRAM that the program uses, ``dram_bytes`` of it; ``sram``: the scratchpad; ``param``: the
     parameter memory as instructions address it, its last ``bank_bytes`` the active bank; ``param_next``: the other
     bank. Memories start as zeros. ``storage``: the program's part of storage, which no instruction writes; copies share
-    it. ``tallies`` counts saturation by (layer, mnemonic). Raises UserError where this computer cannot allocate the
-    memories.
+    it. ``held``: the sums that MAC arrays hold, by number of the unit. ``tallies`` counts saturation by (layer,
+    mnemonic). Raises UserError where this computer cannot allocate the memories.
     """
 
     def __init__(self, machine: Machine, dram_bytes: int, storage: NDArray[np.uint8] | None = None) -> None:
@@ -70,7 +71,7 @@ class MachineState:
         except MemoryError:
             raise _too_large(*sizes[:2], param.capacity_bytes) from None
         self.bases = [0] * BASES
-        self.held: Sums | None = None
+        self.held: dict[int, Sums] = {}
         self.tallies: Tallies = {}
 
     def count(self, ins: Decoded, saturated: int, outputs: int, overflows: int = 0) -> None:
@@ -93,7 +94,7 @@ class MachineState:
         """Return an independent copy, to run another executor from the same point."""
         twin = MachineState.__new__(MachineState)
         twin.machine, twin.bases, twin.storage = self.machine, list(self.bases), self.storage
-        twin.held = self.held and replace(self.held)
+        twin.held = {unit: replace(sums) for unit, sums in self.held.items()}
         twin.tallies = {key: replace(tally) for key, tally in self.tallies.items()}
         try:
             for name in MEMORIES:
@@ -103,11 +104,16 @@ class MachineState:
         return twin
 
     def contents(self, memory: str) -> NDArray[np.uint8]:
-        """The bytes of a memory. Of ``ACCUMULATORS``: int64 m, n, the held sums (m, n), those of the rows of a (m,)."""
+        """The bytes of a memory.
+
+        Of ``ACCUMULATORS``, for each MAC array: int64 m, n, the held sums (m, n), those of the rows of a (m,).
+        """
         if memory != ACCUMULATORS:
             return np.asarray(getattr(self, memory))
-        held = self.held or Sums(np.zeros((0, 0), np.int64), np.zeros((0, 1), np.int64))
-        return np.concatenate([held.products.shape, held.products.ravel(), held.rows.ravel()]).view(np.uint8)
+        none = Sums(np.zeros((0, 0), np.int64), np.zeros((0, 1), np.int64))
+        found = [self.held.get(unit, none) for unit in of_kind("mac")]
+        parts = [part for sums in found for part in (sums.products.shape, sums.products.ravel(), sums.rows.ravel())]
+        return np.concatenate(parts).view(np.uint8)
 
     def difference(self, other: MachineState) -> tuple[str, int] | None:
         """Memory (held sums are one) and address of the first byte in which two states of a machine differ."""

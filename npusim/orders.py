@@ -15,7 +15,8 @@ import numpy as np
 from npusim import reference
 from npusim.errors import UserError
 from npusim.isa.control import JOINS, named_tokens
-from npusim.isa.encoding import UNITS, Decoded
+from npusim.isa.encoding import Decoded
+from npusim.units import UNITS
 
 
 class Token(NamedTuple):

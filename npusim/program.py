@@ -1,40 +1,31 @@
-"""The program container ``program.npu``: instruction words, constants, parameter sets and the map of DRAM, in one file.
+"""A program: instruction words, constants, parameter sets and the map of DRAM.
 
 DRAM as the program sees it: ``constants`` from address 0, then one set of constants per denoising step, one parameter
 set per time range, and buffers. The prologue runs once per video, the step code once per denoising step with base
 register 1 at the step's constants, base 2 at the step's noise and base 3 at the set of the step's time range. Sets may
 begin in storage instead (`Swap`): then DRAM has places for some of them only, and the code fetches them, which takes
-several step codes. The file is safetensors.
+several step codes. `npusim.program_file` writes and reads it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from npusim.config import Machine
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, broken_rules, check_halt, decode
+from npusim.isa import BY_MNEMONIC, check_halt, decode
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import DTYPES, Decoded, Region
 
-FORMAT_VERSION = 5
-MAX_STEPS, MAX_DRAM_BYTES, MAX_RANK = 10_000, 1 << 40, 8
-CODE = {"prologue": np.uint32, "step": np.uint32}
-TENSORS = {**CODE, "constants": np.uint8, "sets": np.uint8, "range_sets": np.uint8, "coded": np.uint8}
-FLAT = ("constants", "coded")
+MAX_DRAM_BYTES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -289,274 +280,6 @@ def _part_name(number: int) -> str:
     return f"step_{number}" if number else "step"
 
 
-def _digest(tensors: dict[str, NDArray[Any]], header: str) -> str:
-    sha = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        sha.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
-        sha.update(_bytes(tensors[name]))
-    return sha.hexdigest()
-
-
-def _bytes(tensor: NDArray[Any]) -> memoryview:
-    """A tensor's bytes, without a copy of them."""
-    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
-
-
-@contextmanager
-def writing_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file of a temporary name in the same folder, renamed at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    with writing_atomically(path) as file:
-        file.write(data)
-
-
-def save_program(program: Program, path: Path) -> None:
-    """Write ``program`` to ``path``; the same program gives the same bytes. Raises UserError if it has no contents."""
-    if not program.contents:
-        raise UserError(f"{path}: a program without contents is for timing only; allowed: one compiled from weights")
-    tensors, header = _tensors(program), _header(program)
-    metadata = {
-        "format": "npusim-program",
-        "version": str(FORMAT_VERSION),
-        "header": header,
-        "sha256": _digest(tensors, header),
-    }
-    with writing_atomically(Path(path)) as file:
-        # As safetensors writes it, but tensor by tensor, so that no second copy of them is in memory, and with the keys
-        # of its header in order, which safetensors has in a random one. Wide types first keeps every tensor aligned.
-        entries: dict[str, Any] = {"__metadata__": metadata}
-        order, end = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)), 0
-        for name in order:
-            start, end = end, end + tensors[name].nbytes
-            kind = {1: "U8", 4: "U32"}[tensors[name].dtype.itemsize]
-            entries[name] = {"data_offsets": [start, end], "dtype": kind, "shape": list(tensors[name].shape)}
-        text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(_bytes(tensors[name]))
-
-
-def program_sha256(program: Program) -> str:
-    """SHA-256 (hex) of everything that a program file holds."""
-    return _digest(_tensors(program), _header(program))
-
-
-def _tensors(program: Program) -> dict[str, NDArray[Any]]:
-    tensors: dict[str, NDArray[Any]] = {name: getattr(program, name) for name in TENSORS}
-    return tensors | {"step": np.concatenate(program.step_codes)}
-
-
-def _header(program: Program) -> str:
-    swap = program.swap
-    return json.dumps(
-        {
-            "step_counts": [len(code) for code in program.step_codes],
-            "code_of_step": list(program.code_of_step),
-            "swap": None if swap is None else [swap.set_places, swap.range_places, [list(r) for r in swap.registers]],
-            "machine": program.machine.model_dump(mode="json"),
-            "set_address": program.set_address,
-            "range_address": program.range_address,
-            "range_of_step": list(program.range_of_step),
-            "dram_bytes": program.dram_bytes,
-            "buffers": {n: [b.address, b.dtype, list(b.shape)] for n, b in program.buffers.items()},
-            "layers": list(program.layers),
-            "host": program.host,
-        },
-        sort_keys=True,
-    )
-
-
-def load_program(path: Path) -> Program:
-    """Read a program file.
-
-    Raises UserError for a missing, truncated, altered or foreign file, and for one whose instructions are undefined or
-    reach outside a memory, or whose buffers overlap. Whether the tokens order all accesses is not checked here:
-    `npusim verify` (compiler.verify) does.
-    """
-    path = Path(path)
-    if not path.is_file():
-        hint = f"is a folder; did you mean {path / 'program.npu'}?" if path.is_dir() else "no such program file"
-        raise UserError(f"{path}: {hint}")
-    try:
-        with safe_open(str(path), "numpy") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            if metadata.get("format") != "npusim-program" or names != set(TENSORS):
-                raise UserError(f"{path}: not an npusim program file")
-            if metadata.get("version") != str(FORMAT_VERSION):
-                raise UserError(
-                    f"{path}: format version {metadata.get('version')!r}; this npusim reads version {FORMAT_VERSION}"
-                )
-            tensors = {name: file.get_tensor(name) for name in TENSORS}
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: truncated or damaged program file ({error})") from None
-    if any(
-        tensors[name].dtype != kind or tensors[name].ndim != (1 if name in FLAT else 2)
-        for name, kind in TENSORS.items()
-    ):
-        raise UserError(f"{path}: a tensor has the wrong type or rank")
-    header = metadata.get("header", "")
-    if _digest(tensors, header) != metadata.get("sha256"):
-        raise UserError(f"{path}: contents do not match their SHA-256; the file was altered")
-    try:
-        program = _program(json.loads(header), tensors)
-        _validate(program)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged header ({' '.join(str(error).split())})") from None
-    return program
-
-
-def _program(fields: Any, tensors: dict[str, NDArray[Any]]) -> Program:
-    """Build the program of a header's ``fields``. Numbers must be integers: nothing is converted or rounded here."""
-    machine = Machine.model_validate(fields.pop("machine"))
-    buffers = {}
-    for name, (address, dtype, shape) in fields.pop("buffers").items():
-        if dtype not in DTYPES:
-            raise UserError(f"buffer {name}: element type {dtype!r}; allowed: {', '.join(DTYPES)}")
-        if not 1 <= len(shape) <= MAX_RANK:
-            raise UserError(f"buffer {name}: {len(shape)} sizes; allowed 1..{MAX_RANK}")
-        sizes = tuple(_whole(f"buffer {name}: size", size) for size in shape)
-        buffers[name] = Buffer(_whole(f"buffer {name}: address", address), dtype, sizes)
-    host = {name: _whole(f"host.{name}", value, low=-MAX_DRAM_BYTES) for name, value in fields.pop("host").items()}
-    set_address, range_address, dram_bytes = (
-        _whole(name, fields.pop(name)) for name in ("set_address", "range_address", "dram_bytes")
-    )
-    range_of_step = tuple(_whole("range_of_step", value) for value in fields.pop("range_of_step"))
-    layers = tuple(str(name) for name in fields.pop("layers"))
-    code_of_step = tuple(_whole("code_of_step", value) for value in fields.pop("code_of_step"))
-    swap, counts = _swap(fields.pop("swap")), [_whole("step_counts", value) for value in fields.pop("step_counts")]
-    if not counts or sum(counts) != len(tensors["step"]):
-        raise UserError(f"step_counts = {counts}: allowed numbers whose sum is {len(tensors['step'])}")
-    step, *more = np.split(tensors.pop("step"), np.cumsum(counts[:-1]))
-    if fields:
-        raise UserError(f"unknown header field {next(iter(fields))!r}")
-    return Program(
-        machine=machine, set_address=set_address, range_address=range_address, range_of_step=range_of_step,
-        dram_bytes=dram_bytes, buffers=buffers, layers=layers, host=host, step=step, more_steps=tuple(more),
-        code_of_step=code_of_step, swap=swap, contents=True, **tensors,
-    )  # fmt: skip
-
-
-def _swap(fields: Any) -> Swap | None:
-    if fields is None:
-        return None
-    set_places, range_places, registers = fields
-    rows = tuple(tuple(_whole("register", value) for value in row) for row in registers)
-    return Swap(_whole("set_places", set_places), _whole("range_places", range_places), rows)
-
-
-def _whole(name: str, value: Any, low: int = 0) -> int:
-    if type(value) is not int or not low <= value <= MAX_DRAM_BYTES:
-        raise UserError(f"{name} is {value!r}; allowed: an integer {low}..{MAX_DRAM_BYTES}")
-    return value
-
-
-def _validate(program: Program) -> None:
-    """Sizes, addresses and every instruction, before anything is allocated or run."""
-    if not 0 < program.dram_bytes <= min(program.machine.dram.npu_budget_bytes, MAX_DRAM_BYTES):
-        raise UserError(
-            f"needs {program.dram_bytes} bytes of DRAM; the machine's budget is {program.machine.dram.npu_budget_bytes}"
-        )
-    if program.storage_bytes > program.machine.storage.device.capacity_bytes:
-        raise UserError(
-            f"needs {program.storage_bytes} bytes of storage; the machine has "
-            f"{program.machine.storage.device.capacity_bytes}"
-        )
-    if not 0 < program.steps <= MAX_STEPS:
-        raise UserError(f"{program.steps} denoising steps; allowed 1..{MAX_STEPS}")
-    ranges = len(program.range_sets)
-    if len(program.range_of_step) != program.steps or any(r >= ranges for r in program.range_of_step):
-        raise UserError(
-            f"range_of_step = {list(program.range_of_step)}: allowed one of 0..{ranges - 1} for each of "
-            f"{program.steps} steps"
-        )
-    _check_codes(program)
-    spans = {name: (b.address, b.address + b.bytes) for name, b in program.buffers.items()}
-    spans |= {name: (address, address + data.size) for name, (address, data) in program.areas.items()}
-    spans |= program.places
-    for name, (start, end) in spans.items():
-        if start < 0 or end > program.dram_bytes:
-            raise UserError(
-                f"{name} at bytes {start}..{end} lies outside the program's {program.dram_bytes} bytes of DRAM"
-            )
-    if "noise" in program.buffers and program.buffers["noise"].bytes % program.steps:
-        raise UserError(f"buffer noise does not hold one plane for each of {program.steps} steps")
-    _check_overlaps(program, spans)
-    for part, instructions in program.instructions().items():
-        for start, piece in instructions.pieces():
-            for index, rule in broken_rules(piece, program.machine) or outside(program, piece):
-                raise UserError(f"{part}: {program.named(start + index, piece[index])}: {rule}")
-
-
-def _check_codes(program: Program) -> None:
-    """Which code each step runs, and the base registers of programs that swap."""
-    codes, swap = len(program.step_codes), program.swap
-    numbers = program.code_of_step
-    if numbers and (len(numbers) != program.steps or any(number >= codes for number in numbers)):
-        raise UserError(
-            f"code_of_step = {list(numbers)}: allowed one of 0..{codes - 1} for each of {program.steps} steps"
-        )
-    if swap is None:
-        if program.coded.size:
-            raise UserError(f"coded holds {program.coded.size} bytes, but nothing begins in storage; allowed: none")
-        return
-    if len(swap.registers) != 1 + program.steps or any(len(row) != BASES or row[0] for row in swap.registers):
-        raise UserError(f"registers: allowed {BASES} numbers, the first 0, for the prologue and {program.steps} steps")
-    if swap.set_places > program.steps or swap.range_places > len(program.range_sets):
-        raise UserError(
-            f"{swap.set_places} places of sets and {swap.range_places} of range_sets: allowed at most one for each of "
-            f"{program.steps} and {len(program.range_sets)}"
-        )
-
-
-def _check_overlaps(program: Program, spans: dict[str, tuple[int, int]]) -> None:
-    """Refuse areas that share bytes, and empty buffers. Two buffers at the very same bytes are two names for one."""
-    owners: dict[tuple[int, int], str] = {}
-    for name in sorted(spans, key=lambda name: (spans[name], name)):
-        start, end = spans[name]
-        if start == end:
-            if name in program.buffers:
-                raise UserError(f"buffer {name} holds no element")
-            continue
-        if name in program.buffers and owners.get((start, end)) in program.buffers:
-            continue
-        if owners:
-            (before, limit), other = next(reversed(owners.items()))
-            if start < limit:
-                raise UserError(f"{name} at bytes {start}..{end} overlaps {other} at bytes {before}..{limit}")
-        owners[start, end] = name
-
-
-def bare_program(code: NDArray[np.uint32], machine: Machine) -> Program:
-    """A program of one step that runs ``code`` (count, 32), without prologue, constants and parameter sets.
-
-    The DRAM that the code reaches is one buffer of bytes, "dram". Raises UserError for code that is not legal.
-    """
-    instructions = decode(code)
-    regions = [r for ins in instructions for rs in BY_MNEMONIC[ins.op].footprint(ins) for r in rs if r.memory == "dram"]
-    reach = max((region.end for region in regions if region.base == 0), default=0)
-    buffers = {"dram": Buffer(0, "u8", (reach,))} if reach else {}
-    layers = ("",) * (1 + max((ins.layer for ins in instructions), default=0))
-    none, sets = np.zeros(0, np.uint8), np.zeros((1, 0), np.uint8)
-    program = Program(machine, code[:0], code, none, sets, sets, 0, 0, (0,), max(reach, 1), buffers, layers, {})
-    _validate(program)
-    return program
-
-
 def input_buffers(program: Program, code: Iterable[Decoded]) -> list[str]:
     """Names of the buffers that ``code``, the prologue's then the step's, reads before it writes to them."""
     found: list[str] = []
@@ -579,19 +302,3 @@ def _touches(region: Region, name: str, buffer: Buffer) -> bool:
     if region.base:
         return region.base == 2 and name == "noise"
     return region.start < buffer.address + buffer.bytes and region.end > buffer.address
-
-
-def outside(program: Program, instructions: list[Decoded]) -> list[tuple[int, str]]:
-    """Accesses beyond the end of a memory, of a parameter set or of a step's noise, and layers without a name.
-
-    Each with its instruction's index.
-    """
-    limits, found = program.limits, []
-    for index, ins in enumerate(instructions):
-        if ins.layer >= len(program.layers):
-            found.append((index, f"layer = {ins.layer}: allowed 0..{len(program.layers) - 1}"))
-        for region in (r for regions in BY_MNEMONIC[ins.op].footprint(ins) for r in regions):
-            limit = limits.get((region.memory, region.base), 0)
-            if region.end > limit:
-                found.append((index, f"{region} lie outside its {limit} bytes"))
-    return found

@@ -26,9 +26,8 @@ from npusim import pictures
 from npusim.cost.energy import WORK, PartEnergy, energy_block, total
 from npusim.fidelity import PAIRS
 from npusim.folder import Layout, write_folder
-from npusim.isa.encoding import UNITS
 from npusim.memory import Tally
-from npusim.program import save_program
+from npusim.program_file import save_program
 from npusim.record import SCHEMA_VERSION
 from npusim.run import RunResult, TimingResult
 from npusim.timing import CodeTiming, Traffic
@@ -180,21 +179,23 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 def layers_csv(result: TimingResult) -> bytes:
     """One row for each layer of prologue and step, by start; cycles and bytes of one execution, beside their bounds."""
     counts = [f.name for f in fields(Traffic)]
-    code, peak = dict(result.program.code()), result.config.machine.peak_macs_per_cycle
-    header = ["part", "layer", "executions", "start_cycle", "span_cycles", *(f"{unit}_busy_cycles" for unit in UNITS)]
+    code, machine = dict(result.program.code()), result.config.machine
+    arrays, peak = machine.units_of("mac"), machine.peak_macs_per_cycle / machine.mac_array.count
+    header = ["part", "layer", "executions", "start_cycle", "span_cycles"]
+    header += [f"{unit}_busy_cycles" for unit in machine.units]
     header += [*counts, *COLUMNS, "mac_busy_utilisation", *(f"energy_{name}_pj" for name in WORK), *ENERGY_COLUMNS]
 
     def rows(part: str, timing: CodeTiming, energy: PartEnergy, executions: int) -> Iterable[list[Any]]:
         bounds = layer_bounds(code[part], result.program.machine)
         for index, layer in sorted(timing.layers.items(), key=lambda item: (item[1].start_cycle, item[0])):
-            busy, work = layer.busy_cycles["mac"], energy.layers[index]
+            busy, work = sum(layer.busy_cycles[array] for array in arrays), energy.layers[index]
             yield [
                 part,
                 result.program.layers[index],
                 executions,
                 layer.start_cycle,
                 layer.span_cycles,
-                *(layer.busy_cycles[unit] for unit in UNITS),
+                *(layer.busy_cycles[unit] for unit in machine.units),
                 *(getattr(layer.traffic, name) for name in counts),
                 *bounds[index].row().values(),
                 layer.traffic.mac_operations / (peak * busy) if busy else NOT_MODELLED,

@@ -207,11 +207,10 @@ def run(
     if verify is None:
         verify = "2" if work.quick_calibration is None else "none"
     prompt = work.sheet_captions[0] if prompt is None else prompt
-    config = RunConfig(
-        work.name, prompt, work.sheet_seeds[0] if seed is None else seed, method, weight_bits, act_bits, attention_bits,
-        ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
-        tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
-        work.cfg_channels, verify, machine, steps=steps, blocks=blocks, branch=branch, integer_only=integer_only,
+    config = _config(
+        work, machine, ranges, overrides, prompt=prompt, seed=work.sheet_seeds[0] if seed is None else seed,
+        method=method, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits, alpha=alpha,
+        factored=factored, verify=verify, steps=steps, blocks=blocks, branch=branch, integer_only=integer_only,
         verify_sample=verify_sample,
     )  # fmt: skip
     store = Unfinished(None if out is None else Path(out), _about(config, work), save_seconds)
@@ -220,6 +219,22 @@ def run(
         write_run(result, Path(out))
         store.remove()
     return result
+
+
+def _config(
+    work: Workload,
+    machine: Machine,
+    ranges: int | Sequence[int] | None,
+    overrides: Sequence[Override],
+    **asked: Any,
+) -> RunConfig:
+    """What was asked for, with what the workload says."""
+    return RunConfig(
+        workload=work.name, machine=machine, num_steps=work.num_steps, cfg_scale=work.cfg_scale,
+        cfg_channels=work.cfg_channels,
+        ranges=ranges if ranges is None or isinstance(ranges, int) else tuple(ranges),
+        overrides=tuple(dataclasses.asdict(override) for override in overrides), **asked,
+    )  # fmt: skip
 
 
 def _part(work: Workload, steps: int | None, blocks: int | None, branch: str | None) -> Workload:
@@ -366,11 +381,10 @@ def run_timing(
         check_folder(Path(out), RUN_FOLDER)
     machine = hw if isinstance(hw, Machine) else load_machine(hw)
     work = _part(get_workload(workload) if isinstance(workload, str) else workload, steps, blocks, branch)
-    config = RunConfig(
-        work.name, None, None, method, weight_bits, act_bits, attention_bits,
-        ranges if ranges is None or isinstance(ranges, int) else tuple(ranges), alpha,
-        tuple(dataclasses.asdict(override) for override in overrides), factored, work.num_steps, work.cfg_scale,
-        work.cfg_channels, None, machine, timing_only=True, steps=steps, blocks=blocks, branch=branch,
+    config = _config(
+        work, machine, ranges, overrides, prompt=None, seed=None, method=method, weight_bits=weight_bits,
+        act_bits=act_bits, attention_bits=attention_bits, alpha=alpha, factored=factored, verify=None, timing_only=True,
+        steps=steps, blocks=blocks, branch=branch,
     )  # fmt: skip
     stages, passes = Stages(notify), dict[str, str]()
     with stages.stage("compile"):

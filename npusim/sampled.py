@@ -45,12 +45,12 @@ def execute_twice(state: MachineState, code: engine.Code, index: int) -> Machine
         for regions in BY_MNEMONIC[ins.op].footprint(ins)
         for region in regions
     ]
-    before, held, tallies = [view.copy() for view in views], state.held, state.tallies
+    before, held, tallies = [view.copy() for view in views], dict(state.held), state.tallies
     state.tallies = {}
     for _ in engine.progress(state, code, index, index + 1):
         pass
     made, made_held, counted = [view.copy() for view in views], state.contents(ACCUMULATORS), state.tallies
-    made_sums = state.held
+    made_sums = dict(state.held)
     for view, contents in zip(views, before, strict=True):
         view[...] = contents
     state.held, state.tallies = held, {}

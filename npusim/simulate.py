@@ -26,8 +26,11 @@ from npusim.memory import ACCUMULATORS, MachineState, Sums, Tallies, Tally
 from npusim.operands import accesses
 from npusim.program import Code, Program, input_buffers
 from npusim.sampled import Sample, execute_twice
+from npusim.units import of_kind
 
 PROLOGUE = "prologue"
+HELD = "held/"
+"""Before the number of a MAC array in the names of a snapshot's held sums."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,8 @@ class Simulation:
             f"dram/{start}": self.state.dram[start:end] for start, end in _changing(self.program)
         }
         arrays |= {name: getattr(self.state, name) for name in ("sram", "param", "param_next")}
-        if self.state.held is not None:
-            arrays |= {"held/products": self.state.held.products, "held/rows": self.state.held.rows}
+        for unit, sums in self.state.held.items():
+            arrays |= {f"{HELD}{unit}/products": sums.products, f"{HELD}{unit}/rows": sums.rows}
         facts = {
             "tallies": [
                 [part, *key, *astuple(tally)] for part, found in self.tallies.items() for key, tally in found.items()
@@ -208,13 +211,17 @@ class Simulation:
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
         """Go on from a `snapshot` of a simulation of the same program and inputs. Raises UserError for another's."""
         own, _ = self.snapshot()
-        held = {name: arrays[name] for name in ("held/products", "held/rows") if name in arrays}
-        for name in sorted((own.keys() | arrays.keys()) - {"held/products", "held/rows"}):
+        held = {name: array.copy() for name, array in arrays.items() if name.startswith(HELD)}
+        for name in sorted(name for name in own.keys() | arrays.keys() if not name.startswith(HELD)):
             given, place = arrays.get(name), own.get(name)
             if given is None or place is None or (given.shape, given.dtype) != (place.shape, place.dtype):
                 raise UserError(f"memory {name!r} does not fit the program")
             place[...] = given
-        self.state.held = Sums(held["held/products"].copy(), held["held/rows"].copy()) if held else None
+        self.state.held = {
+            unit: Sums(held[f"{HELD}{unit}/products"], held[f"{HELD}{unit}/rows"])
+            for unit in of_kind("mac")
+            if f"{HELD}{unit}/products" in held
+        }
         self.tallies = {}
         for part, layer, mnemonic, *counts in facts["tallies"]:
             self.tallies.setdefault(part, {})[layer, mnemonic] = Tally(*counts)

@@ -146,7 +146,7 @@ def _cost(result: TimingResult) -> Table:
 def _ledger(result: TimingResult) -> Table:
     table = _table("% of cycles", *(cause.split("_")[-1] for cause in CAUSES))
     for unit, causes in result.timing.ledger.items():
-        if unit == "storage" and not causes["busy"]:
+        if unit.startswith("storage") and not causes["busy"]:
             continue  # a program that swaps nothing
         table.add_row(unit, *(f"{100 * causes[cause] / result.timing.cycles:.1f}" for cause in CAUSES))
     return table

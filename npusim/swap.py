@@ -203,7 +203,7 @@ def compare(
 def _cost(plain: Program, made: Program, timer: Timer, head: SwapCost) -> SwapCost:
     """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
     shares: dict[tuple[str, int], list[int]] = {}
-    on_bus, machine = 0, timer.machine
+    on_bus, decoded_bytes, machine = 0, 0, timer.machine
     extra_of = _extra(plain, made, timer)
     fetches_of = {name: _fetches(code) for name, code in made.code()}
     for step in range(-1, made.steps):
@@ -212,6 +212,7 @@ def _cost(plain: Program, made: Program, timer: Timer, head: SwapCost) -> SwapCo
         costs = [cost_of(ins, machine, registers[ins.base]) for ins in fetches]
         busy = [setup + storage for setup, storage, _ in costs]
         on_bus += sum(counts[DMA["fetch"]] for *_, counts in costs)
+        decoded_bytes += sum(ins.bytes for ins in fetches if ins.coded_bytes)
         left = extra_of[step]
         for index, (ins, cycles) in enumerate(zip(fetches, busy, strict=True)):
             share = left if index + 1 == len(fetches) else extra_of[step] * cycles // sum(busy)
@@ -226,7 +227,7 @@ def _cost(plain: Program, made: Program, timer: Timer, head: SwapCost) -> SwapCo
     cycles = timer(made.prologue) + sum(map(timer, steps))
     return replace(
         head, dram_bytes=made.dram_bytes, storage_bytes=made.storage_bytes, storage_read_bytes=read,
-        dram_write_bytes=written, dram_fetch_bytes=on_bus, energy=swap_energy(machine, read, on_bus),
+        dram_write_bytes=written, dram_fetch_bytes=on_bus, energy=swap_energy(machine, read, on_bus, decoded_bytes),
         storage_cycles=busy_cycles, startup_cycles=startup, cycles=cycles,
         plain_cycles=cycles - sum(extra_of.values()), codes=len(made.step_codes), boundaries=boundaries,
     )  # fmt: skip

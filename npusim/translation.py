@@ -24,7 +24,7 @@ from npusim.config import load_machine
 from npusim.errors import UserError
 from npusim.host import Host
 from npusim.isa.encoding import DTYPES
-from npusim.program import TENSORS, load_program
+from npusim.program_file import TENSORS, load_program
 from npusim.report import JSON
 
 SEED = 7

@@ -22,9 +22,11 @@ from models.errors import ModelError
 from models.quantize import QuantizedModel
 from models.stats import CalibrationStats
 from models.store import ArrayWriter, array_sha256, load_arrays
+from npusim.atomic_file import write_atomically
 from npusim.errors import UserError
 from npusim.folder import writing
-from npusim.program import Program, load_program, program_sha256, save_program, write_atomically
+from npusim.program import Program
+from npusim.program_file import load_program, program_sha256, save_program
 
 FOLDER, ABOUT = "unfinished", "run.json"
 STATISTICS, QUANTIZED, PROGRAM = "statistics.safetensors", "quantized.safetensors", "program.npu"

@@ -10,6 +10,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -280,3 +281,30 @@ def test_every_quick_command_runs(
     for documented, reduced in REDUCED.items():
         assert main(shlex.split(reduced)[1:]) == 0, f"{documented}: {capsys.readouterr().err}"
         assert "error" not in capsys.readouterr().err
+
+
+def _python_commands() -> list[str]:
+    """Documented scripts, modules and runs of pytest, with what is optional or a place to fill in left out."""
+    found = set()
+    for documented in DOCUMENTED:
+        text = re.sub(r" \[.*|#.*", "", documented.text).removeprefix(".venv/bin/")
+        if text.startswith(("python ", "pytest ")) and text != "python -m venv":
+            found.add(text)
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", _python_commands())
+def test_python_commands_start(text: str) -> None:
+    """Scripts and modules take ``--help``, or write what is there already; pytest collects what it is told to run.
+
+    What they do is tested by the tests of their folders; here, that they can be started as they are shown.
+    """
+    words = shlex.split(text)
+    words = ["-m", *words] if words[0] == "pytest" else words[1:]
+    extra = ["--collect-only", "-q"] if "pytest" in words[:2] else ["--help"]
+    before = subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    done = subprocess.run([sys.executable, *words, *extra], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    assert after == before

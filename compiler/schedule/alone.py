@@ -9,7 +9,7 @@ from compiler.schedule.cost_model import Cost, matmul_cycles, transfer, vector_p
 from compiler.schedule.emitter import Emitter
 from compiler.schedule.fuse import matrices
 from compiler.schedule.place import ALIGN, Zones, row_bytes, value_bytes
-from compiler.schedule.tile_attention import Shape, blocks_of, p_type
+from compiler.schedule.tile_attention import Shape, blocks_of, overlaps, p_type
 from compiler.schedule.tile_linear import linear_tiles
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -56,10 +56,11 @@ def alone(emitter: Emitter, op: Op, zones: Zones, weights: bool = True) -> Cost:
             cost = vector_cost(machine, op, rows, cols, 1)
     except UserError:
         return Cost(exposed=inf)
-    # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them.
-    # What lies in SRAM does not wait for that, and the vector unit follows the array.
-    waits = min(cost.vector + cost.mac, 8192) if any(not emitter.in_sram(n) for n in names) else cost.vector / 2
-    return cost + transfer(machine, size, 8 if size else 0) + Cost(exposed=waits)
+    # Little overlaps: a tile is loaded, computed and stored, and the next operation waits for the last of them; but for
+    # no longer than all copies take. What lies in SRAM does not wait, and the vector unit follows the array.
+    copied = transfer(machine, size, 8 if size else 0)
+    waits = min(cost.vector + cost.mac, 8192, copied.dram) if size else cost.vector / 2 if cost.mac else 0
+    return cost + copied + Cost(exposed=waits)
 
 
 def _linear(emitter: Emitter, op: Op, weights: bool) -> tuple[Cost, int]:
@@ -112,19 +113,20 @@ def attention_cost(emitter: Emitter, op: Op, blocks: int, rows: int | None) -> C
     parts = blocks_of(emitter, op, shape, None if rows is None else (0, rows))
     cost, times = Cost(), blocks
     types = [values[op.inputs[role]].dtype for role in "qkv"]
-    need = shape.need(emitter, op, parts[0].groups, parts[0].heads, parts[0].rows)
+    alone = not overlaps(emitter, op, shape, parts[0])
     for block in parts:
         m, n, count = block.rows, shape.key.tokens, block.batches
         mac = matmul_cycles(machine, m, shape.width, n, types[0], types[1], count)
         mac += matmul_cycles(machine, m, n, shape.width, "i16" if p_type(op)[1] == 2 else "u8", types[2], count)
         vector = vector_pass(machine, count * m, n, 2) + count * m + machine.vector_unit.op_latency_cycles
+        stand = block.held and block.row != parts[0].row
+        loaded = [(op.inputs[role], n) for role in "kv" if not stand] + [(op.inputs["q"], m)]
         size = sum(
-            count * tokens * row_bytes(values[op.inputs[role]], shape.width)
-            for role, tokens in (("q", m), ("k", n), ("v", n))
-            if not emitter.in_sram(op.inputs[role])
+            count * tokens * row_bytes(values[name], shape.width)
+            for name, tokens in loaded
+            if not emitter.in_sram(name)
         )
-        alone = 2 * need > emitter.tiles.half
-        cost += Cost(mac=mac, vector=vector, exposed=vector if alone else 0) + transfer(machine, size, 3)
+        cost += Cost(mac=mac, vector=vector, exposed=vector if alone else 0) + transfer(machine, size, len(loaded))
     return Cost(cost.mac * times, cost.vector * times, cost.dram * times, cost.exposed * times, cost.dram_bytes * times)
 
 

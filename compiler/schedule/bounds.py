@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.dma import dma_bytes
-from npusim.isa.encoding import HEADER, UNITS, Decoded, decode_row
+from npusim.isa.encoding import HEADER, Decoded, decode_row
 from npusim.isa.matmul import fold_height, pass_cycles
 from npusim.timing.cost import DMA, shapes
+from npusim.units import kind_of
 
 _LAYER = next(f for f in HEADER if f.name == "layer")
 _DRAM_SIDE = ("unit", "dram_addr", "base", "row_bytes", "rows", "planes", "dram_row", "dram_plane")
@@ -36,10 +38,10 @@ class Bounds:
         compulsory_dram_bytes: distinct copies from and to DRAM; one that is made again (weights for another block of
             rows) counts once.
         moved_dram_bytes: all copies.
-        array_bound_cycles: products over what all cells of the array do in a cycle, at the widths of the operands.
+        array_bound_cycles: products over what all cells of all arrays do in a cycle, at the widths of the operands.
         padding_cycles: what cells without work add, at ragged edges: a head of 72 on 64 rows, 120 keys on 128 columns.
         fill_cycles: first loads, skew and drain of each instruction, and folds shorter than a load of weights.
-        vector_bound_cycles: of all vector instructions.
+        vector_bound_cycles: of all vector instructions, shared by all vector units.
         dram_bound_cycles: the compulsory bytes at the DRAM's peak rate.
     """
 
@@ -74,12 +76,13 @@ def layer_bounds(code: NDArray[np.uint32], machine: Machine) -> dict[int, Bounds
     np.add.at(sums, numbers, costs[which])
     once = _distinct_copies(code, layer)
     compulsory = np.bincount(numbers[once], costs[which[once], 0], len(first))
-    rows = {}
+    arrays, vectors = machine.mac_array.count, machine.vector_unit.count
+    counts, rows = np.array([1, arrays, arrays, arrays, vectors]), {}
     for number in np.argsort(first, kind="stable").tolist():
-        moved, array, padding, fill, vector = sums[number].tolist()
+        moved, array, padding, fill, vector = (sums[number] / counts).tolist()
         cycles = float(compulsory[number] / machine.dram_bytes_per_cycle)
         rows[int(layer[first[number]])] = Bounds(
-            int(compulsory[number]), int(moved), array, padding, fill, int(vector), cycles
+            int(compulsory[number]), int(moved), array, padding, fill, ceil(vector), cycles
         )
     return rows
 
@@ -103,7 +106,7 @@ def _cost(ins: Decoded, machine: Machine) -> list[float]:
         return [dma_bytes(ins), 0, 0, 0, 0]
     if ins.op == "matmul":
         return [0, *array_cycles(ins, machine), 0]
-    vector = UNITS[ins.unit] == "vector" and ins.op not in ("barrier", "halt")
+    vector = kind_of(ins.unit) == "vector" and ins.op not in ("barrier", "halt")
     return [0, 0, 0, 0, BY_MNEMONIC[ins.op].cycles(ins, machine) if vector else 0]
 
 

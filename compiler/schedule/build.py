@@ -27,8 +27,10 @@ from compiler.schedule.place import (
     place,
     value_bytes,
 )
+from compiler.schedule.repeat import Repeats
 from compiler.schedule.search import Choice, plan_phase
 from compiler.schedule.segments import Group, held, segments
+from compiler.schedule.spread import spread
 from compiler.schedule.tokens import with_tokens
 from npusim.config import Machine
 from npusim.errors import UserError
@@ -234,30 +236,43 @@ def _cut(graph: Graph, machine: Machine, layout: Layout, choices: list[Choice]) 
 
 def _phase(phase: str, emitter: Emitter, parts: list[list[Group]]) -> NDArray[np.uint32]:
     """Instruction words (count, 32) of one phase in segments; it ends with a barrier and halt."""
-    words = list[NDArray[np.uint32]]()
+    words, repeats = list[NDArray[np.uint32]](), Repeats(emitter, phase)
     for segment in parts:
         if words:
             emitter.join(phase)
-        first = len(emitter.instructions)
-        names = held(emitter, segment) if len(parts) > 1 else {}
-        try:
-            emitter.hold(names, phase)
-            _groups(emitter, segment)
-        except UserError:
-            if not names:
-                raise
-            del emitter.instructions[
-                first:
-            ]  # too little parameter memory is left: the vectors come where they are read
-            emitter.release()
-            _groups(emitter, segment)
-        words.append(encode_all(emitter.instructions, emitter.layers))
-        emitter.instructions.clear()
+            words.append(_encoded(emitter))
+        code = repeats.words(segment)
+        if code is None:
+            code = _segment(phase, emitter, segment, len(parts) > 1)
+            repeats.keep(segment, code)
+        words.append(code)
     emitter.layer = phase
     emitter.emit("barrier")
     emitter.emit("halt")
-    words.append(encode_all(emitter.instructions, emitter.layers))
-    return with_tokens(np.concatenate(words))
+    words.append(_encoded(emitter))
+    return with_tokens(spread(np.concatenate(words), emitter.machine))
+
+
+def _encoded(emitter: Emitter) -> NDArray[np.uint32]:
+    """The words of what was emitted since the last call."""
+    words = encode_all(emitter.instructions, emitter.layers)
+    emitter.instructions.clear()
+    return words
+
+
+def _segment(phase: str, emitter: Emitter, segment: list[Group], cut: bool) -> NDArray[np.uint32]:
+    """The words of one segment, ``cut`` from others by barriers or all there is."""
+    names = held(emitter, segment) if cut else {}
+    try:
+        emitter.hold(names, phase)
+        _groups(emitter, segment)
+    except UserError:
+        if not names:
+            raise
+        emitter.instructions.clear()  # too little parameter memory is left: the vectors come where they are read
+        emitter.release()
+        _groups(emitter, segment)
+    return _encoded(emitter)
 
 
 def _groups(emitter: Emitter, groups: list[Group]) -> None:

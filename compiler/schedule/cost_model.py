@@ -1,7 +1,8 @@
 """What a schedule costs on a machine, in closed form: cycles of each unit, and bytes to and from DRAM.
 
-Every choice of the compiler is made with these numbers. The cycle model of `npusim.timing` is not asked: it wants a
-finished program, and a search tries thousands of schedules.
+Every choice of the compiler is made with these numbers. Of several arrays or vector units, each is taken to do its
+share. The cycle model of `npusim.timing` is not asked: it wants a finished program, and a search tries thousands of
+schedules.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def transfer(machine: Machine, size: float, copies: float) -> Cost:
 
 
 def matmul_cycles(machine: Machine, m: int, k: int, n: int, a_dtype: str, b_dtype: str, batches: int = 1) -> int:
-    """Cycles of one MATMUL."""
-    return _matmul_cycles(_Array(machine), m, k, n, a_dtype, b_dtype, batches)
+    """Cycles of one MATMUL, shared by all arrays."""
+    return -(-_matmul_cycles(_Array(machine), m, k, n, a_dtype, b_dtype, batches) // machine.mac_array.count)
 
 
 class _Array:
@@ -72,5 +73,6 @@ def _matmul_cycles(array: _Array, m: int, k: int, n: int, a_dtype: str, b_dtype:
 
 
 def vector_pass(machine: Machine, rows: int, cols: int, passes: int = 1) -> int:
-    """Cycles of a vector instruction."""
-    return passes * -(-rows * cols // machine.vector_unit.lanes) + machine.vector_unit.op_latency_cycles
+    """Cycles of a vector instruction, shared by all vector units."""
+    unit = machine.vector_unit
+    return -(-(passes * -(-rows * cols // unit.lanes) + unit.op_latency_cycles) // unit.count)

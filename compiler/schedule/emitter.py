@@ -12,8 +12,9 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.dma import MEMORIES
-from npusim.isa.encoding import DTYPE_NAMES, UNITS
+from npusim.isa.encoding import DTYPE_NAMES
 from npusim.isa.matmul import RECORD
+from npusim.units import UNITS
 
 _UNIT_OF = {mnemonic: UNITS.index(spec.units[0]) for mnemonic, spec in BY_MNEMONIC.items()}
 
@@ -72,13 +73,17 @@ class Emitter:
         for ring in (self.weights, self.tiles):
             ring.next = ring.start
 
+    def number(self, layer: str) -> int:
+        """The number of a layer; those that nothing was emitted for yet get the next one."""
+        number = self._numbers.get(layer)
+        if number is None:
+            number = self._numbers[layer] = len(self.layers)
+            self.layers.append(layer)
+        return number
+
     def emit(self, mnemonic: str, **fields: int) -> None:
         """Append an instruction on its unit, tagged with the current layer."""
-        number = self._numbers.get(self.layer)
-        if number is None:
-            number = self._numbers[self.layer] = len(self.layers)
-            self.layers.append(self.layer)
-        header = {"unit": _UNIT_OF[mnemonic], "layer": number}
+        header = {"unit": _UNIT_OF[mnemonic], "layer": self.number(self.layer)}
         self.instructions.append((mnemonic, {**header, **fields}))
 
     def dtype(self, name: str) -> int:

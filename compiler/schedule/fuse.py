@@ -69,8 +69,8 @@ def matrices(op: Op) -> list[str]:
     """The operands of an operation that have a row for each row of the result."""
     if op.kind == "attention":
         return [op.inputs["q"]] if op.attrs["over"] == "cross" else [op.inputs[role] for role in "qkv"]
-    table = bool(op.attrs.get("b_rows", ""))
-    return [op.inputs[role] for role in ("x", "a", "b") if role in op.inputs and not (role == "b" and table)]
+    roles = ("x", "a") if op.kind == "layernorm_modulate" or op.attrs.get("b_rows") else ("x", "a", "b")
+    return [op.inputs[role] for role in roles if role in op.inputs]
 
 
 def fits_blocks(graph: Graph, op: Op) -> bool:

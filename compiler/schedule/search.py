@@ -138,6 +138,8 @@ class Search:
         pieces, weights = self._pieces(linears, columns, rows, left)
         if weights < 0 or left < weights:
             return None
+        keys = self._keys_bytes(group, rows, least_tiles + left - weights)
+        weights = max(weights, keys if keys <= left else 0)
         spare = (left - weights) // ALIGN * ALIGN
         zones = Zones(self.resident, weights, least_tiles + spare)
         start = self.resident + weights + zones.tiles
@@ -165,6 +167,17 @@ class Search:
             pieces[stage.head.output] = depth
             ring = max(ring, whole)
         return pieces, ring
+
+    def _keys_bytes(self, group: Group, rows: int, tiles: int) -> int:
+        """Bytes of the weight ring for keys and values of a head whose query rows a tile ring of ``tiles`` would cut.
+
+        0 where none are cut, or cannot stay there (`Shape.keys_need`).
+        """
+        for op in (op for op in group.ops if op.kind == "attention"):
+            shape = Shape.of(self.emitter, op)
+            if shape.need(self.emitter, op, 1, 1, min(rows, shape.query.tokens)) > tiles // 4:
+                return 2 * shape.keys_need(self.emitter, op)
+        return 0
 
     def _parameters_fit(self, linears: list[Stage], columns: int) -> bool:
         values = self.graph.values

@@ -1,7 +1,8 @@
 """Tiling of attention: scores, exponential, reciprocal and weighted sum stay in SRAM for a block of the work.
 
 A block is some groups, heads and query rows, with all keys. Groups are frames (spatial), positions (temporal) or the
-whole branch (cross). One MATMUL covers a block through its two batch loops.
+whole branch (cross). One MATMUL covers a block through its two batch loops. Where the query rows of a head are cut, its
+keys and values stay in the weight ring for all of them, if they fit half of it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from compiler.graph import Op
 from compiler.schedule.emitter import Emitter
-from compiler.schedule.place import ALIGN, row_bytes
+from compiler.schedule.place import ALIGN, Ring, aligned, row_bytes
 from npusim.errors import UserError
 from npusim.isa.encoding import DTYPE_NAMES, NO_ADDRESS
 from npusim.isa.matmul import ROW_RECORD, RQ_MODES
@@ -35,7 +36,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class Block:
-    """Part of one branch: groups [group, group + groups), heads likewise, query rows likewise."""
+    """Part of one branch: groups [group, group + groups), heads likewise, query rows likewise.
+
+    ``held``: keys and values stay in the weight ring from the head's first block to its last.
+    """
 
     branch: int
     group: int
@@ -44,6 +48,7 @@ class Block:
     heads: int
     row: int
     rows: int
+    held: bool
 
     @property
     def batches(self) -> int:
@@ -84,8 +89,8 @@ class Shape:
         rows, length = (graph.values[op.inputs[role]].shape[0] // graph.branches for role in "qk")
         return cls(Walk(rows, 0, 1, rows), Walk(length, 0, 1, length), 1, heads, width)
 
-    def need(self, emitter: Emitter, op: Op, groups: int, heads: int, rows: int) -> int:
-        """Bytes of the tile ring that a block of this size takes."""
+    def need(self, emitter: Emitter, op: Op, groups: int, heads: int, rows: int, held: bool = False) -> int:
+        """Bytes of the tile ring that a block of this size takes; ``held``: keys and values stand elsewhere."""
         per_row = self.key.tokens * (2 + p_type(op)[1]) + 4 + ROW_RECORD.itemsize
         size = groups * heads * rows * per_row
         sides = {
@@ -95,9 +100,20 @@ class Shape:
             op.output: rows,
         }
         for name, tokens in sides.items():
-            if not emitter.in_sram(name):
+            if not emitter.in_sram(name) and not (held and name in (op.inputs["k"], op.inputs["v"])):
                 size += groups * heads * tokens * row_bytes(emitter.graph.values[name], self.width)
         return size + BUFFERS * ALIGN
+
+    def keys_need(self, emitter: Emitter, op: Op) -> int:
+        """Bytes of keys and values of one head; 0 where they need not, or cannot, stay in the weight ring.
+
+        Only loaded ones need to, and ``valid`` lies there for longer than they do.
+        """
+        names = [op.inputs[role] for role in "kv"]
+        if "valid" in op.inputs or any(emitter.in_sram(name) for name in names):
+            return 0
+        values = emitter.graph.values
+        return sum(aligned(self.key.tokens * row_bytes(values[name], self.width)) for name in names)
 
 
 def p_type(op: Op) -> tuple[str, int]:
@@ -115,19 +131,27 @@ def attention(emitter: Emitter, op: Op, part: tuple[int, int] | None = None) -> 
     record = emitter.logit_parameter(op.output)
     valid = emitter.whole(op.inputs["valid"]).address if "valid" in op.inputs else NO_ADDRESS
     blocks = blocks_of(emitter, op, shape, part)
-    need = shape.need(emitter, op, blocks[0].groups, blocks[0].heads, blocks[0].rows)
-    overlap = 2 * need <= emitter.tiles.half
+    overlap = overlaps(emitter, op, shape, blocks[0])
     finish: Callable[[], None] | None = None
     for block in blocks:
         if finish and not overlap:
             finish()
             finish = None
-        following = _scores(emitter, op, shape, block, record, valid)
+        q = _bring(emitter, op.inputs["q"], shape, shape.query, block, (block.row, block.rows), emitter.tiles)
+        if not block.held or block.row == blocks[0].row:
+            ring = emitter.weights if block.held else emitter.tiles
+            k, v = (_bring(emitter, op.inputs[r], shape, shape.key, block, (0, shape.key.tokens), ring) for r in "kv")
+        following = _scores(emitter, op, shape, block, (q, k, v), record, valid)
         if finish:
             finish()
         finish = following
     if finish:
         finish()
+
+
+def overlaps(emitter: Emitter, op: Op, shape: Shape, block: Block) -> bool:
+    """Whether two such blocks may be under way at a time."""
+    return 2 * shape.need(emitter, op, block.groups, block.heads, block.rows, block.held) <= emitter.tiles.half
 
 
 def blocks_of(emitter: Emitter, op: Op, shape: Shape, part: tuple[int, int] | None) -> list[Block]:
@@ -142,11 +166,11 @@ def blocks_of(emitter: Emitter, op: Op, shape: Shape, part: tuple[int, int] | No
         else:
             first, counts = (0, row), (1, part[1])
     sizes = counts[0], shape.heads, counts[1]
-    groups_at, heads_at, rows_at = choose_block(emitter, op, shape, sizes)
+    groups_at, heads_at, rows_at, held = choose_block(emitter, op, shape, sizes)
     return [
         Block(
             branch, first[0] + group, min(groups_at, counts[0] - group), head, min(heads_at, shape.heads - head),
-            first[1] + row, min(rows_at, counts[1] - row),
+            first[1] + row, min(rows_at, counts[1] - row), held,
         )
         for branch in branches
         for group in range(0, counts[0], groups_at)
@@ -155,23 +179,29 @@ def blocks_of(emitter: Emitter, op: Op, shape: Shape, part: tuple[int, int] | No
     ]  # fmt: skip
 
 
-def choose_block(emitter: Emitter, op: Op, shape: Shape, all_of: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(groups, heads, query rows) of a block, at most ``all_of``, reduced in this order until it fits.
+def choose_block(
+    emitter: Emitter, op: Op, shape: Shape, all_of: tuple[int, int, int]
+) -> tuple[int, int, int, bool]:  # fmt: skip
+    """(groups, heads, query rows, held) of a block, at most ``all_of``, reduced in this order until it fits.
 
     Two blocks are under way at a time, which together may take half the tile ring. One that is all, or the smallest
     there is, may take it alone.
     """
-    half = emitter.tiles.half
+    half, (groups, heads, rows) = emitter.tiles.half, all_of
     if shape.need(emitter, op, *all_of) <= half:
-        return all_of
+        return *all_of, False
     for room in (half // 2, half):
-        sizes = list(all_of)
-        for dimension in range(len(sizes)):
-            while shape.need(emitter, op, *sizes) > room and sizes[dimension] > 1:
-                sizes[dimension] = -(-sizes[dimension] // 2)
-        if shape.need(emitter, op, *sizes) <= room:
-            groups, heads, rows = sizes
-            return groups, heads, rows
+        if shape.need(emitter, op, 1, 1, rows) <= room:
+            while shape.need(emitter, op, groups, heads, rows) > room and groups > 1:
+                groups = -(-groups // 2)
+            while shape.need(emitter, op, groups, heads, rows) > room:
+                heads = -(-heads // 2)
+            return groups, heads, rows, False
+        held = 0 < shape.keys_need(emitter, op) <= emitter.weights.half
+        if shape.need(emitter, op, 1, 1, 1, held) <= room:
+            while shape.need(emitter, op, 1, 1, rows, held) > room:
+                rows = -(-rows // 2)
+            return 1, 1, rows, held
     raise UserError(
         f"{op.layer}: attention of one query row over {shape.key.tokens} keys needs "
         f"{shape.need(emitter, op, 1, 1, 1)} bytes, half the SRAM tile zone has {half}; "
@@ -179,12 +209,13 @@ def choose_block(emitter: Emitter, op: Op, shape: Shape, all_of: tuple[int, int,
     )
 
 
-def _scores(emitter: Emitter, op: Op, shape: Shape, block: Block, record: int, valid: int) -> Callable[[], None]:
-    """The scores of a block and their exponentials; returns what makes the weighted sum."""
+def _scores(
+    emitter: Emitter, op: Op, shape: Shape, block: Block, operands: tuple[Tile, Tile, Tile], record: int, valid: int
+) -> Callable[[], None]:
+    """The scores of a block and their exponentials; returns what makes the weighted sum. ``operands``: q, k, v."""
     attrs, names, dtype = op.attrs, op.inputs, DTYPE_NAMES.index
     m, n, batches = block.rows, shape.key.tokens, block.batches
-    q = _bring(emitter, names["q"], shape, shape.query, block, (block.row, m))
-    k, v = (_bring(emitter, names[role], shape, shape.key, block, (0, n)) for role in "kv")
+    q, k, v = operands
     name, size = p_type(op)
     scores, p = _packed(emitter, block, n, 2), _packed(emitter, block, n, size)
     sums, factors = (emitter.tiles.take(batches * m * each, emitter.layer) for each in (4, ROW_RECORD.itemsize))
@@ -203,7 +234,7 @@ def _scores(emitter: Emitter, op: Op, shape: Shape, block: Block, record: int, v
     )  # fmt: skip
     static = {"multiplier": attrs["out_multiplier"], "shift": attrs["out_shift"]}
     emitter.emit("recip", rows=batches * m, sum_addr=sums, out_addr=factors, **static)
-    out = _place(emitter, op.output, shape, shape.query, block, (block.row, m))
+    out = _place(emitter, op.output, shape, shape.query, block, (block.row, m), emitter.tiles)
 
     def weighted_sum() -> None:
         emitter.emit(
@@ -241,20 +272,24 @@ def _start(shape: Shape, walk: Walk, block: Block, rows: tuple[int, int]) -> tup
     return row, block.head * shape.width
 
 
-def _place(emitter: Emitter, name: str, shape: Shape, walk: Walk, block: Block, rows: tuple[int, int]) -> Tile:
+def _place(
+    emitter: Emitter, name: str, shape: Shape, walk: Walk, block: Block, rows: tuple[int, int], ring: Ring
+) -> Tile:
     """Where a block's tokens of one tensor stand in SRAM: in place, or a new buffer (groups, tokens, heads * width)."""
     head = row_bytes(emitter.graph.values[name], shape.width)
     if emitter.in_sram(name):
         offset, pitch = emitter.offset(name, *_start(shape, walk, block, rows))
         return Tile(emitter.home(name).address + offset, walk.group_step * pitch, head, walk.token_step * pitch)
     run = block.heads * head
-    address = emitter.tiles.take(block.groups * rows[1] * run, emitter.layer)
+    address = ring.take(block.groups * rows[1] * run, emitter.layer)
     return Tile(address, rows[1] * run, head, run)
 
 
-def _bring(emitter: Emitter, name: str, shape: Shape, walk: Walk, block: Block, rows: tuple[int, int]) -> Tile:
+def _bring(
+    emitter: Emitter, name: str, shape: Shape, walk: Walk, block: Block, rows: tuple[int, int], ring: Ring
+) -> Tile:
     """As ``_place``, and load the tokens if the tensor lives in DRAM."""
-    tile = _place(emitter, name, shape, walk, block, rows)
+    tile = _place(emitter, name, shape, walk, block, rows, ring)
     if not emitter.in_sram(name):
         _transfer(emitter, "load", name, shape, walk, block, rows, tile)
     return tile

@@ -10,12 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.accesses import READ, WRITE, Accesses
+from compiler.accesses import READ, WRITE, Accesses, units_used
 from npusim.congruence import digest, joins, pieces
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import HEADER, UNITS, Decoded, Region
-
-MASKS = {f.name: f for f in HEADER if f.name.startswith(("wait_", "signal_"))}
+from npusim.isa.encoding import TOKEN_WORDS, TOKENS, Decoded, Region
 
 
 def with_tokens(code: NDArray[np.uint32], known: dict[bytes, NDArray[np.uint32]] | None = None) -> NDArray[np.uint32]:
@@ -25,27 +23,31 @@ def with_tokens(code: NDArray[np.uint32], known: dict[bytes, NDArray[np.uint32]]
     ``known`` keeps those of earlier code.
     """
     code = code.copy()
-    word = next(iter(MASKS.values())).word
-    code[:, word] = 0
+    code[:, TOKEN_WORDS] = 0
     known = {} if known is None else known
     for begin, end in pieces(joins(code)):
         piece = code[begin:end]
         key = digest(piece)
         if key not in known:
             known[key] = _token_words(decode(piece))
-        piece[:, word] = known[key]
+        piece[:, TOKEN_WORDS] = known[key]
     return code
 
 
 def _token_words(instructions: list[Decoded]) -> NDArray[np.uint32]:
-    words = [sum(mask << MASKS[name].lo for name, mask in found.items()) for found in insert_tokens(instructions)]
-    return np.array(words, np.uint32)
+    """The words `TOKEN_WORDS` (count, 2)."""
+    words = np.zeros((len(instructions), len(TOKEN_WORDS)), np.uint32)
+    for row, found in zip(words, insert_tokens(instructions), strict=True):
+        for f in TOKENS:
+            row[TOKEN_WORDS.index(f.word)] |= np.uint32(found.get(f.name, 0) << f.lo)
+    return words
 
 
 def insert_tokens(instructions: list[Decoded]) -> list[dict[str, int]]:
     """Header fields (wait_raw, wait_war, signal_raw, signal_war) of each instruction of one piece."""
-    touched = Accesses()
-    waited = np.full((len(UNITS), len(UNITS)), -1, np.int64)
+    units = units_used(instructions)
+    touched = Accesses(units)
+    waited = np.full((units, units), -1, np.int64)
     headers: list[dict[str, int]] = [{} for _ in instructions]
     for index, ins in enumerate(instructions):
         reads, writes = BY_MNEMONIC[ins.op].footprint(ins)

@@ -13,7 +13,8 @@ from compiler.schedule.tokens import with_tokens
 from npusim.congruence import copies, joins, pieces
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import UNITS, encode
+from npusim.isa.encoding import encode
+from npusim.units import UNITS
 
 Words = NDArray[np.uint32]
 

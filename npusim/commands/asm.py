@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from npusim.atomic_file import write_atomically
 from npusim.commands.shared import naming
 from npusim.folder import writing
 from npusim.isa.assembly import assemble
-from npusim.program import bare_program, save_program, write_atomically
+from npusim.program_file import save_program
+from npusim.program_rules import bare_program
 from npusim.text_file import read_text
 
 
@@ -22,7 +24,7 @@ def asm(
     """Assemble text to instruction words, 128 little-endian bytes each (npusim.isa.assembly.assemble).
 
     With --hw, check each instruction against the machine and write a program of one step that runs the text's code;
-    the DRAM that it reaches is its only buffer (npusim.program.bare_program).
+    the DRAM that it reaches is its only buffer (npusim.program_rules.bare_program).
     """
     from npusim.config import load_machine
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from npusim.atomic_file import write_atomically
 from npusim.commands.shared import AttentionBits, Factored, Hardware
 from npusim.errors import UserError
 from npusim.folder import check_above, writing
-from npusim.program import save_program, write_atomically
+from npusim.program_file import save_program
 
 
 def compile_(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from npusim.errors import UserError
 from npusim.isa.assembly import disassemble
 from npusim.isa.encoding import INSTRUCTION_BYTES, WORDS
-from npusim.program import load_program
+from npusim.program_file import load_program
 
 
 class Part(StrEnum):

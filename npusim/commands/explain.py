@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from npusim.commands.shared import naming
-from npusim.program import load_program
+from npusim.program_file import load_program
 
 
 def explain(

@@ -38,7 +38,7 @@ def list_(
         figures, array = hw.derive(machine), machine.mac_array
         row = (
             machine.name,
-            f"{array.rows}x{array.cols} {array.dataflow[0]}s",
+            f"{'' if array.count == 1 else f'{array.count}x'}{array.rows}x{array.cols} {array.dataflow[0]}s",
             f"{machine.clock_mhz}",
             f"{figures.peak_tops:.3g}",
             f"{machine.sram.capacity_bytes / 1024:,.0f}",

@@ -26,7 +26,10 @@ from rich.progress import (
 from npusim.errors import UserError
 
 Workload = Annotated[
-    str, typer.Option(help="Named workload: emoji, or tiny (random weights: quick, its fidelity means nothing).")
+    str,
+    typer.Option(
+        help="emoji; tiny (random weights: quick, its fidelity means nothing); stdit-xl2-16x256x256 or -16x512x512."
+    ),
 ]
 Hardware = Annotated[Path, typer.Option(help="Machine file, or a name in hwconfigs: hwconfigs/edge_8k.yaml.")]
 Method = Annotated[str, typer.Option(help="Quantization method, e.g. cw_tw, asq, tsq_pot (models/quantize/README.md).")]

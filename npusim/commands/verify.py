@@ -9,7 +9,7 @@ import typer
 
 from npusim.commands.shared import AsJson, naming, print_json, progress
 from npusim.errors import UserError
-from npusim.program import load_program
+from npusim.program_file import load_program
 
 
 def verify(

@@ -11,19 +11,26 @@ from dataclasses import dataclass
 
 from npusim.config import Machine
 from npusim.cost.actions import ArrayActions, array_actions
-from npusim.cost.area import area
-from npusim.cost.tables import Base, Range, base_table, sram_table
+from npusim.cost.area import accumulator_macros, area, param_macros, sram_macros
+from npusim.cost.tables import Base, Macros, Range, base_table, sram_table
 from npusim.program import Program
 from npusim.timing import CodeTiming, ProgramTiming, Traffic
 
-WORK = ("multiply_accumulate", "accumulators", "requantization", "vector", "sram", "param_memory", "dram", "storage")
+WORK = (
+    "multiply_accumulate",
+    "accumulators",
+    "requantization",
+    "vector",
+    "sram",
+    "param_memory",
+    "dram",
+    "storage",
+    "decoder",
+)
 """Components that a layer's own actions cause."""
 TIME = ("idle", "leakage")
 """Components that time causes; they belong to a part, not to a layer."""
 COMPONENTS = (*WORK, *TIME)
-WORD_BITS = 128
-"""Word of one SRAM bank: the SRAM is taken to be as many banks of that width as its port moves in a cycle."""
-ACCUMULATOR_WORD_BITS = 64
 
 Energies = Mapping[str, Range]
 """pJ by component."""
@@ -91,6 +98,7 @@ class Unit:
     param_write_byte: Range
     dram_byte: Range
     storage_byte: Range
+    decoded_byte: Range
     idle_cell_cycle: Range
     idle_lane_cycle: Range
     leakage_mw: Range
@@ -108,17 +116,13 @@ def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) 
     return Energy(prologue, tuple(codes), timing.code_of_step, node)
 
 
-def swap_energy(machine: Machine, storage_read_bytes: int, dram_fetch_bytes: int) -> Range:
-    """Energy in pJ of fetched bytes: read from storage, moved on the DRAM's bus."""
-    return _storage_byte(machine) * storage_read_bytes + _dram_byte(machine) * dram_fetch_bytes
-
-
-def _storage_byte(machine: Machine) -> Range:
-    return base_table().storage(machine.storage.device.kind) * 8
-
-
-def _dram_byte(machine: Machine) -> Range:
-    return base_table().dram(machine.dram.device.kind) * 8
+def swap_energy(machine: Machine, storage_read_bytes: int, dram_fetch_bytes: int, decoded_bytes: int) -> Range:
+    """Energy in pJ of fetched bytes: read from storage, moved on the DRAM's bus, decoded where they are coded."""
+    units = unit_energies(machine, base_table().node_of(machine.name))
+    return (
+        units.storage_byte * storage_read_bytes + units.dram_byte * dram_fetch_bytes
+        + units.decoded_byte * decoded_bytes
+    )  # fmt: skip
 
 
 def unit_energies(machine: Machine, node_nm: int) -> Unit:
@@ -130,15 +134,11 @@ def unit_energies(machine: Machine, node_nm: int) -> Unit:
         scaled: Range = figure.range * base.energy_factor(figure.node_nm, node_nm)
         return scaled
 
-    array, sram = machine.mac_array, _bank_bytes(machine)
+    array = machine.mac_array
     multiply, add, register = pj("multiply_8x8_pj"), pj("add_32_pj"), pj("register_bit_pj")
-    column_bytes = array.acc_rows * array.acc_bits / 8
-    fill = access(base, column_bytes, ACCUMULATOR_WORD_BITS, node_nm)
-    update = sum(fill, Range()) * (array.acc_bits / ACCUMULATOR_WORD_BITS)
-    reads, writes = (each * (8 / WORD_BITS) for each in access(base, sram, WORD_BITS, node_nm))
-    param = tuple(
-        each * (8 / WORD_BITS) for each in access(base, machine.param_memory.capacity_bytes, WORD_BITS, node_nm)
-    )
+    update = sum(byte_access(base, accumulator_macros(machine), node_nm), Range()) * (array.acc_bits / 8)
+    reads, writes = byte_access(base, sram_macros(machine), node_nm)
+    param = byte_access(base, param_macros(machine), node_nm)
     lane = pj("vector_lane_pj")
     idle = figures.idle_share.range
     return Unit(
@@ -152,8 +152,9 @@ def unit_energies(machine: Machine, node_nm: int) -> Unit:
         sram_write_byte=writes,
         param_read_byte=param[0],
         param_write_byte=param[1],
-        dram_byte=_dram_byte(machine),
-        storage_byte=_storage_byte(machine),
+        dram_byte=base.dram(machine.dram.device.kind) * 8,
+        storage_byte=base.storage(machine.storage.device.kind) * 8,
+        decoded_byte=pj("decoded_byte_pj"),
         idle_cell_cycle=product_pj(multiply, add, register, (8, 8), array.acc_bits) * idle,
         idle_lane_cycle=lane * idle,
         leakage_mw=leakage_mw(machine, node_nm),
@@ -165,35 +166,41 @@ def product_pj(multiply: Range, add: Range, register: Range, bits: tuple[int, in
     return multiply * (bits[0] * bits[1] / 64) + add * (acc_bits / 32) + register * (bits[0] + acc_bits)
 
 
-def access(base: Base, size_bytes: float, word_bits: int, node_nm: int) -> tuple[Range, Range]:
-    """Energies in pJ to read and to write one word of an SRAM bank."""
+def byte_access(base: Base, macros: Macros, node_nm: int) -> tuple[Range, Range]:
+    """Energies in pJ to read and to write one byte of an SRAM bank, as its share of whole words."""
     table = sram_table()
-    bank, factor = table.bank(size_bytes, word_bits), base.energy_factor(table.node_nm, node_nm)
+    bank = table.bank(macros.bytes, macros.word_bits)
+    factor = base.energy_factor(table.node_nm, node_nm) * (8 / macros.word_bits)
     return Range(*bank.read_pj) * factor, Range(*bank.write_pj) * factor
 
 
 def leakage_mw(machine: Machine, node_nm: int) -> Range:
     """Of SRAM, parameter memory and logic."""
     base, table = base_table(), sram_table()
-    banks = machine.sram.banks
-    memory = Range(*table.bank(_bank_bytes(machine), WORD_BITS).leakage_mw) * banks
-    memory += Range(*table.bank(machine.param_memory.capacity_bytes, WORD_BITS).leakage_mw)
+    memory = Range()
+    for macros, banks in ((sram_macros(machine), machine.sram.banks), (param_macros(machine), 1)):
+        memory += Range(*table.bank(macros.bytes, macros.word_bits).leakage_mw) * (macros.count * banks)
     logic = area(machine, node_nm).logic_mm2 * base.figures.logic_leakage_mw_per_mm2.range
     return memory * base.energy_factor(table.node_nm, node_nm) + logic
 
 
-def _bank_bytes(machine: Machine) -> float:
-    return machine.sram.bank_bytes
-
-
 def _part(machine: Machine, units: Unit, array: Mapping[int, ArrayActions], timing: CodeTiming) -> PartEnergy:
+    arrays, vectors = machine.units_of("mac"), machine.units_of("vector")
     layers = {
-        number: _layer(machine, units, array.get(number, ArrayActions()), layer.traffic, layer.busy_cycles["vector"])
+        number: _layer(
+            machine,
+            units,
+            array.get(number, ArrayActions()),
+            layer.traffic,
+            sum(layer.busy_cycles[unit] for unit in vectors),
+        )
         for number, layer in timing.layers.items()
     }
     cells, lanes = machine.mac_array.rows * machine.mac_array.cols, machine.vector_unit.lanes
-    waiting = {unit: timing.total_cycles - timing.ledger[unit]["busy"] for unit in ("mac", "vector")}
-    idle = units.idle_cell_cycle * (cells * waiting["mac"]) + units.idle_lane_cycle * (lanes * waiting["vector"])
+    waiting_arrays, waiting_vectors = (
+        sum(timing.total_cycles - timing.ledger[unit]["busy"] for unit in names) for names in (arrays, vectors)
+    )
+    idle = units.idle_cell_cycle * (cells * waiting_arrays) + units.idle_lane_cycle * (lanes * waiting_vectors)
     # mW times seconds is 1e9 pJ.
     leakage = units.leakage_mw * (timing.total_cycles / machine.clock_hz * 1e9)
     return PartEnergy(layers, {"idle": idle, "leakage": leakage})
@@ -216,6 +223,7 @@ def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic,
         + units.param_write_byte * traffic.param_load_bytes,
         "dram": units.dram_byte * (traffic.dram_read_bytes + traffic.dram_write_bytes + traffic.dram_fetch_bytes),
         "storage": units.storage_byte * traffic.storage_read_bytes,
+        "decoder": units.decoded_byte * traffic.decoded_bytes,
     }
 
 

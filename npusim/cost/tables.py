@@ -58,6 +58,7 @@ class Figures(Section):
     requantize_16_pj: Figure
     requantize_32_pj: Figure
     vector_lane_pj: Figure
+    decoded_byte_pj: Figure
     idle_share: Figure
     logic_leakage_mw_per_mm2: Figure
 
@@ -83,6 +84,7 @@ class Scaling(Section):
     energy_45_to_7: Figure
     below_7_exponent: Figure
     uncertainty: Figure
+    area_uncertainty: Figure
 
 
 class Base(Section):
@@ -135,14 +137,19 @@ class Base(Section):
         exponent = float(getattr(self.scaling.below_7_exponent, which))
         return float(inside * (min(node_nm, 7) / 7) ** exponent)
 
-    def area_factor(self, from_nm: int, to_nm: int, column: int = DENSITY) -> float:
-        """What an area at one node is multiplied by for another, by density of logic or of SRAM cells."""
+    def area_factor(self, from_nm: int, to_nm: int, column: int = DENSITY) -> Range:
+        """What an area at one node is multiplied by for another, by density of logic or of SRAM cells.
+
+        1 where they are the same. Raises UserError for a node that the table lacks.
+        """
         rows = {int(row[0]): row for row in self.density}
         for node in (from_nm, to_nm):
             if node not in rows:
                 raise UserError(f"{TABLES / 'base.yaml'}: density: no node {node} nm; there: {sorted(rows)}")
+        if from_nm == to_nm:
+            return Range(1, 1, 1)
         ratio = rows[to_nm][column] / rows[from_nm][column]
-        return ratio if column == BITCELL else 1 / ratio
+        return self.scaling.area_uncertainty.range * (ratio if column == BITCELL else 1 / ratio)
 
 
 T = TypeVar("T", bound=Section)
@@ -171,6 +178,26 @@ class SramTable(Section):
         """The smallest bank of the table that holds as much, or its largest, with that word width."""
         fitting = sorted((b for b in self.banks if b.word_bits == word_bits), key=lambda b: b.kib)
         return next((b for b in fitting if b.kib * 1024 >= size_bytes), fitting[-1])
+
+
+@dataclass(frozen=True)
+class Macros:
+    """The SRAM macros that a bank is made of: how many side by side, bytes and word of each."""
+
+    count: int
+    bytes: float
+    word_bits: int
+
+
+def macros_of(bank_bytes: float, port_bytes: int) -> Macros:
+    """The macros of a bank of ``bank_bytes`` whose port moves ``port_bytes`` a cycle.
+
+    A port wider than the table's widest word is several macros side by side, which are read together.
+    """
+    words = sorted({bank.word_bits for bank in sram_table().banks})
+    word = next((bits for bits in words if bits >= 8 * port_bytes), words[-1])
+    count = -(-8 * port_bytes // word)
+    return Macros(count, bank_bytes / count, word)
 
 
 @cache

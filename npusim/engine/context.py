@@ -22,7 +22,7 @@ from npusim.isa.encoding import DTYPE_NAMES, WORDS, Decoded
 Words = Any
 """int64 (count,), a context or an instruction, in a kernel."""
 
-OPCODE, LAYER, FIRST = 0, 1, 2
+OPCODE, LAYER, UNIT, FIRST = 0, 1, 2, 3
 COLUMNS = FIRST + max(len(spec.fields) for spec in ALL)
 KINDS = len(ALL)
 KIND_OF = {spec.mnemonic: number for number, spec in enumerate(ALL)}
@@ -37,10 +37,10 @@ def columns(mnemonic: str) -> Any:
 
 
 def table_of_words(code: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Fields of instruction words (count, 32), int64 (count, COLUMNS): opcode, layer, then the family's in order."""
+    """Fields of instruction words (count, 32), int64 (count, COLUMNS): opcode, layer, unit, then the family's."""
     words = code.reshape(-1, WORDS).astype(np.int64)
     table = np.zeros((len(words), COLUMNS), np.int64)
-    table[:, OPCODE], table[:, LAYER] = words[:, 0] & 0xFF, words[:, 0] >> 16
+    table[:, OPCODE], table[:, LAYER], table[:, UNIT] = words[:, 0] & 0xFF, words[:, 0] >> 16, words[:, 0] >> 8 & 0xFF
     for opcode in np.unique(table[:, OPCODE]).tolist():
         rows = np.flatnonzero(table[:, OPCODE] == opcode)
         for column, f in enumerate(BY_OPCODE[opcode].fields, FIRST):
@@ -61,13 +61,16 @@ def table_of(instructions: Sequence[Decoded]) -> NDArray[np.int64]:
     for row, ins in zip(table, instructions, strict=True):
         spec = BY_MNEMONIC[ins.op]
         values = [getattr(ins, f.name) for f in spec.fields]
-        row[:2] = spec.opcode, ins.layer
+        row[:FIRST] = spec.opcode, ins.layer, ins.unit
         row[FIRST : FIRST + len(values)] = [v - (1 << 64) if v >> 63 > 0 else v for v in values]
     return table
 
 
 class Place(IntEnum):
-    """Words of a context. Addresses and sizes of memories come first, in the order of ``MEMORY``."""
+    """Words of a context. Addresses and sizes of memories come first, in the order of ``MEMORY``.
+
+    From ``HELD`` on: what the first MAC array holds; from ``SECOND_HELD`` on the same of the second.
+    """
 
     DRAM = 0
     SRAM = auto()
@@ -97,6 +100,12 @@ class Place(IntEnum):
     HELD_N = auto()
     HELD_BOUND = auto()
     HELD_LARGEST_ROW = auto()
+    SECOND_HELD = auto()
+    SECOND_HELD_ROWS = auto()
+    SECOND_HELD_M = auto()
+    SECOND_HELD_N = auto()
+    SECOND_HELD_BOUND = auto()
+    SECOND_HELD_LARGEST_ROW = auto()
     SIZE = auto()
 
 

@@ -160,7 +160,9 @@ def execute(state: Any, ins: Decoded) -> None:
         raise OverflowError(f"accumulator of {array.acc_bits} bits overflows")
     if aside:
         state.sram[:] = target
-    state.held = Sums(sums, row_sums.reshape(-1, 1)) if rq is None else None
+    state.held.pop(ins.unit, None)
+    if rq is None:
+        state.held[ins.unit] = Sums(sums, row_sums.reshape(-1, 1))
     state.count(ins, saturated.sum(), 0 if rq is None else rows * ins.n, overflows)
 
 

@@ -45,6 +45,7 @@ from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.addressing import BASES
 from npusim.isa.encoding import Decoded, decode_row
 from npusim.memory import MachineState, Sums
+from npusim.units import of_kind
 
 Handler = Callable[[int, int], int]
 HANDLERS: dict[str, Handler] = {
@@ -126,12 +127,22 @@ class Arena:
     def __init__(self) -> None:
         self.scratch = np.empty(ARENA_BYTES, np.uint8)
         self.notes = np.zeros(NOTES_WORDS, np.int64)
-        self.held, self.held_rows = np.empty(HELD_MOST, np.int32), np.empty(HELD_MOST, np.int64)
+        arrays = len(of_kind("mac"))
+        self.held, self.held_rows = np.empty((arrays, HELD_MOST), np.int32), np.empty((arrays, HELD_MOST), np.int64)
 
 
 @cache
 def _arena(process: int, thread: int, part: int) -> Arena:
     return Arena()
+
+
+STAYS = -1
+"""Instead of rows of held sums: they do not fit the arena."""
+
+
+def held_places(c: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The words of a context about held sums, those from ``Place.HELD`` on of each MAC array: (arrays, words)."""
+    return c[Place.HELD :].reshape(len(of_kind("mac")), -1)
 
 
 BARRIER_BYTES = 64
@@ -202,10 +213,11 @@ class Session:
         c[Place.TILES] = amx.SHAPE.ctypes.data if amx.available() else 0
         c[Place.PART], c[Place.PARTS] = part, self.parts
         for where, memory in (
-            (Place.ARENA, arena.scratch), (Place.NOTES, arena.notes), (Place.HELD, self.arena.held),
-            (Place.HELD_ROWS, self.arena.held_rows), (Place.TALLIES, self.counts[part]),
+            (Place.ARENA, arena.scratch), (Place.NOTES, arena.notes), (Place.TALLIES, self.counts[part]),
         ):  # fmt: skip
             c[where] = memory.ctypes.data
+        for place, held, rows in zip(held_places(c), self.arena.held, self.arena.held_rows, strict=True):
+            place[:2] = held.ctypes.data, rows.ctypes.data
         return c
 
     def run(self, first: int, last: int) -> int:
@@ -226,28 +238,29 @@ class Session:
 
     def _take(self) -> None:
         """Held sums that fit go to the arena; others stay, and a MATMUL that goes on from them is not taken."""
-        held = self.state.held
-        for c in self.contexts:
-            c[Place.HELD_M] = 0
-        if held is None or held.products.size > HELD_MOST:
-            return
-        bound, row_bound = (int(np.abs(values).max(initial=0)) for values in (held.products, held.rows))
-        if bound < 1 << 31:
-            self.arena.held[: held.products.size] = held.products.reshape(-1)
-            self.arena.held_rows[: held.rows.size] = held.rows.reshape(-1)
+        nothing = Sums(np.zeros((0, 0), np.int64), np.zeros((0, 1), np.int64))
+        for array, unit in enumerate(of_kind("mac")):
+            held = self.state.held.get(unit, nothing)
+            bound, row_bound = (int(np.abs(values).max(initial=0)) for values in (held.products, held.rows))
+            fits = held.products.size <= HELD_MOST and bound < 1 << 31
+            if fits:
+                self.arena.held[array, : held.products.size] = held.products.reshape(-1)
+                self.arena.held_rows[array, : held.rows.size] = held.rows.reshape(-1)
             for c in self.contexts:
-                c[Place.HELD_M], c[Place.HELD_N] = held.products.shape
-                c[Place.HELD_BOUND], c[Place.HELD_LARGEST_ROW] = bound, row_bound
+                held_places(c)[array, 2:] = (*held.products.shape, bound, row_bound) if fits else (STAYS, 0, 0, 0)
 
     def _give(self) -> None:
         """Held sums and tallies go back to the state."""
-        c, state, counts = self.contexts[0], self.state, self.counts.sum(axis=0)
+        state, counts = self.state, self.counts.sum(axis=0)
         number = {kind: name for name, kind in KIND_OF.items()}
-        matmul = KIND_OF["matmul"]
-        if counts[:, matmul, 2].any():
-            m, n = int(c[Place.HELD_M]), int(c[Place.HELD_N])
-            products, rows = self.arena.held[: m * n].reshape(m, n), self.arena.held_rows[:m].reshape(m, 1)
-            state.held = Sums(products.astype(np.int64), rows.copy()) if m else None
+        if counts[:, KIND_OF["matmul"], 2].any():
+            for array, unit in enumerate(of_kind("mac")):
+                m, n = held_places(self.contexts[0])[array, 2:4].tolist()
+                if m != STAYS:
+                    state.held.pop(unit, None)
+                if m > 0:
+                    products, rows = self.arena.held[array, : m * n], self.arena.held_rows[array, :m]
+                    state.held[unit] = Sums(products.reshape(m, n).astype(np.int64), rows.reshape(m, 1).copy())
         for layer, kind in np.argwhere(counts[:, :, 2]).tolist():
             saturated, outputs, _ = counts[layer, kind].tolist()
             state.count_of(layer, number[kind], saturated, outputs)

@@ -28,6 +28,7 @@ from npusim.engine.context import (
     SRAM,
     U8,
     U16,
+    UNIT,
     Place,
     Words,
     apart,
@@ -45,6 +46,7 @@ from npusim.engine.stream_pack import pack_columns, pack_row, sum_columns, sum_r
 from npusim.engine.stream_rows import place32, place64, scratch32, scratch64
 from npusim.isa.encoding import MAX_SHIFT
 from npusim.isa.matmul import RQ_MODES
+from npusim.units import KINDS as UNIT_NAMES
 
 MATMUL, KIND = columns("matmul"), KIND_OF["matmul"]
 TENSOR, CHANNEL, ROW = (RQ_MODES.index(name) for name in ("tensor", "channel", "row"))
@@ -60,6 +62,8 @@ ACC_BITS, MULTIPLIER_BITS, ROW_SUMS, ROUNDS_TWICE, HELD, HELD_ROWS, HELD_M, HELD
     )
 )  # fmt: skip
 TILES = int(Place.TILES)
+HELD_WORDS, UNIT_KINDS = int(Place.SECOND_HELD - Place.HELD), len(UNIT_NAMES)
+"""Words about one array's held sums; kinds of units, so that a unit's number divided by it counts arrays."""
 HELD_MOST = 1 << 20
 """Held sums that there is room for."""
 LARGEST = tuple(max(HIGH[kind], -LOW[kind]) for kind in range(len(HIGH)))
@@ -154,6 +158,7 @@ def matmul(context: int, row: int) -> int:
     a_kind, b_kind, out_kind, mode = w[MATMUL.a_dtype], w[MATMUL.b_dtype], w[MATMUL.out_dtype], w[MATMUL.rq_mode]
     a_size, b_size, out_size = ELEMENT_BYTES[a_kind], ELEMENT_BYTES[b_kind], ELEMENT_BYTES[out_kind]
     hold, goes_on = w[MATMUL.acc_hold], w[MATMUL.acc_continue]
+    second = HELD_WORDS * (w[UNIT] // UNIT_KINDS)
     if not (0 < m < MOST and 0 < k < MOST and 0 < n <= MOST_N and 0 < batches < MOST):
         return 0
     if a_size == 0 or (b_kind != I8 and b_kind != I16) or a_size < b_size or w[MATMUL.shifted]:
@@ -162,7 +167,7 @@ def matmul(context: int, row: int) -> int:
         return 0
     if (hold or goes_on) and (batches != 1 or m * n > HELD_MOST):
         return 0
-    if goes_on and (c[HELD_M] != m or c[HELD_N] != n):
+    if goes_on and (c[HELD_M + second] != m or c[HELD_N + second] != n):
         return 0
     as_bytes, per_unit = (1, 4) if a_size == 1 else (0, 2)
     along = k == 1 or w[MATMUL.b_k] == b_size
@@ -178,8 +183,8 @@ def matmul(context: int, row: int) -> int:
         1 << 20
     ):
         return 0
-    bound = k * LARGEST[a_kind] * LARGEST[b_kind] + (c[HELD_BOUND] if goes_on else 0)
-    row_bound = k * LARGEST[a_kind] + (c[HELD_ROW_BOUND] if goes_on else 0)
+    bound = k * LARGEST[a_kind] * LARGEST[b_kind] + (c[HELD_BOUND + second] if goes_on else 0)
+    row_bound = k * LARGEST[a_kind] + (c[HELD_ROW_BOUND + second] if goes_on else 0)
     room = np.int64(1) << (c[ACC_BITS] - 1)
     if bound >= room or ((hold or goes_on) and bound > INT32_HIGH):
         return 0
@@ -211,7 +216,8 @@ def matmul(context: int, row: int) -> int:
     zero_point = w[MATMUL.out_zp]
     low = clamp(INT32_LOW + zero_point, LOW[out_kind], HIGH[out_kind])
     high = clamp(INT32_HIGH + zero_point, LOW[out_kind], HIGH[out_kind])
-    held, held_rows = carray(pointer(c[HELD]), (m, n), np.int32), carray(pointer(c[HELD_ROWS]), m, np.int64)
+    held = carray(pointer(c[HELD + second]), (m, n), np.int32)
+    held_rows = carray(pointer(c[HELD_ROWS + second]), m, np.int64)
     row_sums = scratch64(c, 4, BLOCK_ROWS)
     scale_of_row, shift_of_row = scratch32(c, 4, PANEL * LANES), scratch64(c, 5, PANEL * LANES)
     half_of_row, rounding = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
@@ -320,9 +326,10 @@ def matmul(context: int, row: int) -> int:
                     right_shift, zero_point, low, high,
                 )  # fmt: skip
     if hold:
-        c[HELD_M], c[HELD_N], c[HELD_BOUND], c[HELD_ROW_BOUND] = m, n, bound, row_bound
+        c[HELD_M + second], c[HELD_N + second] = m, n
+        c[HELD_BOUND + second], c[HELD_ROW_BOUND + second] = bound, row_bound
     else:
-        c[HELD_M] = 0
+        c[HELD_M + second] = 0
     if tiles:
         amx.release()
     tally(c, w, KIND, changed, 0 if hold else batches * m * n)

@@ -13,7 +13,6 @@ from npusim.html.fidelity import figures
 from npusim.html.figure import Picture
 from npusim.html.source import RunData
 from npusim.html.stacks import BARRIER, by_layer
-from npusim.isa.encoding import UNITS
 from npusim.timing import CAUSES
 
 CSS = """
@@ -209,12 +208,13 @@ def _absent(name: str) -> str:
 
 def _layers(run: RunData) -> str:
     rows: list[list[object]] = []
+    units = run.program.machine.units
     for part in run.parts.values():
         for name, cycles in by_layer(part).items():
             total = cycles.sum(axis=1).tolist()
             rows.append([name, part.name, *cycles[:, CAUSES.index("busy")].tolist(), *total])
     longest = sorted((row for row in rows if row[0] != BARRIER and row[1] == "step"), key=_busiest, reverse=True)
-    header = ["layer", "part", *(f"{unit} busy" for unit in UNITS), *(f"{unit} all" for unit in UNITS)]
+    header = ["layer", "part", *(f"{unit} busy" for unit in units), *(f"{unit} all" for unit in units)]
     note = (
         '<p class="note">Cycles of one execution: busy, and with waiting. The CSV of the figure by cause and layer has '
         "them by cause.</p>"
@@ -236,7 +236,7 @@ def _bounds(run: RunData) -> str:
 
 
 def _busiest(row: Sequence[Any]) -> int:
-    return int(max(row[2 : 2 + len(UNITS)]))
+    return int(max(row[2 : 2 + (len(row) - 2) // 2]))
 
 
 def _definitions() -> str:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from npusim.atomic_file import write_atomically
 from npusim.folder import Layout, check_folder, writing
 from npusim.html.fidelity import fidelity
 from npusim.html.figure import Picture
@@ -17,7 +18,6 @@ from npusim.html.source import RunData, load_run
 from npusim.html.stacks import layers_picture, steps_picture
 from npusim.html.swap import swap
 from npusim.html.timeline import timeline
-from npusim.program import write_atomically
 
 PAGE, FIGURES = "report.html", "figures"
 REPORT_FOLDER = Layout("report", (PAGE, FIGURES))

@@ -11,9 +11,9 @@ from npusim.config import Machine
 from npusim.html.figure import Picture
 from npusim.html.source import RunData, groups_by_time, layer_group
 from npusim.html.style import BLUE, INK, MARKERS, VERMILION, drawing, new_figure, of_number
-from npusim.isa.encoding import UNITS
 from npusim.timing.cost import TRAFFIC
 from npusim.trace.part import Part
+from npusim.units import of_kind
 
 GROUPS = 6
 CAPTION = (
@@ -45,7 +45,7 @@ class Point:
 
 def points(part: Part) -> list[Point]:
     """Layers with products, in the order of the code."""
-    traffic, mac = part.cost.traffic, part.cost.unit == UNITS.index("mac")
+    traffic, mac = part.cost.traffic, np.isin(part.cost.unit, of_kind("mac"))
     moved = traffic[:, [TRAFFIC.index("dram_read_bytes"), TRAFFIC.index("dram_write_bytes")]].sum(axis=1)
     found = []
     for number in dict.fromkeys(part.cost.layer[~part.cost.barrier].tolist()):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from npusim.errors import UserError
-from npusim.program import Program, load_program
+from npusim.program import Program
+from npusim.program_file import load_program
 from npusim.record import Rows, read_record, read_rows, section
 from npusim.timing import ProgramTiming, time_program
 from npusim.trace.part import Part, parts_of

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from npusim.html.figure import Picture
 from npusim.html.source import RunData, layer_class
 from npusim.html.style import INK, drawing, legend_below, new_figure, of_causes, shorter, thousands, words
-from npusim.isa.encoding import UNITS
 from npusim.timing import CAUSES
 from npusim.trace.part import Int64, Part
+from npusim.units import UNITS
 
 MOST_CLASSES = 28
 BARRIER = "(barrier)"
@@ -32,19 +32,20 @@ STEPS_CAPTION = (
 def by_layer(part: Part) -> dict[str, Int64]:
     """Cycles (units, causes) by layer in the order of the code, barriers last; each unit's sum is the ledger's."""
     found: dict[str, Int64] = {}
-    for unit in range(len(UNITS)):
-        for index in np.flatnonzero((part.cost.unit == unit) & ~part.cost.barrier).tolist():
-            table = found.setdefault(part.layer(index), np.zeros((len(UNITS), len(CAUSES)), np.int64))
+    units = part.program.machine.units
+    for unit, name in enumerate(units):
+        for index in np.flatnonzero((part.cost.unit == UNITS.index(name)) & ~part.cost.barrier).tolist():
+            table = found.setdefault(part.layer(index), np.zeros((len(units), len(CAUSES)), np.int64))
             table[unit] += part.causes[index]
     first = {part.layer(i): i for i in reversed(range(len(part.instructions)))}
     ordered = {name: found[name] for name in sorted(found, key=lambda name: first[name])}
-    ledger = np.array([[part.timing.ledger[unit][cause] for cause in CAUSES] for unit in UNITS])
+    ledger = np.array([[part.timing.ledger[unit][cause] for cause in CAUSES] for unit in units])
     return ordered | {BARRIER: ledger - sum(found.values(), np.zeros_like(ledger))}
 
 
 def layers_picture(run: RunData) -> Picture:
     """A panel for each unit, a bar for each class of layers, those that keep a unit busy longest on top."""
-    tables = by_layer(run.step)
+    tables, units = by_layer(run.step), run.program.machine.units
     classes: dict[str, Int64] = {}
     count = Counter(map(layer_class, tables))
     for name, table in tables.items():
@@ -59,10 +60,10 @@ def layers_picture(run: RunData) -> Picture:
               zip(shown, shorter(shown), strict=True)]  # fmt: skip
     with drawing():
         figure = new_figure(13, 1.6 + 0.26 * len(shown))
-        axes = figure.subplots(1, len(UNITS), sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]
         for unit, axis in enumerate(axes):
             _bars(axis, np.arange(len(shown)), np.array([classes[name][unit] for name in shown]), sideways=True)
-            axis.set_title(UNITS[unit])
+            axis.set_title(units[unit])
             axis.set_xlabel("cycles of one step")
             thousands(axis)
             axis.tick_params(axis="x", labelrotation=30)
@@ -72,7 +73,7 @@ def layers_picture(run: RunData) -> Picture:
         legend_below(figure, axes[0], len(CAUSES))
     rows = [
         [part.name, name, part.executions, unit, *table[u].tolist()]
-        for part in run.parts.values() for name, table in by_layer(part).items() for u, unit in enumerate(UNITS)
+        for part in run.parts.values() for name, table in by_layer(part).items() for u, unit in enumerate(units)
     ]  # fmt: skip
     header = ["part", "layer", "executions", "unit", *(f"{cause}_cycles" for cause in CAUSES)]
     return Picture.of("causes_by_layer", "Cycles by cause and layer", LAYERS_CAPTION, figure, header, rows)
@@ -80,12 +81,13 @@ def layers_picture(run: RunData) -> Picture:
 
 def steps_picture(run: RunData) -> Picture:
     """A panel for each unit, a bar for the prologue and for each step."""
+    units = run.program.machine.units
     bars = [(part.name, part.timing.ledger) for part in run.parts.values() if part.name == "prologue"]
     bars += [(str(step), run.step.timing.ledger) for step in range(run.timing.steps)]
     with drawing():
         figure = new_figure(13, 3.4)
-        axes = figure.subplots(1, len(UNITS), sharey=True, squeeze=False)[0]
-        for axis, unit in zip(axes, UNITS, strict=True):
+        axes = figure.subplots(1, len(units), sharey=True, squeeze=False)[0]
+        for axis, unit in zip(axes, units, strict=True):
             heights = np.array([[ledger[unit][cause] for cause in CAUSES] for _, ledger in bars])
             _bars(axis, np.arange(len(bars)), heights, sideways=False)
             axis.set_title(unit)
@@ -96,7 +98,7 @@ def steps_picture(run: RunData) -> Picture:
         axes[0].set_ylabel("cycles")
         thousands(axes[0], "y")
         legend_below(figure, axes[0], len(CAUSES))
-    rows = [[name, unit, *ledger[unit].values()] for name, ledger in bars for unit in UNITS]
+    rows = [[name, unit, *ledger[unit].values()] for name, ledger in bars for unit in units]
     header = ["part", "unit", *(f"{cause}_cycles" for cause in CAUSES)]
     return Picture.of("causes_by_step", "Cycles by cause and step", STEPS_CAPTION, figure, header, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ from matplotlib.patches import Patch
 from npusim.html.figure import Picture
 from npusim.html.source import RunData, groups_by_time, layer_group
 from npusim.html.style import INK, drawing, new_figure, of_number, thousands
-from npusim.isa.encoding import UNITS
 from npusim.trace.part import Part
+from npusim.units import UNITS
 
 GROUPS, OTHERS = 6, "others"
 PIECES = 3000
@@ -28,7 +29,7 @@ CAPTION = (
 class Piece(NamedTuple):
     """A run of instructions of one unit and one group of layers; ``busy_cycles`` without the gaps between them."""
 
-    unit: int
+    unit: str
     group: str
     start: int
     end: int
@@ -40,9 +41,9 @@ def pieces(part: Part, gap: int) -> list[Piece]:
     """Instructions joined where they are of one unit and group and at most ``gap`` cycles lie between them."""
     found: list[Piece] = []
     start, end = part.start.tolist(), part.end.tolist()
-    for unit in range(len(UNITS)):
+    for unit in part.program.machine.units:
         open_piece: Piece | None = None
-        for index in np.flatnonzero((part.cost.unit == unit) & ~part.cost.barrier).tolist():
+        for index in np.flatnonzero((part.cost.unit == UNITS.index(unit)) & ~part.cost.barrier).tolist():
             group, lasted = layer_group(part.layer(index)), end[index] - start[index]
             if open_piece and open_piece.group == group and start[index] - open_piece.end <= gap:
                 open_piece = open_piece._replace(
@@ -66,8 +67,9 @@ def timeline(run: RunData) -> Picture:
     with drawing():
         figure = new_figure(13, 4.6)
         whole, close = figure.subplots(2, 1)
-        _panel(whole, coarse, groups, (0, total))
-        _panel(close, pieces(part, 2 * half // PIECES), groups, near)
+        units = part.program.machine.units
+        _panel(whole, coarse, groups, (0, total), units)
+        _panel(close, pieces(part, 2 * half // PIECES), groups, near, units)
         whole.axvspan(*near, facecolor="none", edgecolor=INK, linewidth=1.2, zorder=4)
         whole.set_title("one step")
         close.set_title("the framed stretch")
@@ -79,21 +81,20 @@ def timeline(run: RunData) -> Picture:
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(names), handlelength=2.2, handleheight=1.2)
     header = ["unit", "layers", "start_cycle", "end_cycle", "busy_cycles", "instructions"]
-    rows = [[UNITS[piece.unit], *piece[1:]] for piece in coarse]
-    return Picture.of("timeline", "Units over one step", CAPTION, figure, header, rows)
+    return Picture.of("timeline", "Units over one step", CAPTION, figure, header, [list(piece) for piece in coarse])
 
 
-def _panel(axis: Axes, found: list[Piece], groups: list[str], span: tuple[int, int]) -> None:
+def _panel(axis: Axes, found: list[Piece], groups: list[str], span: tuple[int, int], units: Sequence[str]) -> None:
     for index, name in enumerate([*groups, OTHERS]):
         colour, hatch = of_number(index)
-        for unit in range(len(UNITS)):
+        for place, unit in enumerate(units):
             bars = [
                 (max(p.start, span[0]), min(p.end, span[1]) - max(p.start, span[0])) for p in found
                 if p.unit == unit and (p.group if p.group in groups else OTHERS) == name
                 and p.start < span[1] and p.end > span[0]
             ]  # fmt: skip
-            axis.broken_barh(bars, (unit - 0.4, 0.8), facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.2)
-    axis.set(xlim=span, ylim=(len(UNITS) - 0.45, -0.55))
-    axis.set_yticks(range(len(UNITS)), UNITS)
+            axis.broken_barh(bars, (place - 0.4, 0.8), facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.2)
+    axis.set(xlim=span, ylim=(len(units) - 0.45, -0.55))
+    axis.set_yticks(range(len(units)), units)
     thousands(axis)
     axis.grid(axis="x")

@@ -11,7 +11,7 @@ from npusim.errors import UserError
 from npusim.isa.control import BARRIER, HALT, TOKEN
 from npusim.isa.dma import LOAD, STORE
 from npusim.isa.elementwise import EWLIN, EWMUL
-from npusim.isa.encoding import UNITS, WORDS, Decoded, Instruction, decode_row
+from npusim.isa.encoding import WORDS, Decoded, Instruction, decode_row
 from npusim.isa.layernorm import LNAPPLY, LNSTAT
 from npusim.isa.matmul import MATMUL
 from npusim.isa.parameter_bank import PSWITCH
@@ -55,8 +55,8 @@ def broken_rules(instructions: Iterable[Decoded], machine: object) -> list[tuple
     for index, ins in enumerate(instructions):
         spec = BY_MNEMONIC[ins.op]
         rules = spec.check(ins, machine)
-        if UNITS[ins.unit] not in spec.units:
-            rules = [*rules, f"unit = {UNITS[ins.unit]}: allowed {', '.join(spec.units)}"]
+        if misplaced := spec.misplaced(ins, machine):
+            rules = [*rules, misplaced]
         found += [(index, rule) for rule in rules]
     return found
 

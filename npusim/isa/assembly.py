@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, broken_rules, decode
-from npusim.isa.encoding import HEADER, UNITS, WORDS, Field, encode
+from npusim.isa.encoding import HEADER, WORDS, Field, encode
+from npusim.units import UNITS
 
 MAX_LINES = 1_000_000
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from npusim.isa.encoding import UNITS, Decoded, Instruction, Region, Rule
+from npusim.isa.encoding import Decoded, Instruction, Region, Rule
+from npusim.units import KINDS, UNITS
 
 
 def execute(state: Any, ins: Decoded) -> None:
@@ -48,7 +49,7 @@ HALT = Instruction(
     execute, _NO_TOKENS, footprint, cycles_one, __doc__,
 )  # fmt: skip
 TOKEN = Instruction(
-    "token", 0x7D, "take and send the tokens of the header", (), UNITS, execute, (), footprint, cycles_one, __doc__
+    "token", 0x7D, "take and send the tokens of the header", (), KINDS, execute, (), footprint, cycles_one, __doc__
 )
 TOKEN_KINDS = ("raw", "war")
 

@@ -1,6 +1,6 @@
 """How an instruction is laid out in bits: one table per family drives encoder, decoder, assembler and disassembler.
 
-Every instruction is 32 little-endian 32-bit words (128 bytes). Words 0 and 1 are the header that all instructions
+Every instruction is 32 little-endian 32-bit words (128 bytes). Words 0, 1 and 31 are the header that all instructions
 share; the rest belongs to the family. A field lies inside one word, or spans exactly two (``bits=64``, low word first).
 Signed fields are two's complement.
 """
@@ -18,12 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.errors import UserError
+from npusim.units import UNITS, kind_of
 
 WORDS = 32
 INSTRUCTION_BYTES = WORDS * 4
-
-UNITS = ("load", "store", "mac", "vector", "storage")
-"""In-order queues: load DMA, store DMA, MAC array, vector unit, storage DMA. The position is the unit's number."""
 
 DTYPES = {
     "u8": (np.uint8, 0, 255),
@@ -87,11 +85,15 @@ HEADER = (
     Field("opcode", 0, 0, 8, doc="which instruction"),
     Field("unit", 0, 8, 8, names=UNITS, doc="queue that executes the instruction"),
     Field("layer", 0, 16, 16, doc="index into the program's layer names"),
-    Field("wait_raw", 1, 0, 8, doc="one bit per unit: take a read-after-write token sent by that unit"),
-    Field("wait_war", 1, 8, 8, doc="one bit per unit: take a token that guards an overwrite"),
-    Field("signal_raw", 1, 16, 8, doc="one bit per unit: send that unit a read-after-write token when done"),
-    Field("signal_war", 1, 24, 8, doc="one bit per unit: send that unit an overwrite token when done"),
+    Field("wait_raw", 1, 0, 16, doc="one bit per unit: take a read-after-write token sent by that unit"),
+    Field("wait_war", 1, 16, 16, doc="one bit per unit: take a token that guards an overwrite"),
+    Field("signal_raw", 31, 0, 16, doc="one bit per unit: send that unit a read-after-write token when done"),
+    Field("signal_war", 31, 16, 16, doc="one bit per unit: send that unit an overwrite token when done"),
 )
+
+TOKENS = tuple(f for f in HEADER if f.name.startswith(("wait_", "signal_")))
+TOKEN_WORDS = sorted({f.word for f in TOKENS})
+"""Words that hold tokens and nothing else."""
 
 Decoded = SimpleNamespace
 """A decoded instruction: ``.op`` is the mnemonic, every field of its table is a Python integer attribute."""
@@ -143,10 +145,10 @@ def shown(f: Field, value: int) -> str:
 class Instruction:
     """One row of the instruction table.
 
-    ``summary``: what it does, in one sentence. ``execute(state, ins)`` is the integer semantics as the reference runs
-    them; ``rules`` outside which it is undefined, and ``stops``: what in memory stops an executor with ValueError;
-    ``footprint(ins)`` gives the (reads, writes); ``cycles(ins, machine)`` the busy cycles of the unit. ``doc`` is the
-    family's text.
+    ``summary``: what it does, in one sentence. ``units``: the kinds of unit that execute it. ``execute(state, ins)`` is
+    the integer semantics as the reference runs them; ``rules`` outside which it is undefined, and ``stops``: what in
+    memory stops an executor with ValueError; ``footprint(ins)`` gives the (reads, writes); ``cycles(ins, machine)`` the
+    busy cycles of the unit. ``doc`` is the family's text.
     """
 
     mnemonic: str
@@ -178,6 +180,12 @@ class Instruction:
     def check(self, ins: Decoded, machine: Any) -> list[str]:
         """Messages of the broken rules; empty for an instruction that is defined on ``machine``."""
         return [rule.message(ins) for rule in self.rules if not rule.holds(ins, machine)]
+
+    def misplaced(self, ins: Decoded, machine: Any) -> str | None:
+        """What is wrong with the unit of an instruction: it does not execute it, or ``machine`` has no such unit."""
+        allowed = [unit for unit in machine.units if kind_of(UNITS.index(unit)) in self.units]
+        unit = UNITS[ins.unit]
+        return None if unit in allowed else f"unit = {unit}: allowed {', '.join(allowed)}"
 
 
 def at_least_one(*names: str) -> tuple[Rule, ...]:

@@ -15,20 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from npusim import numerics
+from npusim.atomic_file import write_atomically
 from npusim.isa import ALL
-from npusim.isa.encoding import (
-    DTYPES,
-    ELEMENT_BITS,
-    HEADER,
-    INSTRUCTION_BYTES,
-    MAX_SHIFT,
-    UNITS,
-    WORDS,
-    Field,
-    Instruction,
-)
+from npusim.isa.encoding import DTYPES, ELEMENT_BITS, HEADER, INSTRUCTION_BYTES, MAX_SHIFT, WORDS, Field, Instruction
 from npusim.isa.layernorm import STATISTICS
 from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS
+from npusim.units import KINDS
 
 FOLDER = Path(__file__).parent
 FILE, ACCURACY = FOLDER.joinpath("ISA.md"), FOLDER.joinpath("accuracy.json")
@@ -48,7 +40,7 @@ FUNCTIONS = (
 
 EXAMPLE = """\
 # 16 numbers from DRAM times 3/2, back to DRAM behind them.
-# Bits of a token field: load 1, store 2, mac 4, vector 8, storage 16.
+# Bits of a token field: load 1, store 2, mac 4, vector 8, storage 16, then load2 32 and so on.
 load  dram_addr=0 local_addr=0 row_bytes=32 rows=1 planes=1 signal_raw=8
 ewlin a_addr=0 out_addr=64 rows=1 cols=16 batch=1 a_dtype=i16 out_dtype=i16 a_mul=3 shift=1 b_addr=0xffffffff \
 a_mul_addr=0xffffffff b_mul_addr=0xffffffff bias_addr=0xffffffff wait_raw=1 signal_raw=2
@@ -72,8 +64,10 @@ Generated from the instruction table by `python -m npusim.isa.manual`; do not ed
 Six memories: storage, which only FETCH reads and nothing writes; DRAM; the scratchpad (`sram`), which all operands of
 computation lie in; the parameter memory (`param`) with requantization records, tables and per-channel vectors; its
 second bank (`param_next`), which only LOAD writes; and
-the accumulators of the MAC array. Five units work side by side, each on its own queue in order: `load`, `store`, `mac`,
-`vector`, `storage`.
+the accumulators of each MAC array. Units of five kinds work side by side, each on its own queue in order: `load`,
+`store`, `mac`, `vector`, `storage`. A machine may have a second of each: `load2`, `store2`, `mac2`, `vector2`,
+`storage2`. All share the memories but for the accumulators, of which each MAC array has its own; each storage DMA reads
+a device of its own, all with the same contents. An instruction on a unit that the machine has not is undefined.
 
 ## Words
 
@@ -83,7 +77,7 @@ that breaks this is refused. Hardware loops inside an instruction run over rows,
 strides are bytes and independent, so an operand may be a slice, a transpose (MATMUL's b) or a repeated row (stride 0).
 In an optional address, 0xffffffff means absent. An instruction reads all of its operands before it writes.
 
-Words 0 and 1 are the header of every instruction:
+Words 0, 1 and 31 are the header of every instruction:
 
 HEADER_TABLE
 
@@ -127,8 +121,8 @@ every intermediate value. Accumulators have the machine's `acc_bits` and saturat
 ## Assembler text
 
 One instruction a line, `mnemonic field=value ...`, and `#` starts a comment. Values are decimal or 0x; enumerations are
-written by name; a field that is not named is 0, `unit` the instruction's own. `npusim asm` and `npusim disasm` are
-inverse to each other. This text, as `example.s`,
+written by name; a field that is not named is 0, `unit` the first of the instruction's kind. `npusim asm` and `npusim
+disasm` are inverse to each other. This text, as `example.s`,
 
 ```text
 {EXAMPLE}```
@@ -188,7 +182,7 @@ def record_table() -> Iterator[str]:
 
 def section(spec: Instruction, errors: dict[str, str]) -> Iterator[str]:
     """One instruction."""
-    units = "any unit" if spec.units == UNITS else f"unit `{spec.units[0]}`"
+    units = "any unit" if spec.units == KINDS else f"unit `{spec.units[0]}`"
     yield f"#### {spec.mnemonic}"
     yield ""
     yield f"{spec.summary[0].upper()}{spec.summary[1:]}. Opcode {spec.opcode:#04x}, {units}."
@@ -235,8 +229,6 @@ def manual() -> str:
 
 def main() -> None:
     """Write the file."""
-    from npusim.program import write_atomically  # program.py needs the instruction table
-
     write_atomically(FILE, manual().encode())
     print(f"{FILE}: written")
 

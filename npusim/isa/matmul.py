@@ -8,7 +8,8 @@ values); ``a`` streams, k contiguous.
 The array adds fold by fold of k. After each fold, and after the correction below, the accumulators saturate, wrap or
 trap. A fold is what a cell column holds: ``rows`` values of k on a weight-stationary or input-stationary array, one on
 an output-stationary one; times ``a4w4_per_cell`` where both operands have at most 4 bits. ``acc_continue`` starts from
-the sums that the MATMUL before it held instead of 0, ``acc_hold`` leaves them in the accumulators and writes nothing.
+the sums that the MATMUL before it on its array held instead of 0, ``acc_hold`` leaves them in the accumulators of its
+array and writes nothing.
 
 Then, per output: ``acc = sum + bias - zero_point * sum_k x[m, k]`` and ``out = requantize(acc)``, with one record for
 all (``tensor``), one per output channel (``channel``), or a multiplier and shift per output row without bias (``row``).
@@ -83,7 +84,7 @@ FIELDS = (
     Field("b_dtype", 20, 4, 4, names=DTYPE_NAMES, doc="element type of b"),
     Field("out_dtype", 20, 8, 4, names=DTYPE_NAMES, doc="element type of the result"),
     Field("rq_mode", 20, 12, 4, names=RQ_MODES, doc="which records the requantizers take"),
-    Field("acc_continue", 20, 16, 1, doc="1: start from the sums that the MATMUL before this one held"),
+    Field("acc_continue", 20, 16, 1, doc="1: start from the sums that this array's MATMUL before this one held"),
     Field("acc_hold", 20, 17, 1, doc="1: leave the sums in the accumulators; nothing is written"),
     Field("shifted", 20, 18, 1, doc="1: shift the input channels left by the table at shift_addr"),
     Field("fraction_bits", 20, 20, 4, doc="factored modes: fractional bits of the biases"),
@@ -224,10 +225,11 @@ def held_sums(state: Any, ins: Decoded) -> Sums | None:
     """The sums that an instruction with ``acc_continue`` starts from. Raises ValueError where none of its shape are."""
     if not ins.acc_continue:
         return None
-    if state.held is None or state.held.products.shape != (ins.m, ins.n):
-        found = "none" if state.held is None else f"sums {state.held.products.shape}"
+    held = state.held.get(ins.unit)
+    if held is None or held.products.shape != (ins.m, ins.n):
+        found = "none" if held is None else f"sums {held.products.shape}"
         raise ValueError(f"acc_continue with m, n = {ins.m}, {ins.n}: the accumulators hold {found}")
-    return Sums(state.held.products, state.held.rows)
+    return Sums(held.products, held.rows)
 
 
 def execute(state: Any, ins: Decoded) -> None:
@@ -248,7 +250,7 @@ def execute(state: Any, ins: Decoded) -> None:
         overflows += numerics.count_overflows(acc, array.acc_bits)
         acc = numerics.narrow_accumulator(acc, array.acc_bits, array.overflow)
     if rq is None:
-        state.held = Sums(acc.reshape(ins.m, ins.n), row_sum.reshape(ins.m, 1))
+        state.held[ins.unit] = Sums(acc.reshape(ins.m, ins.n), row_sum.reshape(ins.m, 1))
         state.count(ins, 0, 0, overflows)
         return
     acc = acc + (0 if rq.second else rq.bias) - rq.weight_zero * row_sum
@@ -257,7 +259,7 @@ def execute(state: Any, ins: Decoded) -> None:
     scaled = _scaled(acc, rq, ins, array.requant_rounding == "double")
     _, low, high = DTYPES[DTYPE_NAMES[ins.out_dtype]]
     values = np.clip(numerics.saturate_32(scaled) + ins.out_zp, low, high)
-    state.held = None
+    state.held.pop(ins.unit, None)
     state.write(ins, out, values, scaled + ins.out_zp, overflows)
 
 
@@ -452,7 +454,7 @@ MATMUL = Instruction(
         "a requantization record with a multiplier or shift that the hardware does not have",
         "a weight zero point other than 0 on a machine without row_sum_column",
         "an input zero point outside the type of a",
-        "acc_continue where the MATMUL before held no sums of this shape",
+        "acc_continue where the MATMUL before on the same array held no sums of this shape",
         "an accumulator that overflows on a machine that traps",
     ),
 )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from npusim.atomic_file import write_atomically
 from npusim.clips import Notify
-from npusim.program import write_atomically
 from npusim.sweep import runners
 from npusim.sweep.pareto import front, plot, table
 from npusim.sweep.point import OK, Record

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from npusim.atomic_file import write_atomically
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
-from npusim.program import write_atomically
 from npusim.sweep.point import OK, Record
 from npusim.sweep.space import DEFAULTS, FIDELITY, Space
 from npusim.text_file import read_text
@@ -21,27 +21,33 @@ LAYOUT = Layout("sweep", (MARKER, POINTS, PARQUET))
 
 
 class Store:
-    """Records by key. Raises UserError for a folder that is not a sweep's."""
+    """Records by key. Nothing is written before the first of them. Raises UserError for a folder not a sweep's."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         check_folder(folder, LAYOUT)
         self.folder, self.records = folder, dict[str, Record]()
-        (folder / POINTS).mkdir(parents=True, exist_ok=True)
         axes = {name: list(values) for name, values in space.axes.items()}
-        about = {"schema_version": 1, "workload": space.workload, "search": space.search, "seed": space.seed,
-                 "machine": space.machine.model_dump(mode="json"), "axes": axes}  # fmt: skip
-        write_atomically(folder / MARKER, (json.dumps(about, indent=2) + "\n").encode())
+        self._about = {"schema_version": 1, "workload": space.workload, "search": space.search, "seed": space.seed,
+                       "machine": space.machine.model_dump(mode="json"), "axes": axes}  # fmt: skip
+        self._begun = False
         for path in sorted((folder / POINTS).glob("*.json")):
             self.records[path.stem] = _read(path)
 
+    def _begin(self) -> None:
+        if not self._begun:
+            write_atomically(self.folder / MARKER, (json.dumps(self._about, indent=2) + "\n").encode())
+            self._begun = True
+
     def add(self, record: Record) -> None:
         """Keep a record, at once and for good; the same point twice is one file."""
+        self._begin()
         path = self.folder / POINTS / f"{record['key']}.json"
         write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
         self.records[record["key"]] = record
 
     def write_parquet(self, rows: Sequence[dict[str, Any]]) -> None:
         """All points as one table; a column of several types becomes text."""
+        self._begin()
         import pyarrow as pa
         import pyarrow.parquet as pq
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, BY_OPCODE, violations
-from npusim.isa.encoding import DTYPE_NAMES, UNITS, Decoded, decode_row, encode, row_bytes
+from npusim.isa.encoding import DTYPE_NAMES, Decoded, decode_row, encode, row_bytes
 from npusim.memory import MEMORIES, MachineState
 from npusim.testing._hypothesis import hypothesis, st
+from npusim.units import UNITS
 
 DRAM_BYTES = 8192
 FILLS = ("random", "extremes", "small", "ones")

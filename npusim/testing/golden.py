@@ -9,9 +9,10 @@ import re
 from itertools import zip_longest
 from pathlib import Path
 
+from npusim.atomic_file import write_atomically
 from npusim.isa import decode
 from npusim.isa.assembly import disassemble
-from npusim.program import Program, write_atomically
+from npusim.program import Program
 
 UPDATE = "NPUSIM_UPDATE_GOLDEN"
 

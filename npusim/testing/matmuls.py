@@ -24,6 +24,7 @@ from npusim.testing.cases import (
     stride_of,
     zero_points,
 )
+from npusim.units import of_kind
 
 
 def records(draw: st.DrawFn, state: MachineState, mode: str, rows: int, n: int) -> Any:
@@ -66,6 +67,7 @@ def matmuls(draw: st.DrawFn, on: Machine) -> Case:
     out_kind, mode = draw(dtypes), draw(st.sampled_from(_rq_modes(on)))
     m, k, n = draw(st.integers(1, 9)), draw(st.integers(1, 33)), draw(st.integers(1, 20))
     held = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    unit = draw(st.sampled_from(of_kind("mac")[: array.count]))
     m, n = (min(m, array.rows, array.cols, array.acc_rows), min(n, array.cols, array.acc_rows)) if held else (m, n)
     batch0, batch1 = (1, 1) if held else (draw(st.integers(1, 3)), draw(st.integers(1, 2)))
     values: dict[str, Any] = {"a_dtype": a_kind, "b_dtype": b_kind, "out_dtype": out_kind, "rq_mode": mode}
@@ -89,8 +91,8 @@ def matmuls(draw: st.DrawFn, on: Machine) -> Case:
         bits = array.acc_bits
         low, high = draw(st.sampled_from([(-9, 9), (-(1 << bits - 1), 1 << bits - 1)]))
         sums = randoms(draw, low, high, m * n).reshape(m, n)
-        state.held = Sums(sums, randoms(draw, -999, 999, m).reshape(m, 1))
-    values |= {"m": m, "k": k, "n": n, "batch0": batch0, "batch1": batch1, "out_zp": draw(zero_points)}
+        state.held[unit] = Sums(sums, randoms(draw, -999, 999, m).reshape(m, 1))
+    values |= {"unit": unit, "m": m, "k": k, "n": n, "batch0": batch0, "batch1": batch1, "out_zp": draw(zero_points)}
     return legal(state, make("matmul", **values))
 
 

@@ -15,7 +15,7 @@ Time is a whole number of NPU cycles. An instruction that starts at ``s`` and en
   frequencies as whole numbers. The DRAM is done when the last burst has passed the bus and the interconnect.
   `npusim.timing.dram` states what it does. From ``r`` on the instruction also works ``transfer`` cycles at full speed
   on the SRAM. It ends when both are done. Nothing of a unit's next instruction overlaps its present one.
-* A FETCH (``transfer`` > 0 on the storage unit) sets up for ``busy`` cycles, until ``r``. Then its requests go to the
+* A FETCH (``transfer`` > 0 on a storage unit) sets up for ``busy`` cycles, until ``r``. Then its requests go to the
   storage, and what arrives goes to the DRAM as it comes; `npusim.timing.storage` states how. It ends when the last
   burst has passed the bus and the interconnect.
 * A barrier starts when every instruction before it in program order has ended, and lasts ``busy`` cycles; no
@@ -27,13 +27,13 @@ In each cycle a unit is in exactly one state of `CAUSES`:
 * ``busy``: computing, setting up a transfer, or transferring: as many cycles as these take by themselves (``busy``),
   and of those between ``r`` and the end as many as the bytes take at the peak rate of all channels, or of a FETCH the
   storage by itself, whose DRAM would take no time (``transfer``);
-* ``wait_param_swap``: the head of its queue lacks a token that the storage unit sends, or its queue is empty and the
-  next barrier waits for that unit alone;
+* ``wait_param_swap``: the head of its queue lacks a token that a storage unit sends, or its queue is empty and the next
+  barrier waits for storage units alone;
 * ``wait_token_raw``: the head of its queue lacks no such token, but a read-after-write token;
 * ``wait_token_war``: the head lacks neither, but a token that guards an overwrite;
 * ``wait_dram``: the other cycles between ``r`` and the DRAM's end: latency, rows that open, refresh, bytes of others;
 * ``wait_bank``: the other cycles of an instruction: ports of the SRAM that others use;
-* ``drain``: it has nothing left before the next barrier, which waits for others, not for the storage unit alone;
+* ``drain``: it has nothing left before the next barrier, which waits for others, not for storage units alone;
 * ``wait_barrier``: the barrier is being executed (by no unit in particular);
 * ``idle_done``: it has nothing left, and no barrier follows.
 """
@@ -46,8 +46,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.engine.cache import inlined, kernel
-from npusim.isa.encoding import UNITS
 from npusim.timing import dram, sram
+from npusim.units import KINDS
 
 CAUSES = (
     "busy", "wait_token_raw", "wait_token_war", "wait_dram", "wait_bank", "wait_param_swap", "drain", "wait_barrier",
@@ -60,9 +60,7 @@ DONE, DEADLOCK, LEFTOVER = 0, 1, 2
 
 _RAW, _WAR = 0, 1
 _FREE, _EXECUTE, _SETUP, _REQUESTED = range(4)
-_STORAGE = UNITS.index("storage")
-_DMA_STREAMS = 3
-"""The DRAM's streams load, store and storage."""
+_KINDS, _STORAGE = len(KINDS), KINDS.index("storage")
 _UNKNOWN = -1
 """In ``until``: the end is not known yet."""
 
@@ -75,11 +73,19 @@ Int64 = NDArray[np.int64]
 
 
 @inlined
+def _stream(unit: int) -> int:
+    """The stream of the DRAM that a DMA unit moves."""
+    kind = unit % _KINDS
+    return unit // _KINDS * dram.SECOND + (dram.STORAGE if kind == _STORAGE else kind)
+
+
+@inlined
 def _missing(tokens: Int64, wait: Int64, index: int, unit: int) -> int:
     """What instruction ``index`` at the head of ``unit`` waits for: WAIT_SWAP, WAIT_RAW, WAIT_WAR, or BUSY: nothing."""
     for kind in range(2):
-        if (wait[index, kind] >> _STORAGE) & 1 and tokens[kind, _STORAGE, unit] == 0:
-            return WAIT_SWAP
+        for producer in range(_STORAGE, tokens.shape[1], _KINDS):
+            if (wait[index, kind] >> producer) & 1 and tokens[kind, producer, unit] == 0:
+                return WAIT_SWAP
     for kind in range(2):
         for producer in range(tokens.shape[1]):
             if (wait[index, kind] >> producer) & 1 and tokens[kind, producer, unit] == 0:
@@ -241,12 +247,11 @@ def _request(
     """Hand transfers whose set-up ends at ``now`` to the DRAM, or to the storage."""
     npu, own, _ = clocks
     moved = False
-    for stream in range(_DMA_STREAMS):
-        unit = _STORAGE if stream == dram.STORAGE else stream
+    for unit in range(units.shape[1]):
         if units[PHASE, unit] == _SETUP and units[UNTIL, unit] == now:
-            index = queue[units[HEAD, unit]]
-            if stream == dram.STORAGE:
-                dram.begin_fetch(memory, geometry[index], now - origin)
+            index, stream = queue[units[HEAD, unit]], _stream(unit)
+            if dram.kind_of(stream) == dram.STORAGE:
+                dram.begin_fetch(memory, stream, geometry[index], now - origin)
             else:
                 dram.begin(memory, stream, geometry[index], -(-(now - origin) * own // npu))
             units[PHASE, unit], units[UNTIL, unit] = _REQUESTED, _UNKNOWN
@@ -270,20 +275,15 @@ def _serve(now: int, origin: int, clocks: Int64, units: Int64, memory: Int64, le
     while True:
         following = _next_event(now, units)
         waits = False
-        for stream in range(_DMA_STREAMS):
-            unit = _STORAGE if stream == dram.STORAGE else stream
+        for unit in range(units.shape[1]):
             waits = waits or (units[PHASE, unit] == _REQUESTED and units[UNTIL, unit] == _UNKNOWN)
         limit = dram.NEVER if following < 0 else -(-(following - origin) * own // npu)
         if not waits or not dram.advance(memory, limit):
             return int(following)
-        for stream in range(_DMA_STREAMS):
-            unit = _STORAGE if stream == dram.STORAGE else stream
-            if (
-                units[PHASE, unit] == _REQUESTED
-                and units[UNTIL, unit] == _UNKNOWN
-                and memory[dram.STREAMS_AT + stream * dram.STREAM + dram.DONE]
-            ):
-                last = memory[dram.STREAMS_AT + stream * dram.STREAM + dram.LAST_END]
+        for unit in range(units.shape[1]):
+            st = dram.STREAMS_AT + _stream(unit) * dram.STREAM
+            if units[PHASE, unit] == _REQUESTED and units[UNTIL, unit] == _UNKNOWN and memory[st + dram.DONE]:
+                last = memory[st + dram.LAST_END]
                 units[UNTIL, unit] = origin - (-last * npu // own) + interconnect
                 ledger[unit, WAIT_DRAM] += units[UNTIL, unit]
 
@@ -296,10 +296,14 @@ def _charge(
 
     ``idle``: the cause for an empty queue.
     """
-    fetches = idle == DRAIN
+    fetches, others = False, False
     for unit in range(units.shape[1]):
-        fetches = fetches and (unit == _STORAGE) != (units[HEAD, unit] == stop[unit])
-    if fetches:
+        if units[HEAD, unit] < stop[unit]:
+            if unit % _KINDS == _STORAGE:
+                fetches = True
+            else:
+                others = True
+    if idle == DRAIN and fetches and not others:
         idle = WAIT_SWAP
     for unit in range(units.shape[1]):
         if units[PHASE, unit] == _FREE:

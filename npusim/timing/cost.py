@@ -24,7 +24,8 @@ from npusim.isa.encoding import (
     HEADER,
     INSTRUCTION_BYTES,
     NO_ADDRESS,
-    UNITS,
+    TOKEN_WORDS,
+    TOKENS,
     WORDS,
     Decoded,
     Field,
@@ -40,7 +41,7 @@ Int64 = NDArray[np.int64]
 TRAFFIC = (
     "dram_read_bytes", "dram_write_bytes", "load_bytes", "store_bytes", "param_load_bytes",
     "sram_read_bytes", "sram_write_bytes", "param_read_bytes", "instruction_fetch_bytes", "mac_operations",
-    "storage_read_bytes", "fetch_bytes", "dram_fetch_bytes",
+    "storage_read_bytes", "fetch_bytes", "decoded_bytes", "dram_fetch_bytes",
 )  # fmt: skip
 """Columns of `Costs.traffic`; `npusim.timing.results.Traffic` says what each counts."""
 
@@ -53,10 +54,9 @@ MAX_ADDRESS = 1 << 48
 """What an entry of the DRAM's queues has room for; more than a machine file allows."""
 
 _UNIT_BITS, _LAYER_BITS = ((f.word, f.lo, f.bits) for f in HEADER if f.name in ("unit", "layer"))
-_TOKEN_WORD = next(f.word for f in HEADER if f.name == "wait_raw")
 _DRAM_WORD = {op: BY_MNEMONIC[op].by_name["dram_addr"].word for op in DMA}
 _OLD_WORD = BY_MNEMONIC["fetch"].by_name["old_addr"].word
-_TOKEN_BITS = {f.name: (f.word, f.lo, f.bits) for f in HEADER if f.word == _TOKEN_WORD}
+_TOKEN_BITS = {f.name: (f.word, f.lo, f.bits) for f in TOKENS}
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,11 @@ def _nothing(ins: Decoded) -> dict[str, int]:
 _TRAFFIC_OF: dict[str, Callable[[Decoded], dict[str, int]]] = {
     "load": _dma,
     "store": _dma,
-    "fetch": lambda ins: {"storage_read_bytes": ins.coded_bytes or ins.bytes, "fetch_bytes": ins.bytes},
+    "fetch": lambda ins: {
+        "storage_read_bytes": ins.coded_bytes or ins.bytes,
+        "fetch_bytes": ins.bytes,
+        "decoded_bytes": ins.bytes if ins.coded_bytes else 0,
+    },
     "pswitch": _nothing,
     "matmul": _matmul,
     "ewlin": _elementwise,
@@ -218,8 +222,8 @@ def _transfers(op: str, geometries: Int64, machine: Machine) -> tuple[Int64, Int
 def _cost_of_shape(ins: Decoded, machine: Machine) -> tuple[int, list[int]]:
     """What `cost_of` says, without bytes and cycles of DRAM: no address matters."""
     spec = BY_MNEMONIC[ins.op]
-    if UNITS[ins.unit] not in spec.units:
-        raise UserError(f"{ins.op} on unit {UNITS[ins.unit]}: allowed {', '.join(spec.units)}")
+    if misplaced := spec.misplaced(ins, machine):
+        raise UserError(f"{ins.op}: {misplaced}")
     broken = spec.check(ins, machine)
     if broken:
         raise UserError(f"{ins.op}: {broken[0]}")
@@ -241,7 +245,7 @@ def shapes(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The words with layer, tokens and addresses set to 0; an absent optional operand keeps its `NO_ADDRESS`."""
     shapes = code.copy()
     shapes[:, _LAYER_BITS[0]] &= np.uint32(0xFFFF_FFFF ^ (((1 << _LAYER_BITS[2]) - 1) << _LAYER_BITS[1]))
-    shapes[:, _TOKEN_WORD] = 0
+    shapes[:, TOKEN_WORDS] = 0
     opcodes = code[:, 0] & 0xFF
     for opcode in np.unique(opcodes).tolist():
         rows = np.flatnonzero(opcodes == opcode)

@@ -3,9 +3,10 @@
 Time here counts DRAM clocks from the last barrier (or from the start). The rules, in full. In each clock, first
 requests enter the queues, then every channel issues at most one command.
 
-* *Streams*: load DMA, store DMA, storage DMA, background. Each has its bursts in order. They enter in turns, one burst
-  at a time, until no stream can go on: its next burst is not there yet, or the queue of that burst's channel is full.
-  The turn goes on, from clock to clock, with the stream after the one that entered last. When a burst of the storage
+* *Streams*: load DMA, store DMA, storage DMA, background, and the second DMA of each kind where a machine has one. Each
+  has its bursts in order. They enter in turns, one burst at a time, until no stream can go on: its next burst is not
+  there yet, or the queue of that burst's channel is full. The turn goes on, from clock to clock, with the stream after
+  the one that entered last. When a burst of the storage
   DMA is there is what `npusim.timing.storage` states; a cycle ``t`` is clock ``ceil(t D / N)``.
 * A *burst* needs its row open in its bank: a read or write command if it is, an activate if the bank is closed, else a
   precharge. No precharge closes a row that a burst in the queue hits. Of all commands that may be issued in this clock,
@@ -39,8 +40,9 @@ from npusim.timing import storage
 
 Int64 = NDArray[np.int64]
 NEVER = 1 << 62
-LOAD, STORE, STORAGE, BACKGROUND, STREAMS = range(5)
-"""Streams 0 to 2 are DMA units, of which the first two have the same numbers."""
+LOAD, STORE, STORAGE, BACKGROUND = range(4)
+SECOND, STREAMS = 4, 7
+"""The second DMA of each kind is ``SECOND`` streams behind the first; how many streams there may be."""
 
 COMMANDS = ("read", "write", "activate", "precharge", "precharge_all", "refresh")
 READ, WRITE, ACTIVATE, PRECHARGE, PRECHARGE_ALL, REFRESH = range(len(COMMANDS))
@@ -53,15 +55,15 @@ TRACE = ("clock", "channel", "command", "bank", "row")
  BURST, RCD, RP, CAS, CWL, RAS, RRD_S, RRD_L, FAW, CCD_S, CCD_L, RTW, WTR_S, WTR_L, WR, RTP, REFI, RFC,
  BACKGROUND_WHOLE, BACKGROUND_PART, BACKGROUND_OF, BACKGROUND_RANDOM, BACKGROUND_WRITES, BACKGROUND_START,
  BACKGROUND_SPAN, CHANNELS, CHANNELS_AT, CHANNEL_SIZE, BANKS, GROUPS_AT, BANKS_AT, RING_AT, RING_MASK,
- TRACE_AT, TRACE_MOST, NPU_MHZ, OWN_MHZ, INTERCONNECT, SLOTS_AT, FETCH_AT) = range(49)  # fmt: skip
+ TRACE_AT, TRACE_MOST, NPU_MHZ, OWN_MHZ, INTERCONNECT, SLOTS_AT, FETCH_AT, STREAM_COUNT) = range(50)  # fmt: skip
 # The next clock in which bursts may enter, the stream whose turn it is, whether a copy was completed, and counts.
-ENTER_AT, TURN, COMPLETED, ROW_HITS, ROW_MISSES, REFRESHES, BACKGROUND_BURSTS, ISSUED = range(49, 57)
-# Of the storage stream's present request, in NPU cycles: its FETCH's issue, its delivery's begin and length; its bytes.
-FETCH_START, DELIVERY, DELIVERY_CYCLES, REQUEST_FIRST, REQUEST_SIZE, STREAMS_AT = range(57, 63)
+ENTER_AT, TURN, COMPLETED, ROW_HITS, ROW_MISSES, REFRESHES, BACKGROUND_BURSTS, ISSUED, STREAMS_AT = range(50, 59)
 
-# Structures. ``_OK``: the first clock in which the command may be issued. The queue is a ring of entries.
-(PENDING, READY_AT, TARGET, ENTRY, OUTSTANDING, LAST_END, DONE, NEXT_BURST, LAST_BURST, ROW, PLANE, ADDRESS, RUN, ROWS,
- ROW_STRIDE, PLANES, PLANE_STRIDE, STREAM) = range(18)  # fmt: skip
+# Structures. ``_OK``: the first clock in which the command may be issued. The queue is a ring of entries. Of a storage
+# stream's present request, in NPU cycles: its FETCH's issue, its delivery's begin and length; its bytes.
+(PENDING, READY_AT, TARGET, ENTRY, OUTSTANDING, LAST_END, DONE, NEXT_BURST, LAST_BURST, FETCH_START, DELIVERY,
+ DELIVERY_CYCLES, REQUEST_FIRST, REQUEST_SIZE, ROW, PLANE, ADDRESS, RUN, ROWS, ROW_STRIDE, PLANES, PLANE_STRIDE,
+ STREAM) = range(23)  # fmt: skip
 HEAD, LENGTH, CHANNEL_HITS, PASSED, DUE, NEXT_AT, NEXT_COMMAND, NEXT_POSITION, OLDEST_ACTIVATE, ACTIVATES = range(10)
 READ_OK, WRITE_OK, GROUP_ACTIVATE_OK, GROUP = range(4)
 ANY = ACTIVATES + 4
@@ -81,8 +83,8 @@ BACKGROUND_AT = STREAMS_AT + BACKGROUND * STREAM
 STREAMS_END = STREAMS_AT + STREAMS * STREAM
 
 _MISS, _WRITE = 2, 1
-_STREAM_SHIFT, _SLOT_SHIFT, _BANK_SHIFT, _ROW_SHIFT = 2, 4, 12, 20
-"""An entry of a queue is row << 20 | bank << 12 | slot << 4 | stream << 2 | opened a row << 1 | write."""
+_STREAM_SHIFT, _SLOT_SHIFT, _BANK_SHIFT, _ROW_SHIFT = 2, 5, 13, 21
+"""An entry of a queue is row << 21 | bank << 13 | slot << 5 | stream << 2 | opened a row << 1 | write."""
 
 
 def new_state(machine: Machine, trace: int = 0) -> Int64:
@@ -92,7 +94,7 @@ def new_state(machine: Machine, trace: int = 0) -> Int64:
     groups_at, banks_at = CHANNEL, CHANNEL + device.bank_groups * GROUP
     size = banks_at + device.banks * BANK + ring
     slots_at = STREAMS_END
-    channels_at = slots_at + machine.storage.device.queue_depth * SLOT
+    channels_at = slots_at + 2 * machine.storage.device.queue_depth * SLOT
     fetch_at = channels_at + dram.channels * size
     values = {
         COLUMN_FIRST: dram.mapping == "row_bank_column_group_channel", QUEUE: dram.queue_entries,
@@ -100,6 +102,7 @@ def new_state(machine: Machine, trace: int = 0) -> Int64:
         BANKS: device.banks, GROUPS_AT: groups_at, BANKS_AT: banks_at, RING_AT: size - ring,
         RING_MASK: ring - 1, TRACE_AT: fetch_at + storage.CONSTANTS, TRACE_MOST: trace, NPU_MHZ: machine.clock_mhz,
         OWN_MHZ: device.clock_mhz, INTERCONNECT: machine.interconnect_cycles, SLOTS_AT: slots_at, FETCH_AT: fetch_at,
+        STREAM_COUNT: STREAMS if max(machine.unit_counts.values()) > 1 else SECOND,
     }  # fmt: skip
     m = np.zeros(values[TRACE_AT] + trace * len(TRACE), np.int64)
     m[fetch_at : fetch_at + storage.CONSTANTS] = storage.constants(machine)
@@ -134,6 +137,12 @@ def trace_of(m: Int64) -> Int64:
 
 
 @inlined
+def kind_of(stream: int) -> int:
+    """`LOAD`, `STORE`, `STORAGE` or `BACKGROUND`."""
+    return stream & (SECOND - 1)
+
+
+@inlined
 def reset(m: Int64) -> None:
     """The state after a barrier. Counts go on."""
     m[STREAMS_AT : m[FETCH_AT]] = 0
@@ -163,20 +172,20 @@ def begin(m: Int64, stream: int, geometry: Int64, clock: int) -> None:
     m[st + LAST_BURST] = (geometry[0] + geometry[1] - 1) >> m[BURST_SHIFT]
     m[st + READY_AT] = clock
     m[st + PENDING] = 1
-    _locate(m, stream, stream, m[st + NEXT_BURST])
+    _locate(m, stream, kind_of(stream), m[st + NEXT_BURST])
     m[ENTER_AT] = min(m[ENTER_AT], clock)
 
 
 @inlined
-def begin_fetch(m: Int64, geometry: Int64, cycle: int) -> None:
+def begin_fetch(m: Int64, stream: int, geometry: Int64, cycle: int) -> None:
     """Start the FETCH ``geometry`` (GEOMETRY,) at NPU cycle ``cycle``, counted as clocks are from the last barrier."""
-    st = STREAMS_AT + STORAGE * STREAM
+    st = STREAMS_AT + stream * STREAM
     m[st + ADDRESS : st + STREAM] = geometry
     m[st + REQUEST] = m[st + OLD_WAS_READ] = m[st + OUTSTANDING] = m[st + LAST_END] = m[st + DONE] = 0
     m[st + PENDING] = 1
-    m[FETCH_START] = cycle
-    m[DELIVERY] = m[DELIVERY_CYCLES] = 0
-    _next_request(m)
+    m[st + FETCH_START] = cycle
+    m[st + DELIVERY] = m[st + DELIVERY_CYCLES] = 0
+    _next_request(m, stream)
 
 
 @inlined
@@ -225,12 +234,19 @@ def _locate(m: Int64, stream: int, write: int, burst: int) -> None:
 
 
 @inlined
-def _next_request(m: Int64) -> None:
-    """Issue the storage stream's next request, or let the stream wait until its slot is free."""
-    st = STREAMS_AT + STORAGE * STREAM
+def _slot(m: Int64, stream: int, number: int) -> int:
+    """Where the slot ``number`` of a storage stream lies."""
+    first = m[m[FETCH_AT] + storage.DEPTH] if stream >= SECOND else 0
+    return m[SLOTS_AT] + SLOT * (first + number)  # type: ignore[no-any-return]
+
+
+@inlined
+def _next_request(m: Int64, stream: int) -> None:
+    """Issue a storage stream's next request, or let the stream wait until its slot is free."""
+    st = STREAMS_AT + stream * STREAM
     at, number = m[FETCH_AT], m[st + REQUEST]
-    slot = m[SLOTS_AT] + SLOT * (number % m[at + storage.DEPTH])
-    issued = m[FETCH_START]
+    slot = _slot(m, stream, number % m[at + storage.DEPTH])
+    issued = m[st + FETCH_START]
     if number >= m[at + storage.DEPTH]:
         if m[slot + SLOT_LEFT]:
             m[st + READY_AT] = NEVER
@@ -238,31 +254,31 @@ def _next_request(m: Int64) -> None:
         issued = -(-m[slot + SLOT_END] * m[NPU_MHZ] // m[OWN_MHZ]) + m[INTERCONNECT]
     consts = m[at : at + storage.CONSTANTS]
     first, size, cycles = storage.request_of(m[st + ADDRESS : st + STREAM], number, consts)
-    m[DELIVERY] = max(issued + m[at + storage.LATENCY], m[DELIVERY] + m[DELIVERY_CYCLES])
-    m[DELIVERY_CYCLES] = cycles
-    m[REQUEST_FIRST], m[REQUEST_SIZE] = first, size
+    m[st + DELIVERY] = max(issued + m[at + storage.LATENCY], m[st + DELIVERY] + m[st + DELIVERY_CYCLES])
+    m[st + DELIVERY_CYCLES] = cycles
+    m[st + REQUEST_FIRST], m[st + REQUEST_SIZE] = first, size
     start = m[st + ADDRESS] + first
     m[st + NEXT_BURST] = start >> m[BURST_SHIFT]
     m[st + LAST_BURST] = (start + size - 1) >> m[BURST_SHIFT]
     bursts = m[st + LAST_BURST] - m[st + NEXT_BURST] + 1
     m[slot + SLOT_LEFT], m[slot + SLOT_END] = bursts if m[st + FETCH_OLD] == storage.PLAIN else 2 * bursts, 0
-    _prepare_fetched(m)
+    _prepare_fetched(m, stream)
     m[ENTER_AT] = min(m[ENTER_AT], m[st + READY_AT])
 
 
 @inlined
-def _prepare_fetched(m: Int64) -> None:
-    """Find when the storage stream's next burst is there, and its place."""
-    st = STREAMS_AT + STORAGE * STREAM
+def _prepare_fetched(m: Int64, stream: int) -> None:
+    """Find when a storage stream's next burst is there, and its place."""
+    st = STREAMS_AT + stream * STREAM
     end = (m[st + NEXT_BURST] + 1) << m[BURST_SHIFT]
-    arrived = min(end - m[st + ADDRESS] - m[REQUEST_FIRST], m[REQUEST_SIZE])
-    cycle = m[DELIVERY] - (-arrived * m[DELIVERY_CYCLES] // m[REQUEST_SIZE])
+    arrived = min(end - m[st + ADDRESS] - m[st + REQUEST_FIRST], m[st + REQUEST_SIZE])
+    cycle = m[st + DELIVERY] - (-arrived * m[st + DELIVERY_CYCLES] // m[st + REQUEST_SIZE])
     m[st + READY_AT] = -(-cycle * m[OWN_MHZ] // m[NPU_MHZ])
     if m[st + FETCH_OLD] != storage.PLAIN and not m[st + OLD_WAS_READ]:
         apart = (m[st + FETCH_OLD] >> m[BURST_SHIFT]) - (m[st + ADDRESS] >> m[BURST_SHIFT])
-        _locate(m, STORAGE, 0, m[st + NEXT_BURST] + apart)
+        _locate(m, stream, 0, m[st + NEXT_BURST] + apart)
     else:
-        _locate(m, STORAGE, 1, m[st + NEXT_BURST])
+        _locate(m, stream, 1, m[st + NEXT_BURST])
     m[st + ENTRY] |= (m[st + REQUEST] % m[m[FETCH_AT] + storage.DEPTH]) << _SLOT_SHIFT
 
 
@@ -297,21 +313,21 @@ def _step(m: Int64, stream: int) -> None:
             m[st + NEXT_BURST] = m[BACKGROUND_START]
         _prepare_background(m)
         return
-    if stream == STORAGE:
+    if kind_of(stream) == STORAGE:
         if m[st + FETCH_OLD] != storage.PLAIN:
             m[st + OLD_WAS_READ] = 1 - m[st + OLD_WAS_READ]
             if m[st + OLD_WAS_READ]:
-                _prepare_fetched(m)
+                _prepare_fetched(m, stream)
                 return
         if m[st + NEXT_BURST] < m[st + LAST_BURST]:
             m[st + NEXT_BURST] += 1
-            _prepare_fetched(m)
+            _prepare_fetched(m, stream)
             return
         m[st + REQUEST] += 1
         if m[st + REQUEST] == m[st + FETCH_REQUESTS]:
             m[st + PENDING] = 0
         else:
-            _next_request(m)
+            _next_request(m, stream)
         return
     if m[st + NEXT_BURST] < m[st + LAST_BURST]:
         m[st + NEXT_BURST] += 1
@@ -326,18 +342,18 @@ def _step(m: Int64, stream: int) -> None:
         start = m[st + ADDRESS] + m[st + ROW] * m[st + ROW_STRIDE] + m[st + PLANE] * m[st + PLANE_STRIDE]
         m[st + NEXT_BURST] = start >> m[BURST_SHIFT]
         m[st + LAST_BURST] = (start + m[st + RUN] - 1) >> m[BURST_SHIFT]
-    _locate(m, stream, stream, m[st + NEXT_BURST])
+    _locate(m, stream, kind_of(stream), m[st + NEXT_BURST])
 
 
 @inlined
 def _enter(m: Int64, now: int) -> None:
     """Let bursts into the queues; those that stay outside try again after the next read or write."""
-    entered = True
+    entered, count = True, m[STREAM_COUNT]
     while entered:
         entered = False
-        for turn in range(STREAMS):
+        for turn in range(count):
             stream = m[TURN] + turn
-            stream -= STREAMS if stream >= STREAMS else 0
+            stream -= count if stream >= count else 0
             st = STREAMS_AT + stream * STREAM
             if not m[st + PENDING] or m[st + READY_AT] > now:
                 continue
@@ -354,11 +370,11 @@ def _enter(m: Int64, now: int) -> None:
             m[st + OUTSTANDING] += 1
             _reconsider(m, ch, entry, now)
             _step(m, stream)
-            m[TURN] = stream + 1 if stream + 1 < STREAMS else 0
+            m[TURN] = stream + 1 if stream + 1 < count else 0
             entered = True
             break
     m[ENTER_AT] = NEVER
-    for st in range(STREAMS_AT, STREAMS_END, STREAM):
+    for st in range(STREAMS_AT, STREAMS_AT + count * STREAM, STREAM):
         if m[st + PENDING] and m[st + READY_AT] > now:
             m[ENTER_AT] = min(m[ENTER_AT], m[st + READY_AT])
 
@@ -521,7 +537,7 @@ def _leave(m: Int64, ch: int, entry: int, now: int) -> None:
     m[ch + HEAD] = (m[ch + HEAD] + 1) & mask
     m[ch + LENGTH] -= 1
     m[ENTER_AT] = min(m[ENTER_AT], now + 1)
-    stream = entry >> _STREAM_SHIFT & 3
+    stream = entry >> _STREAM_SHIFT & 7
     if stream == BACKGROUND:
         m[BACKGROUND_BURSTS] += 1
         return
@@ -530,11 +546,11 @@ def _leave(m: Int64, ch: int, entry: int, now: int) -> None:
     m[st + OUTSTANDING] -= 1
     end = now + m[BURST] + (m[CWL] if entry & _WRITE else m[CAS])
     m[st + LAST_END] = max(m[st + LAST_END], end)
-    if stream == STORAGE:
-        slot = m[SLOTS_AT] + SLOT * (entry >> _SLOT_SHIFT & 255)
+    if kind_of(stream) == STORAGE:
+        slot = _slot(m, stream, entry >> _SLOT_SHIFT & 255)
         m[slot + SLOT_LEFT] -= 1
         m[slot + SLOT_END] = max(m[slot + SLOT_END], end)
         if m[st + PENDING] and m[st + READY_AT] == NEVER:
-            _next_request(m)
+            _next_request(m, stream)
     if not m[st + PENDING] and not m[st + OUTSTANDING]:
         m[st + DONE] = m[COMPLETED] = 1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from npusim.timing.core import CAUSES
 
 Ledger = Mapping[str, Mapping[str, int]]
-"""Cycles by unit (`npusim.isa.encoding.UNITS`) and cause (`npusim.timing.core.CAUSES`)."""
+"""Cycles by unit (`npusim.config.Machine.units`) and cause (`npusim.timing.core.CAUSES`)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Traffic(_Counts):
             it.
         storage_read_bytes: read from storage by FETCH, coded or not.
         fetch_bytes: asked for by FETCH.
+        decoded_bytes: the part of ``fetch_bytes`` that storage holds coded.
         dram_fetch_bytes: moved on the DRAM bus by FETCH, in whole bursts, written or (of coded sets, the old bytes)
             read; they are in no other figure.
     """
@@ -65,6 +66,7 @@ class Traffic(_Counts):
     mac_operations: int = 0
     storage_read_bytes: int = 0
     fetch_bytes: int = 0
+    decoded_bytes: int = 0
     dram_fetch_bytes: int = 0
 
 
@@ -127,7 +129,7 @@ class ProgramTiming:
     """Timing of a whole program: the prologue once, then of each step the code that it runs.
 
     ``codes``: the timing of each step code, ``code_of_step`` which of them a step runs; ``step`` is the first of them.
-    ``mac_utilisation`` is ``mac_operations`` over what the array could do at its 8-bit rate in all ``cycles``: 16-bit
+    ``mac_utilisation`` is ``mac_operations`` over what all arrays could do at their 8-bit rate in ``cycles``: 16-bit
     operands, edge tiles and waiting all lower it. ``dram_bandwidth_share`` is the bytes that LOAD, STORE and FETCH move
     on the bus over what all channels could move in all ``cycles``. ``ledger``, ``traffic`` and ``dram`` are those of
     the whole program.

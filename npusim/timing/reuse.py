@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.congruence import pieces, places
-from npusim.isa.encoding import UNITS
 from npusim.timing import core, dram, sram, storage
 from npusim.timing.cost import Costs, Int64
+from npusim.units import KINDS, of_kind
 
 KEPT_INSTRUCTIONS = 4_000_000
 """How many instructions' timings are kept; 24 bytes each."""
@@ -61,16 +61,18 @@ class Run:
 
 
 class _Machine(NamedTuple):
-    """What the core reads of a machine."""
+    """What the core reads of a machine; ``units``: one past the highest number of a unit."""
 
     memory: Int64
     ports: Int64
     clocks: Int64
+    units: Int64
 
     @classmethod
     def of(cls, machine: Machine) -> _Machine:
         clocks = np.array([machine.clock_mhz, machine.dram.device.clock_mhz, machine.interconnect_cycles], np.int64)
-        return cls(dram.new_state(machine), sram.ports(machine.sram), clocks)
+        rows = len(KINDS) * max(machine.unit_counts.values())
+        return cls(dram.new_state(machine), sram.ports(machine.sram), clocks, np.array([rows], np.int64))
 
 
 _kept: OrderedDict[bytes, Run] = OrderedDict()
@@ -125,7 +127,7 @@ def _key(cost: Costs, part: slice, machine: Machine, fixed: int, salt: bytes) ->
 
 def _reached(geometry: Int64, unit: Int64, transfer: Int64, burst_bytes: int) -> tuple[Int64, Int64, Int64, Int64]:
     """What copies reach in DRAM: row and column of ``geometry`` with the first byte, that byte, and the last one."""
-    fetches = unit == UNITS.index("storage")
+    fetches = np.isin(unit, of_kind("storage"))
     copy, fetch = np.flatnonzero((transfer > 0) & ~fetches), np.flatnonzero((transfer > 0) & fetches)
     coded = fetch[geometry[fetch, storage.OLD] != storage.PLAIN]
     first, run, rows, row_stride, planes, plane_stride = geometry[copy].T
@@ -143,7 +145,7 @@ def _reached(geometry: Int64, unit: Int64, transfer: Int64, burst_bytes: int) ->
 
 def _run(cost: Costs, part: slice, machine: _Machine) -> Run:
     unit, barrier = cost.unit[part], cost.barrier[part]
-    queue, stops, barriers = _queues(unit, barrier)
+    queue, stops, barriers = _queues(unit, barrier, int(machine.units[0]))
     arrays = (cost.busy, cost.transfer, cost.geometry, cost.wait, cost.signal, cost.demand)
     memory = machine.memory.copy()
     # Contiguous in any case, so that the kernel is compiled for one kind of array only.
@@ -156,10 +158,10 @@ def _run(cost: Costs, part: slice, machine: _Machine) -> Run:
     return Run(outcome, int(total), ledger, start, end, held, counts, tuple(stuck), tokens, int(passed))
 
 
-def _queues(unit: Int64, barrier: NDArray[np.bool_]) -> tuple[Int64, Int64, Int64]:
+def _queues(unit: Int64, barrier: NDArray[np.bool_], units: int) -> tuple[Int64, Int64, Int64]:
     """``queue``, ``stops`` and ``barriers`` as `core.run` wants them."""
     barriers = np.flatnonzero(barrier)
-    members = [np.flatnonzero((unit == number) & ~barrier) for number in range(len(UNITS))]
+    members = [np.flatnonzero((unit == number) & ~barrier) for number in range(units)]
     begin = np.cumsum([0, *map(len, members)])[:-1]
     limits = [-1, *barriers.tolist(), len(unit)]
     stops = np.array([[np.searchsorted(member, limit) for member in members] for limit in limits], np.int64) + begin

@@ -12,12 +12,12 @@ from npusim.errors import UserError
 from npusim.isa import BY_OPCODE, check_halt
 from npusim.isa.addressing import BASES
 from npusim.isa.control import JOINS
-from npusim.isa.encoding import UNITS
 from npusim.program import Program
 from npusim.timing import core
 from npusim.timing.cost import Costs, Int64, costs
 from npusim.timing.results import CodeTiming, DramCounts, LayerTiming, ProgramTiming, Traffic, summed
-from npusim.timing.reuse import run_pieces, run_whole
+from npusim.timing.reuse import Run, run_pieces, run_whole
+from npusim.units import UNITS
 
 _KINDS = ("raw", "war")
 _JOINS = {opcode for opcode, spec in BY_OPCODE.items() if spec.mnemonic in JOINS}
@@ -40,7 +40,7 @@ def simulate(
     run = run_pieces(cost, machine) if reuse else run_whole(cost, machine)
     total, ledger = run.total, run.ledger
     if run.outcome == core.DEADLOCK:
-        raise UserError(_deadlock(code, cost, run.stuck, run.tokens, total))
+        raise UserError(_deadlock(code, cost, run, machine.units))
     if run.outcome == core.LEFTOVER:
         barriers = np.flatnonzero(cost.barrier)
         place = "at the end of the code"
@@ -49,17 +49,19 @@ def simulate(
         raise UserError(f"tokens left over {place}: {_tokens(run.tokens)}")
     if (ledger.sum(axis=1) != total).any():
         raise AssertionError(
-            f"ledger of {UNITS} sums to {ledger.sum(axis=1)}, not to {total} cycles: {ledger.tolist()}"
+            f"ledger of {UNITS[: len(ledger)]} sums to {ledger.sum(axis=1)}, not to {total} cycles: {ledger.tolist()}"
         )
     return CodeTiming(
         total_cycles=int(total),
-        ledger={unit: dict(zip(core.CAUSES, ledger[u].tolist(), strict=True)) for u, unit in enumerate(UNITS)},
+        ledger={
+            unit: dict(zip(core.CAUSES, ledger[UNITS.index(unit)].tolist(), strict=True)) for unit in machine.units
+        },
         start_cycle=run.start,
         end_cycle=run.end,
         wait_bank_cycles=run.held,
         traffic=Traffic(*cost.traffic.sum(axis=0).tolist()),
         dram=DramCounts(*run.dram.tolist()),
-        layers=_layers(cost, run.start, run.end),
+        layers=_layers(cost, run.start, run.end, machine.units),
     )
 
 
@@ -118,7 +120,7 @@ def _named(name: str, code: NDArray[np.uint32], machine: Machine, bases: Sequenc
         raise UserError(f"{name}: {error}") from None
 
 
-def _layers(cost: Costs, start: Int64, end: Int64) -> dict[int, LayerTiming]:
+def _layers(cost: Costs, start: Int64, end: Int64, units: Sequence[str]) -> dict[int, LayerTiming]:
     out = {}
     busy = cost.busy + cost.transfer
     order = np.flatnonzero(~cost.barrier)
@@ -128,7 +130,7 @@ def _layers(cost: Costs, start: Int64, end: Int64) -> dict[int, LayerTiming]:
         by_unit = np.zeros(len(UNITS), np.int64)
         np.add.at(by_unit, cost.unit[rows], busy[rows])
         out[number] = LayerTiming(
-            busy_cycles=dict(zip(UNITS, by_unit.tolist(), strict=True)),
+            busy_cycles={unit: int(by_unit[UNITS.index(unit)]) for unit in units},
             start_cycle=int(start[rows].min()),
             end_cycle=int(end[rows].max()),
             traffic=Traffic(*cost.traffic[rows].sum(axis=0).tolist()),
@@ -144,19 +146,21 @@ def _tokens(tokens: Int64) -> str:
     return ", ".join(held)
 
 
-def _deadlock(code: NDArray[np.uint32], cost: Costs, stuck: Sequence[int], tokens: Int64, now: int) -> str:
-    """One line that says for every unit what it waits for; ``stuck``: the instruction at the head of its queue."""
+def _deadlock(code: NDArray[np.uint32], cost: Costs, run: Run, units: Sequence[str]) -> str:
+    """One line that says for every unit what it waits for."""
     parts = []
-    for u, (unit, index) in enumerate(zip(UNITS, stuck, strict=True)):
+    for unit in units:
+        u = UNITS.index(unit)
+        index = run.stuck[u]
         if index < 0:
             parts.append(f"{unit}: nothing left before the next barrier or the end")
             continue
         missing = [
             f"{kind} from {UNITS[producer]}"
             for k, kind in enumerate(_KINDS)
-            for producer in range(len(UNITS))
-            if cost.wait[index, k] >> producer & 1 and tokens[k, producer, u] == 0
+            for producer in range(run.tokens.shape[1])
+            if cost.wait[index, k] >> producer & 1 and run.tokens[k, producer, u] == 0
         ]
         name = BY_OPCODE[int(code[index, 0]) & 0xFF].mnemonic
         parts.append(f"{unit}: instruction {index} ({name}) waits for a token {' and '.join(missing)}")
-    return f"deadlock at cycle {now}; {'; '.join(parts)}"
+    return f"deadlock at cycle {run.total}; {'; '.join(parts)}"

@@ -18,6 +18,8 @@ Cycles are NPU cycles. The rules, in full, for a FETCH whose set-up ends at ``r`
   write does not wait for the data of that read: a decoder would read ahead.
 * *Completion.* A request is complete when the last of its bursts has passed the DRAM's bus and the interconnect, and
   the FETCH ends when all its requests are complete. The next FETCH begins then: latencies of two do not overlap.
+* *Two storage DMA units.* Each has a device of its own as described, with requests of its own; storage holds the same
+  bytes on both.
 
 What a FETCH takes with a DRAM that takes no time is its own time (``busy`` in the ledger, `alone`); the rest is
 ``wait_dram``.

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from npusim.errors import UserError
 from npusim.isa.control import TOKEN_KINDS
-from npusim.isa.encoding import UNITS, Decoded
+from npusim.isa.encoding import Decoded
 from npusim.program import Program
 from npusim.timing import CAUSES, CodeTiming, ProgramTiming
 from npusim.timing.cost import Costs, costs
+from npusim.units import UNITS, of_kind
 
 Int64 = NDArray[np.int64]
 
@@ -93,8 +94,9 @@ def token_pairs(cost: Costs) -> list[TokenPairs]:
     """Senders and takers by kind and pair of units: of each semaphore the k-th one sent is the k-th one taken."""
     found = []
     for kind, name in enumerate(TOKEN_KINDS):
-        for producer in range(len(UNITS)):
-            for consumer in range(len(UNITS)):
+        numbers = np.unique(cost.unit).tolist()
+        for producer in numbers:
+            for consumer in numbers:
                 sender = np.flatnonzero((cost.unit == producer) & (cost.signal[:, kind] >> consumer & 1 == 1))
                 taker = np.flatnonzero((cost.unit == consumer) & (cost.wait[:, kind] >> producer & 1 == 1))
                 count = min(len(sender), len(taker))
@@ -106,7 +108,7 @@ def token_pairs(cost: Costs) -> list[TokenPairs]:
 def instruction_causes(cost: Costs, timing: CodeTiming, tokens: list[TokenPairs]) -> Int64:
     """Cycles (instructions, `CAUSES`): of the time since its unit's last instruction ended.
 
-    A unit waits for tokens of the storage unit until the last of them is sent, then for read-after-write tokens, then
+    A unit waits for tokens of storage units until the last of them is sent, then for read-after-write tokens, then
     for the others. Cycles of execution beyond what an instruction takes by itself and what it waits for ports are the
     DRAM's. Rows of barriers are 0: what every unit spends there is of no instruction.
     """
@@ -116,7 +118,7 @@ def instruction_causes(cost: Costs, timing: CodeTiming, tokens: list[TokenPairs]
     for pairs in tokens:
         if pairs.kind == "raw":
             np.maximum.at(last_raw, pairs.taker, end[pairs.sender])
-        if len(pairs.sender) and cost.unit[pairs.sender[0]] == UNITS.index("storage"):
+        if len(pairs.sender) and cost.unit[pairs.sender[0]] in of_kind("storage"):
             np.maximum.at(last_swap, pairs.taker, end[pairs.sender])
     free = unit_free(cost, end)
     swap_until = np.clip(last_swap, free, start)

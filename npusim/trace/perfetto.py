@@ -11,12 +11,12 @@ from itertools import count
 
 import numpy as np
 
-from npusim.isa.encoding import UNITS
 from npusim.timing import CAUSES
 from npusim.timing.cost import TRAFFIC
 from npusim.trace.counters import RATES, Curve, occupancy, rate
 from npusim.trace.part import Part
 from npusim.trace.protobuf import block, double, fixed64, number, text
+from npusim.units import UNITS
 
 Window = tuple[int, int]
 
@@ -36,7 +36,9 @@ SRAM_HELD = "SRAM held"
 def perfetto_trace(part: Part, window: Window | None = None) -> bytes:
     """The trace file of one part; of ``window`` [first cycle, last cycle), everything that overlaps it."""
     first, last = window or (0, part.timing.total_cycles)
-    tracks = {name: ROOT + 1 + rank for rank, name in enumerate([*UNITS, BARRIERS, *counters(part)])}
+    tracks = {
+        name: ROOT + 1 + rank for rank, name in enumerate([*part.program.machine.units, BARRIERS, *counters(part)])
+    }
     packets = [_descriptor(ROOT, f"{part.name}, 1 cycle = 1 ns", None, 0, None)]
     for rank, (name, uuid) in enumerate(tracks.items()):
         unit_name = "bytes" if name == SRAM_HELD else "bytes per cycle" if name in RATES else None

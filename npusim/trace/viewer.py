@@ -10,9 +10,9 @@ from html import escape
 
 from npusim.html.source import groups_by_time, layer_group
 from npusim.html.style import CYCLE
-from npusim.isa.encoding import UNITS
 from npusim.trace.part import Part
 from npusim.trace.perfetto import BARRIERS, Window, arguments, flows, slice_name, within
+from npusim.units import UNITS
 
 GROUPS = len(CYCLE) - 1
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
@@ -59,21 +59,21 @@ def viewer(part: Part, title: str, window: Window | None = None) -> str:
     """The page about one part; of ``window``, everything that overlaps it."""
     first, last = window or (0, part.timing.total_cycles)
     groups, shown = groups_by_time(part, GROUPS), within(part, first, last)
-    slices = []
+    slices, tracks = [], part.program.machine.units
     for index in shown:
         barrier, name = bool(part.cost.barrier[index]), layer_group(part.layer(index))
-        track = len(UNITS) if barrier else part.instructions[index].unit
+        track = len(tracks) if barrier else tracks.index(UNITS[part.instructions[index].unit])
         group = groups.index(name) if name in groups else len(groups)
         span = int(part.start[index]), int(part.end[index])
         slices.append([track, *span, group, slice_name(part, index), arguments(part, index)])
     place = {index: position for position, index in enumerate(shown)}
     data = {
-        "first": first, "last": last, "slices": slices, "tracks": [*UNITS, BARRIERS], "groups": [*groups, "others"],
+        "first": first, "last": last, "slices": slices, "tracks": [*tracks, BARRIERS], "groups": [*groups, "others"],
         "colours": [colour for colour, _ in CYCLE[: len(groups)]] + [CYCLE[-1][0]],
         "flows": [[place[s], place[t], kind] for s, t, kind in flows(part, set(shown))],
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    height = str(22 + 46 * (len(UNITS) + 1))
+    height = str(22 + 46 * (len(tracks) + 1))
     return (
         PAGE.replace("@HEIGHT@", height).replace("@TITLE@", escape(title).replace("@", "&#64;")).replace("@DATA@", text)
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from npusim.atomic_file import write_atomically
 from npusim.errors import UserError
 from npusim.folder import check_above
-from npusim.program import load_program, write_atomically
+from npusim.program_file import load_program
 from npusim.timing import time_program
 from npusim.trace.part import parts_of, the_part
 from npusim.trace.perfetto import Window, perfetto_trace

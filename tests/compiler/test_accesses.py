@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.accesses import NEVER, READ, WRITE, Accesses
-from npusim.isa.encoding import UNITS, Region
+from npusim.isa.encoding import Region
+from npusim.units import UNITS
 
 BYTES = 40
 MEMORIES = [("sram", 0), ("dram", 0), ("dram", 1)]

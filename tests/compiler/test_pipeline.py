@@ -21,7 +21,8 @@ from models.quantize import QuantizedModel
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.assembly import assemble, disassemble
-from npusim.program import Program, load_program, save_program
+from npusim.program import Program
+from npusim.program_file import load_program, save_program
 
 COMPILE_ELSEWHERE = """
 import sys
@@ -29,7 +30,7 @@ from pathlib import Path
 from compiler import compile_model
 from models.quantize import QuantizedModel
 from npusim.config import load_machine
-from npusim.program import save_program
+from npusim.program_file import save_program
 model, machine, out = map(Path, sys.argv[1:])
 save_program(compile_model(QuantizedModel.load(model), load_machine(machine)), out)
 """

@@ -17,7 +17,7 @@ from compiler.schedule.build import build_program
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa.matmul import RECORD
-from npusim.program import load_program, save_program
+from npusim.program_file import load_program, save_program
 from npusim.simulate import Simulation
 from npusim.testing import assert_same_bits
 

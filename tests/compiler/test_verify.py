@@ -15,8 +15,10 @@ from compiler.verify import verify
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
-from npusim.isa.encoding import UNITS, Decoded
-from npusim.program import Program, outside
+from npusim.isa.encoding import Decoded
+from npusim.program import Program
+from npusim.program_rules import outside
+from npusim.units import UNITS
 from tests.compiler.runs import altered
 
 Choose = Callable[[Decoded], bool]

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from npusim import engine, reference
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, decode, violations
-from npusim.isa.encoding import DTYPES, NO_ADDRESS, UNITS, encode
+from npusim.isa.encoding import DTYPES, NO_ADDRESS, encode
 from npusim.isa.matmul import RECORD
 from npusim.memory import MachineState
+from npusim.units import UNITS
 
 Array = NDArray[Any]
 ALIGNMENT = 64

@@ -10,6 +10,7 @@ tile, which leave one after the other (it lets them leave in no time).
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections import Counter
@@ -48,7 +49,9 @@ def last_cycle(m: int, k: int, n: int, rows: int, cols: int, dataflow: str) -> i
 
 
 def main() -> None:
-    with open(sys.argv[1], encoding="utf-8") as file:
+    parser = argparse.ArgumentParser(description="Compare a table of SCALE-Sim's results with ours.")
+    parser.add_argument("rows", type=Path, help="the table, as CSV")
+    with parser.parse_args().rows.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     equal: Counter[tuple[str, bool]] = Counter()
     for row in rows:

@@ -86,7 +86,7 @@ def assert_right(
     ramp, nothing = np.arange(BLOCK).reshape(ROWS, COLS), np.zeros((ROWS, 1), np.int64)
     results = state.vector("sram", out, np.int16, BLOCK)
     for first in range(-(1 << 31), 1 << 31, BLOCK * steps):
-        state.held = Sums(ramp + first, nothing)
+        state.held[ins.unit] = Sums(ramp + first, nothing)
         engine.execute(state, [ins])
         index = find_defect(first, results, multiplier, shift)
         assert index < 0, f"accumulator {first + index}: {results[index]}"

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from npusim import numerics
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, decode, violations
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, MAX_SHIFT, UNITS, Decoded, encode, row_bytes
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, MAX_SHIFT, Decoded, encode, row_bytes
 from npusim.isa.matmul import A_TYPES, B_TYPES, FACTORED, RECORD, ROW_RECORD, RQ_MODES, SCALARS
 from npusim.memory import MachineState
+from npusim.units import UNITS
 
 OUTPUTS = tuple(DTYPES)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from npusim.program import TENSORS, Program, save_program
+from npusim.program import Program
+from npusim.program_file import TENSORS, save_program
 
 FLOAT_NAMES = {
     "float", "complex", "float16", "float32", "float64", "float128", "floating", "half", "single", "longdouble",

@@ -189,7 +189,10 @@ def sums(state: MachineState, ins: Decoded, row: int, a_at: int, b_at: int, n: i
         number(state.sram, b_at if packed else b_at + k * ins.b_k, ins.b_dtype, k if packed else 0)
         for k in range(ins.k)
     ]
-    acc, row_sum = (int(state.held.products[row, n]), int(state.held.rows[row, 0])) if ins.acc_continue else (0, 0)
+    acc = row_sum = 0
+    if ins.acc_continue:
+        held = state.held[ins.unit]
+        acc, row_sum = int(held.products[row, n]), int(held.rows[row, 0])
     return array.summed(a, b, acc), row_sum + sum(a)
 
 

@@ -17,7 +17,7 @@ from npusim import engine
 from npusim.cli import app, main
 from npusim.explain import explain
 from npusim.isa import BY_MNEMONIC
-from npusim.program import save_program
+from npusim.program_file import save_program
 from npusim.report import write_run
 from tests.npusim.strategies import small_program
 

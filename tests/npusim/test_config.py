@@ -373,7 +373,7 @@ def test_a_file_that_is_not_strict_yaml_is_refused(tmp_path: Path, content: str 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, repository: Path) -> None:
     with pytest.raises(
-        UserError, match=r"edge8k\.yaml: no such file; in .*hwconfigs there are: edge_8k\.yaml, edge_8k_dynamic\.yaml, "
+        UserError, match=r"edge8k\.yaml: no such file; in .*hwconfigs there are: edge_2x4k\.yaml, edge_8k\.yaml, "
     ):
         load_machine(repository / "hwconfigs" / "edge8k.yaml")
     with pytest.raises(UserError, match="is a folder, not a YAML file"):

@@ -81,8 +81,7 @@ def holding() -> Program:
 def test_held_sums_are_compared(holding: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def slip(state: MachineState, ins: Decoded) -> None:
         BY_MNEMONIC["matmul"].execute(state, ins)
-        assert state.held is not None
-        state.held.products[1, 2] += ins.acc_continue
+        state.held[ins.unit].products[1, 2] += ins.acc_continue
 
     assert crosscheck(holding, orders=1).equal
     monkeypatch.setitem(engine.EXECUTORS, "matmul", slip)

@@ -47,10 +47,10 @@ def equal(one: tuple[str, MachineState], other: tuple[str, MachineState]) -> boo
     return same_memories and same_sums(a.held, b.held) and a.tallies == b.tallies
 
 
-def same_sums(a: Sums | None, b: Sums | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return np.array_equal(a.products, b.products) and np.array_equal(a.rows, b.rows)
+def same_sums(a: dict[int, Sums], b: dict[int, Sums]) -> bool:
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[unit].products, b[unit].products) and np.array_equal(a[unit].rows, b[unit].rows) for unit in a
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,6 +22,7 @@ from npusim.isa.encoding import Decoded, decode_row, encode
 from npusim.isa.matmul import RECORD
 from npusim.memory import MachineState, Sums
 from npusim.testing import cases, matmuls
+from npusim.units import UNITS, of_kind
 from tests.npusim.strategies import DRAM, FAMILIES, TINY, Case, any_fields, machine, make
 from tests.npusim.test_engine import SLIPS, TIES, agree, tied
 
@@ -36,13 +37,13 @@ WIDTH = {"u8": 1, "i8": 1, "i16": 2, "u16": 2, "i32": 4}
 @st.composite
 def products(draw: st.DrawFn) -> Case:
     """MATMULs as compiled programs have them: operands apart, accumulators wide; shapes on both sides of every edge."""
-    array = {"acc_bits": draw(st.sampled_from([40, 48])), "acc_rows": 64, "cols": 64, "rows": 64}
+    array = {"acc_bits": draw(st.sampled_from([40, 48])), "acc_rows": 64, "cols": 64, "rows": 64, "count": 2}
     on = Machine.model_validate({**LARGE, "mac_array": {**LARGE["mac_array"], **array}})
     state = draw(cases.states(on))
     a_kind = draw(st.sampled_from(["u8", "i8", "i16", "u16"]))
     b_kind = draw(st.sampled_from(["i8", "i16"])) if WIDTH[a_kind] == 2 else "i8"
     out_kind, mode = draw(st.sampled_from(list(WIDTH))), draw(st.sampled_from(["tensor", "channel", "row"]))
-    held = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    held, unit = draw(st.sampled_from([0, 0, 1, 2, 3])), draw(st.sampled_from(of_kind("mac")))
     m, n = (
         draw(st.one_of(st.integers(1, 14), st.integers(45, 60))),
         draw(st.one_of(st.integers(1, 20), st.integers(60, 64))),
@@ -67,8 +68,8 @@ def products(draw: st.DrawFn) -> Case:
     cases.put(memory, at, records.dtype, records)
     if held & 1:
         sums = cases.randoms(draw, *draw(st.sampled_from([(-9, 9), (-(1 << 31), 1 << 31)])), m * n)
-        state.held = Sums(sums.reshape(m, n), cases.randoms(draw, -999, 999, m).reshape(m, 1))
-    return cases.legal(state, make("matmul", rq_addr=at, out_zp=draw(cases.zero_points), **fields))
+        state.held[unit] = Sums(sums.reshape(m, n), cases.randoms(draw, -999, 999, m).reshape(m, 1))
+    return cases.legal(state, make("matmul", unit=unit, rq_addr=at, out_zp=draw(cases.zero_points), **fields))
 
 
 def takes(state: MachineState, ins: Decoded) -> bool:
@@ -148,20 +149,23 @@ def test_what_a_handler_declines_is_untouched() -> None:
 
 
 def test_held_sums_pass_between_handlers_and_kernels() -> None:
-    """Three MATMULs go on from one another; the one in the middle is shifted, which no handler takes."""
+    """On each of two arrays three MATMULs go on from one another; no handler takes those in the middle, which shift."""
     state = MachineState(machine(acc_bits=40), DRAM)
     state.sram[:] = np.random.default_rng(7).integers(0, 256, state.sram.size)
     state.vector("param", 0, RECORD, 1)["multiplier"], state.vector("param", 0, RECORD, 1)["shift"] = 20000, 17
     shape: dict[str, Any] = {"m": 7, "k": 40, "n": 5, "batch0": 1, "batch1": 1, "a_dtype": "i8", "b_dtype": "i8"}
     shape |= {"out_dtype": "i32", "a_row": 40, "b_addr": 4096, "b_n": 40, "b_k": 1, "out_addr": 8192, "out_row": 20}
-    code = [
-        make("matmul", acc_hold=1, **shape),
-        make("matmul", acc_hold=1, acc_continue=1, shifted=1, shift_addr=64, **{**shape, "a_addr": 512}),
-        make("matmul", acc_continue=1, **{**shape, "a_addr": 1024}),
+    chain: list[dict[str, Any]] = [
+        {"acc_hold": 1},
+        {"acc_hold": 1, "acc_continue": 1, "shifted": 1, "shift_addr": 64, "a_addr": 512},
+        {"acc_continue": 1, "a_addr": 1024},
     ]
+    others = {UNITS.index("mac"): {}, UNITS.index("mac2"): {"m": 3, "n": 4, "b_addr": 5000, "out_addr": 9000}}
+    fields = [shape | link | {"unit": unit} | other for link in chain for unit, other in others.items()]
+    code = [make("matmul", **each) for each in fields]
     twin = state.copy()
     session = stream.Session(state.copy(), stream.Code(code), stream.HANDLERS)
-    assert [session.run(0, 3), session.run(1, 3)] == [1, 1]
+    assert [session.run(0, 6), session.run(2, 6)] == [2, 2]
     engine.execute(state, code)
     reference.execute(twin, code)
     assert state.difference(twin) is None

@@ -25,7 +25,7 @@ from npusim.config import Machine, load_machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.assembly import assemble, disassemble
-from npusim.program import _digest, load_program, save_program
+from npusim.program_file import digest, load_program, save_program
 from npusim.run import quantize_workload
 from npusim.strict_yaml import read_yaml
 from npusim.sweep.space import load_space
@@ -220,7 +220,7 @@ def test_program_headers_with_the_right_digest(folder: Path, program_file: Path,
         kind = np.uint32 if name in ("prologue", "step") else np.uint8
         tensors[name] = np.full(shape, fill & np.iinfo(kind).max, kind)
     text = json.dumps(data.draw(altered(json.loads(header["__metadata__"]["header"]))))
-    metadata = header["__metadata__"] | {"header": text, "sha256": _digest(tensors, text)}
+    metadata = header["__metadata__"] | {"header": text, "sha256": digest(tensors, text)}
     read_or_refused(load_program, folder / "x.npu", save(tensors, metadata))
 
 

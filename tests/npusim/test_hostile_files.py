@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save
 
-from npusim.program import save_program
+from npusim.program_file import save_program
 from tests.npusim.strategies import small_program
 
 MEMORY_BYTES, SECONDS = 1 << 29, 60
@@ -87,7 +87,7 @@ def programs(folder: Path) -> dict[str, bytes]:
     """Program files with a right digest around wrong contents."""
     from safetensors.numpy import load
 
-    from npusim.program import _digest
+    from npusim.program_file import digest
 
     path = folder / "whole"
     save_program(small_program(), path)
@@ -100,7 +100,7 @@ def programs(folder: Path) -> dict[str, bytes]:
     texts = HEADERS | {f"large {name}": json.dumps(fields | {name: value}) for name, value in large.items()}
     texts |= {"negative": json.dumps(fields | {"buffers": {"x": [-1, "u8", [-4]]}}), "cut": header["header"][:-9]}
     return {
-        name: save(arrays, header | {"header": text, "sha256": _digest(arrays, text)}) for name, text in texts.items()
+        name: save(arrays, header | {"header": text, "sha256": digest(arrays, text)}) for name, text in texts.items()
     } | {"cut file": whole[: len(whole) // 2]}
 
 

@@ -11,7 +11,8 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import ALL, assembly, decode
 from npusim.isa.assembly import assemble, disassemble
-from npusim.isa.encoding import UNITS, encode
+from npusim.isa.encoding import encode
+from npusim.units import UNITS
 from tests.npusim.strategies import any_fields
 
 

@@ -101,14 +101,14 @@ def test_unknown_opcodes_enumerations_and_reserved_bits_are_refused_with_the_ind
     code[1, 0] = 0xEE
     with pytest.raises(UserError, match=r"instruction 1: opcode 238 is not an instruction; known: \[1, 2"):
         decode(code)
-    code[1, 0] = 0x7F | 9 << 8
+    code[1, 0] = 0x7F | 10 << 8
     with pytest.raises(
-        UserError, match=r"instruction 1: barrier.unit = 9: allowed 0..4 \(load, store, mac, vector, storage\)"
+        UserError, match=r"instruction 1: barrier.unit = 10: allowed 0..9 \(load, store, mac, vector, storage, load2, "
     ):
         decode(code)
     code[1] = code[0]
-    code[2, 31] = 0x80
-    with pytest.raises(UserError, match="instruction 2: barrier: reserved bits 0x80 of word 31 are not 0"):
+    code[2, 30] = 0x80
+    with pytest.raises(UserError, match="instruction 2: barrier: reserved bits 0x80 of word 30 are not 0"):
         decode(code)
 
 

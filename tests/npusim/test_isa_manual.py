@@ -13,7 +13,7 @@ from npusim import accuracy
 from npusim.cli import main
 from npusim.isa import ALL, manual
 from npusim.isa.encoding import HEADER
-from npusim.program import load_program
+from npusim.program_file import load_program
 from npusim.simulate import Simulation
 
 

@@ -65,11 +65,11 @@ def assert_held(state: MachineState, case: Case) -> None:
     """The sums that a MATMUL leaves in the accumulators, or none."""
     ins = case.ins
     if not ins.acc_hold:
-        assert state.held is None
+        assert ins.unit not in state.held
         return
-    assert state.held is not None
+    held = state.held[ins.unit]
     for m, n in product(range(ins.m), range(ins.n)):
-        found = int(state.held.products[m, n]), int(state.held.rows[m, 0])
+        found = int(held.products[m, n]), int(held.rows[m, 0])
         assert found == scalar_model.sums(case.state, ins, m, ins.a_addr + m * ins.a_row, ins.b_addr, n)
 
 

@@ -14,9 +14,10 @@ from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.assembly import assemble
 from npusim.isa.control import JOINS
-from npusim.isa.encoding import UNITS, Decoded
+from npusim.isa.encoding import Decoded
 from npusim.memory import MachineState
 from npusim.orders import execute_in_random_order, token_legal_order
+from npusim.units import UNITS
 from tests.npusim.timing.programs import random_code
 
 TILES, TILE_BYTES, OUT = 4, 16, 1024

@@ -19,7 +19,7 @@ from npusim import report
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.memory import Tally
-from npusim.program import load_program
+from npusim.program_file import load_program
 from npusim.run import RunResult, run
 from npusim.simulate import BitExact, Difference
 from npusim.summary import bits_line, saturation_line, summary

@@ -20,7 +20,8 @@ from npusim.config import Machine, load_machine
 from npusim.congruence import joins
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
-from npusim.program import Program, save_program
+from npusim.program import Program
+from npusim.program_file import save_program
 from npusim.run import run_timing
 from npusim.simulate import Simulation
 from npusim.timing import reuse, time_program

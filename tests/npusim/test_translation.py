@@ -13,7 +13,7 @@ from models.workloads import get_workload
 from npusim import engine
 from npusim.cli import main
 from npusim.config import Machine
-from npusim.program import save_program
+from npusim.program_file import save_program
 from npusim.report import write_run
 from npusim.run import RunResult
 from tests.conformance.side_venv import CACHE_HOME

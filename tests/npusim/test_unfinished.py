@@ -172,7 +172,7 @@ def test_a_state_of_another_program_is_refused(
     run: Run, tmp_path: Path, kept: Path, stopping: Callable[[int], None]
 ) -> None:
     """The same settings, but another program: as after a change of the compiler."""
-    from npusim.program import load_program, save_program
+    from npusim.program_file import load_program, save_program
 
     path = kept / "unfinished" / "program.npu"
     program = load_program(path)

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from compiler.builder import Builder
 from compiler.graph import Graph
 from compiler.pipeline import run_passes
 from compiler.schedule import segments
 from compiler.schedule.build import build_program
-from compiler.schedule.tokens import MASKS, insert_tokens
+from compiler.schedule.repeat import Repeats
+from compiler.schedule.segments import Group
+from compiler.schedule.tokens import insert_tokens
 from compiler.verify import _certainly_legal, _verify, verify
 from npusim.config import Machine
-from npusim.congruence import copies, digest, joins, pieces
+from npusim.congruence import IMMEDIATES, copies, digest, joins, pieces
 from npusim.errors import UserError
-from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa import BY_MNEMONIC, BY_OPCODE, decode
+from npusim.isa.encoding import TOKENS, decode_row, encode
 from npusim.program import Program
 from npusim.testing import assert_same_bits
 from npusim.timing import time_program
+from npusim.units import UNITS
 from tests.compiler.runs import machine_like
 
 LOW = BY_MNEMONIC["store"].by_name["dram_addr"].word
 ROWS, WIDTH, HIDDEN, BLOCKS = 600, 64, 96, 4
 
 
-def network() -> Graph:
+def network(blocks: int = BLOCKS) -> Graph:
     """Equal blocks: LayerNorm with each step's factors, two linears, and a sum; far too large for 64 KiB of SRAM."""
     rng = np.random.default_rng(5)
     net = Builder(steps=2)
     x = net.input("x", (ROWS, WIDTH), "i16")
-    for block in range(BLOCKS):
+    for block in range(blocks):
         name = f"block{block}"
         g = net.const(f"{name}.g", rng.integers(8192, 24576, (2, WIDTH)), "i16", per="step")
         b = net.const(f"{name}.b", rng.integers(-(2**20), 2**20, (2, WIDTH)), "i32", per="step")
@@ -89,10 +95,10 @@ def test_blocks_are_alike(program: Program) -> None:
 
 
 def test_tokens_are_those_of_every_piece_by_itself(program: Program) -> None:
-    word = MASKS["wait_raw"].word
     for part in parts(program):
-        expected = [sum(m << MASKS[n].lo for n, m in found.items()) for found in insert_tokens(decode(part))]
-        assert part[:, word].tolist() == expected
+        instructions = decode(part)
+        for ins, found in zip(instructions, insert_tokens(instructions), strict=True):
+            assert {f.name: getattr(ins, f.name) for f in TOKENS if getattr(ins, f.name)} == found
 
 
 def test_equal_time_without_reuse(program: Program) -> None:
@@ -151,3 +157,33 @@ def test_a_copy_that_meets_another_is_found(program: Program) -> None:
         said.add(bool(legal(broken)))
         assert _certainly_legal(broken, code) == (not legal(broken))
     assert said == {True, False}
+
+
+def test_a_repeated_segment_is_what_would_be_emitted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated, words, graph = [], Repeats.words, run_passes(network(2 * BLOCKS))
+
+    def counted(self: Repeats, segment: Sequence[Group]) -> NDArray[np.uint32] | None:
+        repeated.append(words(self, segment))
+        return repeated[-1]
+
+    monkeypatch.setattr(Repeats, "words", counted)
+    program = build_program(graph, machine)
+    assert (
+        sum(code is not None for code in repeated) == BLOCKS - 2
+    )  # but for those that read the input, write the output
+    monkeypatch.setattr(Repeats, "words", lambda *_: None)
+    emitted = build_program(graph, machine)
+    assert np.array_equal(emitted.step, program.step)
+    assert emitted.layers == program.layers
+
+
+@pytest.mark.parametrize("mnemonic", sorted(BY_MNEMONIC))
+def test_neither_footprint_nor_cycles_depend_on_an_immediate(machine: Machine, mnemonic: str) -> None:
+    spec, rng = BY_MNEMONIC[mnemonic], np.random.default_rng(0)
+    ins = decode_row(
+        encode(spec, {f.name: 1 for f in spec.fields} | {"unit": UNITS.index(spec.units[0])}).tolist(), BY_OPCODE
+    )
+    expected = spec.footprint(ins), spec.cycles(ins, machine)
+    for f in (f for f in spec.fields if f.name in IMMEDIATES):
+        setattr(ins, f.name, int(rng.integers(2, 16)))
+        assert (spec.footprint(ins), spec.cycles(ins, machine)) == expected

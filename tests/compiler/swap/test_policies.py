@@ -23,11 +23,12 @@ from npusim.config import Machine
 from npusim.crosscheck import random_inputs
 from npusim.errors import UserError
 from npusim.isa import decode
-from npusim.isa.encoding import UNITS
 from npusim.orders import token_legal_order
-from npusim.program import Program, load_program, save_program
+from npusim.program import Program
+from npusim.program_file import load_program, save_program
 from npusim.simulate import Simulation
 from npusim.timing import simulate, time_program
+from npusim.units import UNITS
 from tests.compiler.runs import encoded, machine_like
 
 LOAD, STORAGE = UNITS.index("load"), UNITS.index("storage")

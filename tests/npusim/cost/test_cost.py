@@ -14,11 +14,12 @@ from npusim.config import Machine
 from npusim.cost import area, energy, swap_energy, tables
 from npusim.cost.actions import array_actions
 from npusim.cost.energy import TIME, WORK, Range, unit_energies
-from npusim.cost.tables import base_table, sram_table
+from npusim.cost.tables import Macros, base_table, macros_of, sram_table
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.isa.assembly import assemble
-from npusim.program import Program, bare_program
+from npusim.program import Program
+from npusim.program_rules import bare_program
 from npusim.timing import time_program
 
 M, K, N = 70, 20, 30
@@ -92,7 +93,27 @@ def test_fetched_bytes_cost_storage_and_dram(tiny_machine: Machine) -> None:
     work = energy(program, time_program(program)).by_component
     assert work["storage"].nominal == pytest.approx(8 * 150 * 1000)
     assert work["dram"].nominal == pytest.approx(8 * 12 * 1024)
-    assert work["storage"] + work["dram"] == swap_energy(tiny_machine, 1000, 1024)
+    assert work["storage"] + work["dram"] == swap_energy(tiny_machine, 1000, 1024, 0)
+    assert work["decoder"] == Range()
+
+
+def test_decoded_bytes_cost_what_a_byte_takes(edge_machine: Machine) -> None:
+    """1000 coded bytes that become 3000, at 40 nm and the machine's 4: 0.417 + 0.251 + 0.21 / 4 pJ each, scaled."""
+    decoded = swap_energy(edge_machine, 1000, 1024, 3000).nominal - swap_energy(edge_machine, 1000, 1024, 0).nominal
+    assert decoded == pytest.approx(3000 * 0.72 * base_table().energy_factor(40, 4).nominal)
+
+
+def test_a_port_decides_the_macros_of_a_bank(edge_machine: Machine, tiny_machine: Machine) -> None:
+    """512 bits: one macro of the bank's 128 KiB. 128 bits: so, too. 2048 bits: four macros of a quarter."""
+    assert macros_of(128 << 10, 64) == Macros(1, 128 << 10, 512)
+    assert macros_of(128 << 10, 16) == Macros(1, 128 << 10, 128)
+    assert macros_of(128 << 10, 256) == Macros(4, 32 << 10, 512)
+    assert macros_of(1 << 10, 4) == Macros(1, 1 << 10, 64)
+    read = unit_energies(edge_machine, 22).sram_read_byte
+    assert read.nominal == pytest.approx(22.78 / 64)
+    assert unit_energies(tiny_machine, 22).sram_read_byte.low == pytest.approx(
+        sram_table().bank(tiny_machine.sram.bank_bytes, 128).read_pj[0] / 16
+    )
 
 
 def test_leakage_and_idle_follow_time(program: Program, tiny_machine: Machine) -> None:
@@ -109,13 +130,15 @@ def test_leakage_and_idle_follow_time(program: Program, tiny_machine: Machine) -
 def test_scaling() -> None:
     base = base_table()
     assert base.energy_factor(22, 22) == base.energy_factor(0, 22) == Range(1, 1, 1)
-    assert base.energy_factor(45, 7).nominal == pytest.approx(0.33)
+    assert base.energy_factor(45, 7).nominal == pytest.approx(0.38)
     assert base.energy_factor(45, 7).low == pytest.approx(0.30 * 0.7)
-    assert base.energy_factor(7, 45).nominal == pytest.approx(1 / 0.33)
+    assert base.energy_factor(7, 45).nominal == pytest.approx(1 / 0.38)
     between = base.energy_factor(45, 22).nominal * base.energy_factor(22, 7).nominal
-    assert between == pytest.approx(0.33)
+    assert between == pytest.approx(0.38)
     assert base.energy_factor(7, 4).nominal == pytest.approx(math.sqrt(4 / 7))
-    assert base.area_factor(45, 22) == pytest.approx(3.3 / 16)
+    assert base.area_factor(45, 22).nominal == pytest.approx(3.3 / 16)
+    assert base.area_factor(45, 22).high == pytest.approx(1.5 * 3.3 / 16)
+    assert base.area_factor(22, 22) == Range(1, 1, 1)
     with pytest.raises(UserError, match="no node 13 nm; there: "):
         base.area_factor(45, 13)
 
@@ -136,7 +159,8 @@ def test_area_follows_the_machine(edge_machine: Machine) -> None:
     size = area(edge_machine)
     assert size.array_mm2.nominal == pytest.approx(8192 * 1010e-6 * 4.3 / 140)
     assert size.requantizers_mm2.nominal == pytest.approx(128 * 2 * 5.1 * 1010e-6 * 4.3 / 140)
-    assert size.sram_mm2.nominal == pytest.approx(16 * 0.13718 * 0.021 / 0.1, rel=1e-3)
+    # 16 banks of 128 KiB with words of 512 bits
+    assert size.sram_mm2.nominal == pytest.approx(16 * 0.2051 * 0.021 / 0.1, rel=1e-3)
     assert size.total_mm2.high > size.total_mm2.nominal > size.total_mm2.low
     assert area(edge_machine, 22).array_mm2.nominal > 4 * size.array_mm2.nominal
 
@@ -145,7 +169,7 @@ def test_area_follows_the_machine(edge_machine: Machine) -> None:
     ("old", "new", "message"),
     [
         ("{low: 0.07, nominal: 0.2", "{low: 0.3, nominal: 0.2", "multiply_8x8_pj: low 0.3, nominal 0.2"),
-        ("{low: 0.07, nominal", "{low: -1, nominal", "base.yaml:6: figures.multiply_8x8_pj.low"),
+        ("{low: 0.07, nominal", "{low: -1, nominal", "base.yaml:7: figures.multiply_8x8_pj.low"),
         ("  add_32_pj:", "  add_33_pj:", "figures.add_33_pj"),
     ],
 )

@@ -21,9 +21,9 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.html.report import FIGURES, PAGE, write_report
 from npusim.html.source import layer_class, layer_group, load_run
-from npusim.isa.encoding import UNITS
 from npusim.run import RunResult, run
 from npusim.timing import CAUSES
+from npusim.units import KINDS
 
 ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory"}
 
@@ -82,7 +82,7 @@ def test_every_figure_is_also_a_picture_and_a_table(report):
 def test_causes_by_layer_sum_to_the_ledger(report, tiny_result: RunResult):
     for part in ("prologue", "step"):
         timing = getattr(tiny_result.timing, part)
-        for unit in UNITS:
+        for unit in KINDS:
             own = [r for r in rows(report, "causes_by_layer") if (r["part"], r["unit"]) == (part, unit)]
             sums = {cause: sum(int(row[f"{cause}_cycles"]) for row in own) for cause in CAUSES}
             assert sums == timing.ledger[unit]
@@ -93,7 +93,7 @@ def test_causes_by_layer_sum_to_the_ledger(report, tiny_result: RunResult):
 
 
 def test_causes_by_step_sum_to_the_whole_ledger(report, tiny_result: RunResult):
-    for unit in UNITS:
+    for unit in KINDS:
         own = [row for row in rows(report, "causes_by_step") if row["unit"] == unit]
         assert len(own) == 1 + tiny_result.program.steps
         assert {c: sum(int(row[f"{c}_cycles"]) for row in own) for c in CAUSES} == tiny_result.timing.ledger[unit]
@@ -110,7 +110,7 @@ def test_roofline_points_lie_below_the_roofs(report, tiny_result: RunResult):
 
 def test_timeline_pieces_have_every_busy_cycle(report, tiny_result: RunResult):
     step = tiny_result.timing.step
-    for unit in UNITS:
+    for unit in KINDS:
         own = [row for row in rows(report, "timeline") if row["unit"] == unit]
         executing = sum(step.ledger[unit][cause] for cause in ("busy", "wait_dram", "wait_bank"))
         assert sum(int(row["busy_cycles"]) for row in own) == executing

@@ -38,6 +38,12 @@ def write(repository: Path, tmp_path: Path):
     return make
 
 
+def test_a_scheduler_that_does_not_answer_leaves_no_folder(write, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no scheduler answers there"):
+        sweep(write("axes: {method: [cw_tw]}\n"), tmp_path / "out", dask="nonsense")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def evaluated(monkeypatch) -> list[Point]:
     """Points that were evaluated; a faster clock takes less time, and tsq at 400 MHz does not exist."""

@@ -159,7 +159,7 @@ def background(dram: Dram) -> Iterator[tuple[int, int, bool]]:
 class DramStepper:
     """The DRAM at clock ``now``; `tick` executes that clock."""
 
-    streams = ("load", "store", "storage", "background")
+    streams = ("load", "store", "storage", "background", "load2", "store2", "storage2")
 
     def __init__(self, machine: Machine) -> None:
         self.cycle_of = Fraction(machine.clock_mhz, machine.dram.device.clock_mhz)
@@ -176,29 +176,31 @@ class DramStepper:
         self.inside = dict.fromkeys(self.streams, 0)
         self.others = background(self.dram) if self.dram.background_bytes_per_second else iter(())
         self.due = next(self.others, None)
-        self.fetching: Fetching | None = None
-        self.arriving: deque[tuple[int, Burst]] = deque()
+        self.fetching: dict[str, Fetching] = {}
+        self.arriving: dict[str, deque[tuple[int, Burst]]] = {stream: deque() for stream in self.streams}
 
-    def fetch(self, fetching: Fetching) -> None:
+    def fetch(self, stream: str, fetching: Fetching) -> None:
         """A FETCH's requests go to the storage from the clock on that comes next."""
-        self.fetching, self.last_data["storage"] = fetching, 0
+        self.fetching[stream], self.last_data[stream] = fetching, 0
 
-    def arrive(self) -> None:
+    def arrive(self, stream: str) -> None:
         """Requests that can be issued are; bursts that have arrived wait for their queues."""
-        assert self.fetching is not None
-        for cycle, number, write, request in self.fetching.issue(self.interconnect, self.cycle_of):
-            burst = Burst("storage", write, *place(self.dram, number), request=request)
-            self.arriving.append((ceil(cycle / self.cycle_of), burst))
-        while self.arriving and self.arriving[0][0] <= self.now:
-            self.waiting["storage"].append(self.arriving.popleft()[1])
+        arriving = self.arriving[stream]
+        for cycle, number, write, request in self.fetching[stream].issue(self.interconnect, self.cycle_of):
+            burst = Burst(stream, write, *place(self.dram, number), request=request)
+            arriving.append((ceil(cycle / self.cycle_of), burst))
+        while arriving and arriving[0][0] <= self.now:
+            self.waiting[stream].append(arriving.popleft()[1])
 
     def request(self, stream: str, bursts: Iterable[int]) -> None:
         """A copy's bursts are there from the clock that comes next."""
-        self.waiting[stream] = deque(Burst(stream, stream == "store", *place(self.dram, burst)) for burst in bursts)
+        self.waiting[stream] = deque(
+            Burst(stream, stream in ("store", "store2"), *place(self.dram, burst)) for burst in bursts
+        )
         self.last_data[stream] = 0
 
     def is_done(self, stream: str) -> bool:
-        coming = stream == "storage" and self.fetching and (self.fetching.requests or self.arriving)
+        coming = stream in self.fetching and (self.fetching[stream].requests or self.arriving[stream])
         return not coming and not self.waiting[stream] and not self.inside[stream]
 
     def tick(self) -> None:
@@ -206,8 +208,8 @@ class DramStepper:
             _, burst, write = self.due
             self.waiting["background"].append(Burst("background", write, *place(self.dram, burst)))
             self.due = next(self.others)
-        if self.fetching:
-            self.arrive()
+        for stream in self.fetching:
+            self.arrive(stream)
         while self.enter():
             pass
         for number, channel in enumerate(self.channels):
@@ -216,14 +218,14 @@ class DramStepper:
 
     def enter(self) -> bool:
         """Let one burst in, if any can go."""
-        for offset in range(4):
-            stream = self.streams[(self.turn + offset) % 4]
+        for offset in range(len(self.streams)):
+            stream = self.streams[(self.turn + offset) % len(self.streams)]
             waiting = self.waiting[stream]
             if waiting and len(self.channels[waiting[0].channel].queue) < self.dram.queue_entries:
                 burst = waiting.popleft()
                 self.channels[burst.channel].queue.append(burst)
                 self.inside[stream] += 1
-                self.turn = (self.turn + offset + 1) % 4
+                self.turn = (self.turn + offset + 1) % len(self.streams)
                 return True
         return False
 

@@ -10,7 +10,8 @@ from npusim.config import Machine
 from npusim.config_dram import Dram
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
-from npusim.isa.encoding import NO_ADDRESS, UNITS, encode
+from npusim.isa.encoding import NO_ADDRESS, encode
+from npusim.units import KINDS, UNITS
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 U8, I8, I16, I32 = range(4)
@@ -102,8 +103,8 @@ def vector(rng: np.random.Generator, op: str) -> dict[str, int]:
     return {"sum_addr": 40, "out_addr": 48, "rows": rows, "multiplier": 1 << 30, "shift": 31}
 
 
-def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
-    """(mnemonic, fields) of a random instruction without tokens."""
+def instruction(rng: np.random.Generator, units: tuple[str, ...] = KINDS) -> tuple[str, dict[str, int]]:
+    """(mnemonic, fields) of a random instruction without tokens, on one of ``units``."""
     op = pick(rng, "load", "load", "store", "fetch", "matmul", "matmul", *BY_MNEMONIC)
     if op in ("load", "store"):
         values = dma(rng)
@@ -126,7 +127,8 @@ def instruction(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
         values = {"bank_start": 3 * BANK, "bank_bytes": BANK}
     else:
         values = vector(rng, op)
-    return op, values | {"unit": UNITS.index(pick(rng, *BY_MNEMONIC[op].units)), "layer": number(rng, 0, 5)}
+    unit = UNITS.index(pick(rng, *(unit for unit in units if unit.rstrip("2") in BY_MNEMONIC[op].units)))
+    return op, values | {"unit": unit, "layer": number(rng, 0, 5)}
 
 
 def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]], density: float) -> None:
@@ -135,13 +137,13 @@ def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]],
     The senders and takers of a semaphore are matched in order; a pair is kept where the sender comes first and no
     barrier lies between.
     """
-    segment, segments = 0, []
+    segment, segments, units = 0, [], sorted({values["unit"] for _, values in code})
     for op, _ in code:
         segments.append(segment)
         segment += op in JOINS
     for kind in ("raw", "war"):
-        for a in range(len(UNITS)):
-            for b in range(len(UNITS)):
+        for a in units:
+            for b in units:
                 senders = [i for i, (op, v) in enumerate(code) if v["unit"] == a and op not in JOINS]
                 takers = [i for i, (op, v) in enumerate(code) if v["unit"] == b and op not in JOINS]
                 last = -1
@@ -153,12 +155,21 @@ def add_tokens(rng: np.random.Generator, code: list[tuple[str, dict[str, int]]],
                         code[last][1][f"wait_{kind}"] = code[last][1].get(f"wait_{kind}", 0) | 1 << a
 
 
-def random_code(rng: np.random.Generator, length: int, density: float, final_barrier: bool, ops: Any = None) -> Words:
-    """``length`` random instructions with tokens; ``ops`` limits the mnemonics. Needs `equipped` unless it does so."""
+def random_code(
+    rng: np.random.Generator,
+    length: int,
+    density: float,
+    final_barrier: bool,
+    ops: Any = None,
+    units: tuple[str, ...] = KINDS,
+) -> Words:
+    """``length`` random instructions with tokens, on ``units``; ``ops`` limits the mnemonics. Needs `equipped` unless
+    it does so.
+    """
     code: list[tuple[str, dict[str, int]]] = []
     barriers = number(rng, 0, 2)
     while len(code) < length:
-        op, values = instruction(rng)
+        op, values = instruction(rng, units)
         barriers -= op in JOINS
         if (op not in JOINS or barriers >= 0) and (ops is None or op in ops):
             code.append((op, values))
@@ -174,6 +185,16 @@ def equipped(base: Machine) -> Machine:
     fields["param_memory"] |= {"capacity_bytes": 5 * BANK, "bank_bytes": BANK}
     fields["vector_unit"]["runtime_quantization"] = True
     fields["dma"]["decoder_bytes_per_cycle"] = 4
+    return Machine.model_validate(fields)
+
+
+def several(rng: np.random.Generator, machine: Machine) -> Machine:
+    """``machine`` with one or two units of each kind, two of one kind at least."""
+    fields = machine.model_dump(mode="json")
+    counts = rng.integers(1, 3, 5)
+    counts[rng.integers(5)] = 2
+    fields["mac_array"]["count"], fields["vector_unit"]["count"] = counts[:2].tolist()
+    fields["dma"] |= dict(zip(("load_units", "store_units", "storage_units"), counts[2:].tolist(), strict=True))
     return Machine.model_validate(fields)
 
 

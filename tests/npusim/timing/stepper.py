@@ -15,12 +15,13 @@ from math import ceil
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
-from npusim.isa.encoding import UNITS, Decoded
+from npusim.isa.encoding import Decoded
+from npusim.units import UNITS
 from tests.npusim.timing.dram_stepper import DramStepper, bursts_of
 from tests.npusim.timing.sram_stepper import FULL, Job, Ports, asked_by
 from tests.npusim.timing.storage_stepper import Fetching
 
-COPIES, DMA_UNITS = ("load", "store", "fetch"), ("load", "store", "storage")
+COPIES = ("load", "store", "fetch")
 
 
 @dataclass
@@ -65,13 +66,14 @@ class Stepper:
         self.dram = DramStepper(machine)
         self.ports = Ports(machine)
         self.result = Stepped(self.dram)
-        self.queues = {unit: deque[int]() for unit in UNITS}
+        self.dma_units = [unit for unit in machine.units if unit.rstrip("2") in ("load", "store", "storage")]
+        self.queues = {unit: deque[int]() for unit in machine.units}
         for index, ins in enumerate(code):
             if ins.op not in JOINS:
                 self.queues[UNITS[ins.unit]].append(index)
         self.barriers = deque(index for index, ins in enumerate(code) if ins.op in JOINS)
         self.barrier_left = 0
-        self.running: dict[str, Running | None] = dict.fromkeys(UNITS)
+        self.running: dict[str, Running | None] = dict.fromkeys(machine.units)
         self.tokens: Counter[tuple[str, str, str]] = Counter()
         self.needed: dict[tuple[int, str], list[tuple[str, str, str]]] = {}
         self.clocks_per_cycle = Fraction(machine.dram.device.clock_mhz, machine.clock_mhz)
@@ -144,12 +146,12 @@ class Stepper:
 
     def request(self) -> None:
         """Set-ups that are over hand their bursts to the DRAM."""
-        for unit in DMA_UNITS:
+        for unit in self.dma_units:
             job = self.running[unit]
             if job and job.copies and job.cycles_left == 0 and job.requested_at is None:
                 job.requested_at = self.now
                 if job.fetching:
-                    self.dram.fetch(job.fetching)
+                    self.dram.fetch(unit, job.fetching)
                 else:
                     self.dram.request(unit, job.bursts)
 
@@ -157,7 +159,7 @@ class Stepper:
         """The DRAM's clocks before the next cycle; a copy whose last command is out has an end."""
         while self.dram.now < (self.now + 1 - self.origin) * self.clocks_per_cycle:
             self.dram.tick()
-            for unit in DMA_UNITS:
+            for unit in self.dma_units:
                 job = self.running[unit]
                 if job and job.requested_at is not None and job.ends_at is None and self.dram.is_done(unit):
                     passed = Fraction(self.dram.last_data[unit]) / self.clocks_per_cycle
@@ -192,17 +194,17 @@ class Stepper:
         if self.barrier_left:
             return "wait_barrier"
         if self.barriers and (not queue or self.behind_barrier(queue[0])):
-            at_work = {u for u in UNITS if self.running[u] or not self.is_empty(u)}
-            return "wait_param_swap" if at_work == {"storage"} else "drain"
+            at_work = {u for u in self.queues if self.running[u] or not self.is_empty(u)}
+            return "wait_param_swap" if at_work <= {"storage", "storage2"} else "drain"
         if not queue:
             return "idle_done"
         missing = [token for kind in ("raw", "war") for token in self.needs(queue[0], kind) if not self.tokens[token]]
-        if any(sender == "storage" for _, sender, _ in missing):
+        if any(sender in ("storage", "storage2") for _, sender, _ in missing):
             return "wait_param_swap"
         return "wait_token_war" if all(self.tokens[t] for t in self.needs(queue[0], "raw")) else "wait_token_raw"
 
     def pass_cycle(self) -> None:
-        for unit in UNITS:
+        for unit in self.queues:
             cause = self.cause(unit)
             if cause:
                 self.result.ledger[unit, cause] += 1

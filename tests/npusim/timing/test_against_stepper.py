@@ -7,12 +7,25 @@ import pytest
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, decode
-from npusim.isa.encoding import NO_ADDRESS, UNITS, encode
-from npusim.timing import CAUSES, simulate
+from npusim.isa.encoding import NO_ADDRESS, encode
+from npusim.timing import CAUSES, CodeTiming, simulate
 from npusim.timing.cost import costs
 from npusim.timing.results import DramCounts
-from tests.npusim.timing.programs import equipped, random_code, random_machine
+from npusim.units import KINDS, UNITS
+from tests.npusim.timing.programs import Words, equipped, random_code, random_machine, several
 from tests.npusim.timing.stepper import step
+
+
+def equal_to_the_stepper(code: Words, machine: Machine) -> CodeTiming:
+    """Assert that both take the same time; return the model's."""
+    timing, stepped = simulate(code, machine), step(decode(code), machine)
+    assert timing.total_cycles == stepped.total
+    assert timing.start_cycle.tolist() == [stepped.start[i] for i in range(len(code))]
+    assert timing.end_cycle.tolist() == [stepped.end[i] for i in range(len(code))]
+    assert timing.ledger == {u: {c: stepped.ledger[u, c] for c in CAUSES} for u in machine.units}
+    dram = stepped.dram
+    assert timing.dram == DramCounts(dram.hits, dram.misses, dram.refreshes, dram.background_bursts)
+    return timing
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -21,18 +34,34 @@ def test_equal_to_the_stepper_cycle_for_cycle(block: int, tiny_machine: Machine)
         rng = np.random.default_rng([1, seed])
         machine = random_machine(rng, tiny_machine)
         code = random_code(rng, int(rng.integers(1, 40)), float(rng.random()), bool(rng.integers(2)))
-        timing, stepped = simulate(code, machine), step(decode(code), machine)
-        assert timing.total_cycles == stepped.total, seed
-        assert timing.start_cycle.tolist() == [stepped.start[i] for i in range(len(code))], seed
-        assert timing.end_cycle.tolist() == [stepped.end[i] for i in range(len(code))], seed
-        assert timing.ledger == {u: {c: stepped.ledger[u, c] for c in CAUSES} for u in UNITS}, seed
-        dram = stepped.dram
-        counts = dram.hits, dram.misses, dram.refreshes, dram.background_bursts
-        assert timing.dram == DramCounts(*counts), seed
+        equal_to_the_stepper(code, machine)
+
+
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, 5))])
+def test_equal_to_the_stepper_with_several_units_of_a_kind(block: int, tiny_machine: Machine) -> None:
+    seen = dict.fromkeys(UNITS, 0)
+    for seed in range(block * 15, block * 15 + 15):
+        rng = np.random.default_rng([7, seed])
+        machine = several(rng, random_machine(rng, tiny_machine))
+        code = random_code(rng, int(rng.integers(1, 50)), float(rng.random()), True, units=machine.units)
+        for unit, causes in equal_to_the_stepper(code, machine).ledger.items():
+            seen[unit] += causes["busy"]
+    assert all(seen.values())
+
+
+def test_two_units_of_a_kind_take_the_time_of_one_where_only_the_first_works(tiny_machine: Machine) -> None:
+    for seed in range(40):
+        rng = np.random.default_rng([8, seed])
+        machine = random_machine(rng, tiny_machine)
+        code = random_code(rng, 30, 0.3, True)
+        one, more = simulate(code, machine), simulate(code, several(rng, machine))
+        assert one.start_cycle.tolist() == more.start_cycle.tolist()
+        assert one.end_cycle.tolist() == more.end_cycle.tolist()
+        assert one.ledger == {unit: more.ledger[unit] for unit in machine.units}
 
 
 def test_the_random_programs_show_every_cause_on_every_unit_that_can_have_it(tiny_machine: Machine) -> None:
-    seen = {unit: dict.fromkeys(CAUSES, 0) for unit in UNITS}
+    seen = {unit: dict.fromkeys(CAUSES, 0) for unit in KINDS}
     for seed in range(60):
         rng = np.random.default_rng([1, seed])
         machine = random_machine(rng, tiny_machine)
@@ -40,7 +69,7 @@ def test_the_random_programs_show_every_cause_on_every_unit_that_can_have_it(tin
         for unit, causes in simulate(code, machine).ledger.items():
             for cause, cycles in causes.items():
                 seen[unit][cause] += cycles
-    missing = {(u, c) for u in UNITS for c in CAUSES if not seen[u][c]}
+    missing = {(u, c) for u in KINDS for c in CAUSES if not seen[u][c]}
     assert missing == {
         *((unit, "wait_dram") for unit in ("mac", "vector")),
         *(("storage", cause) for cause in ("wait_bank", "wait_param_swap")),

@@ -16,6 +16,7 @@ import pytest
 
 from npusim.config import Machine
 from npusim.errors import UserError
+from npusim.hw import changed
 from npusim.isa.assembly import assemble
 from npusim.timing import CodeTiming, simulate
 
@@ -301,7 +302,7 @@ def test_leftover_tokens_are_refused(tiny_machine: Machine) -> None:
 def test_illegal_instructions_are_named(tiny_machine: Machine) -> None:
     with pytest.raises(UserError, match="instruction 1: barrier and halt take and send no tokens"):
         timed(tiny_machine, RECIP + "1", BARRIER + " signal_raw=8")
-    with pytest.raises(UserError, match="instruction 1: load on unit mac: allowed load"):
+    with pytest.raises(UserError, match="instruction 1: load: unit = mac: allowed load"):
         timed(tiny_machine, LOAD + "1", "load unit=mac planes=1 rows=1 row_bytes=1")
     with pytest.raises(UserError, match="instruction 0: load: row_bytes = 0: allowed at least 1"):
         timed(tiny_machine, LOAD + "0")
@@ -309,6 +310,55 @@ def test_illegal_instructions_are_named(tiny_machine: Machine) -> None:
         simulate(np.concatenate([assemble(f"{RECIP}1\n{RECIP}1"), np.zeros((1, 32), np.uint32)]), tiny_machine)
     with pytest.raises(UserError, match=r"code has shape \(3, 31\)"):
         simulate(np.zeros((3, 31), np.uint32), tiny_machine)
+
+
+def twice(machine: Machine, section: str, field: str) -> Machine:
+    return changed(machine, {f"{section}.{field}": 2})
+
+
+def test_two_arrays_work_side_by_side(tiny_machine: Machine) -> None:
+    """Each product takes 34. The vector unit waits for both; the second array has no third, so it waits for the end."""
+    product = MATMUL.format(8, 8, 8)
+    second = product.replace("unit=mac", "unit=mac2")
+    timing = timed(
+        twice(tiny_machine, "mac_array", "count"), product + "signal_raw=8", second + "signal_raw=8",
+        product, RECIP + "2 wait_raw=132", BARRIER,
+    )  # fmt: skip
+    assert spans(timing) == [(0, 34), (0, 34), (34, 68), (34, 44), (68, 128)]
+    assert causes(timing, "mac") == {"busy": 68, "wait_barrier": 60}
+    assert causes(timing, "mac2") == {"busy": 34, "drain": 34, "wait_barrier": 60}
+    assert list(timing.ledger) == ["load", "store", "mac", "vector", "storage", "mac2"]
+    assert timing.layers[0].busy_cycles["mac2"] == 34
+    assert timed(tiny_machine, product, product, product).total_cycles == 3 * 34
+
+
+def test_two_load_units_share_the_dram(tiny_machine: Machine) -> None:
+    """Set-up 16 and latency 20 of both overlap; 256 bytes at 16 per cycle take 16, whoever asks. One unit alone finds
+    the row open for its second load: latency 16.
+    """
+    machine = twice(tiny_machine, "dma", "load_units")
+    timing = timed(machine, LOAD + "128", LOAD.replace("unit=load", "unit=load2 dram_addr=128") + "128")
+    assert timing.total_cycles == 16 + 20 + 16
+    assert causes(timing, "load2") == {"busy": 24, "wait_dram": 28}
+    assert timed(tiny_machine, LOAD + "128", LOAD + "128 dram_addr=128").total_cycles == 44 + 16 + 16 + 8
+
+
+def test_two_fetches_read_a_device_each(tiny_machine: Machine) -> None:
+    """A load that waits for either waits for parameters; neither FETCH delays the other by more than bursts."""
+    machine = twice(tiny_machine, "dma", "storage_units")
+    first, second = "fetch bytes=1001 dram_addr=4096 ", "fetch unit=storage2 bytes=1001 dram_addr=8192 "
+    timing = timed(machine, first, second + "signal_raw=1", LOAD + "128 wait_raw=512", BARRIER)
+    alone = timed(tiny_machine, first).total_cycles
+    assert all(alone <= end < alone + 40 for end in timing.end_cycle[:2])
+    assert causes(timing, "load")["wait_param_swap"] == timing.end_cycle[1] == timing.start_cycle[2]
+
+
+def test_a_unit_that_the_machine_has_not_is_named(tiny_machine: Machine) -> None:
+    second = MATMUL.format(8, 8, 8).replace("unit=mac", "unit=mac2")
+    with pytest.raises(UserError, match=r"instruction 0: matmul: unit = mac2: allowed mac$"):
+        timed(tiny_machine, second)
+    with pytest.raises(UserError, match=r"0: token: unit = load2: allowed load, store, mac, vector, storage$"):
+        timed(tiny_machine, "token unit=load2")
 
 
 def matmul_cycles(machine: Machine, m: int, k: int, n: int, types: str = "b_dtype=i8") -> int:

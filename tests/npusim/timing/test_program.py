@@ -10,9 +10,9 @@ import pytest
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import UNITS
 from npusim.program import Buffer, Program
 from npusim.timing import CAUSES, core, simulate, time_program
+from npusim.units import KINDS
 from tests.npusim.timing.programs import Words, equipped, random_code, random_machine
 
 
@@ -40,7 +40,7 @@ def test_reuse_gives_the_totals_of_the_long_run(tiny_machine: Machine) -> None:
         for name in ("cycles", "seconds", "mac_utilisation", "traffic", "ledger", "steps"):
             assert getattr(quick, name) == getattr(long, name), (seed, name)
         assert quick.cycles == quick.prologue.total_cycles + video.steps * quick.step.total_cycles
-        assert all(sum(quick.ledger[unit].values()) == quick.cycles for unit in UNITS)
+        assert all(sum(quick.ledger[unit].values()) == quick.cycles for unit in KINDS)
         assert set(quick.ledger["mac"]) == set(CAUSES)
         assert quick.ledger["mac"]["idle_done"] == 0
 

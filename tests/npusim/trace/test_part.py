@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import UNITS
 from npusim.orders import tokens
-from npusim.program import bare_program
+from npusim.program_rules import bare_program
 from npusim.timing import CAUSES, simulate
 from npusim.timing.cost import costs
 from npusim.trace.counters import mean_by_bin, most_by_bin, occupancy
 from npusim.trace.part import instruction_causes, parts_of, token_pairs, unit_free
+from npusim.units import UNITS
 from tests.npusim.timing import programs
 
 
@@ -16,16 +16,18 @@ from tests.npusim.timing import programs
 def test_causes_of_random_programs_sum_to_the_ledger(tiny_machine, seed):
     rng = np.random.default_rng(seed)
     machine = programs.random_machine(rng, programs.equipped(tiny_machine))
-    code = programs.random_code(rng, 60, 0.5, True)
+    if seed % 2:
+        machine = programs.several(rng, machine)
+    code = programs.random_code(rng, 60, 0.5, True, units=machine.units)
     timing, cost = simulate(code, machine), costs(code, machine)
     causes = instruction_causes(cost, timing, token_pairs(cost))
     assert (causes >= 0).all()
-    for unit, name in enumerate(UNITS):
-        own = (cost.unit == unit) & ~cost.barrier
+    for name in machine.units:
+        own = (cost.unit == UNITS.index(name)) & ~cost.barrier
         ledger, sums = timing.ledger[name], dict(zip(CAUSES, causes[own].sum(axis=0).tolist(), strict=True))
         of_instructions = ("busy", "wait_token_raw", "wait_token_war", "wait_dram", "wait_bank")
         assert {cause: sums[cause] for cause in of_instructions} == {cause: ledger[cause] for cause in of_instructions}
-        # A unit with an empty queue waits for the storage unit, too.
+        # A unit with an empty queue waits for storage units, too.
         assert 0 <= sums["wait_param_swap"] <= ledger["wait_param_swap"]
         assert sums["drain"] == sums["wait_barrier"] == sums["idle_done"] == 0
         # Each instruction's own cycles reach from its unit's last one to its end.

@@ -6,15 +6,15 @@ import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
 from npusim.cli import main
-from npusim.isa.encoding import UNITS
 from npusim.orders import tokens
-from npusim.program import save_program
+from npusim.program_file import save_program
 from npusim.run import RunResult
 from npusim.timing.cost import TRAFFIC
 from npusim.trace.part import parts_of
 from npusim.trace.perfetto import BARRIERS, SRAM_HELD, perfetto_trace
 from npusim.trace.protobuf import number, varint
 from npusim.trace.viewer import viewer
+from npusim.units import UNITS
 
 
 class Read:
