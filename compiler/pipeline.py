@@ -52,7 +52,7 @@ def _finish(stage: str, graph: Graph, dump: Dump | None) -> None:
 
 def compile_model(
     qm: QuantizedModel, machine: Machine, attention_bits: int = 16, dump: Dump | None = None, factored: bool = False,
-    cut: bool = True, branch: str | None = None,
+    branch: str | None = None,
 ) -> Program:  # fmt: skip
     """Compile a quantized model for ``machine``.
 
@@ -64,16 +64,14 @@ def compile_model(
         factored: with several time ranges, requantize in two factors wherever only one number of a layer changes with
             the range, and keep the values of attention free of it. That swaps least, and costs vector operations.
         branch: "conditional" or "unconditional": that guidance branch alone, without guidance; None for both.
-        cut: let barriers cut long steps into segments (`compiler/schedule/segments.py`); a barrier also waits for
-            fetches, so a program that will fetch is compiled without.
 
     Raises UserError when the model does not fit the machine, naming the layer and the numbers that clash.
     """
-    return compile_graph(_lowered(qm, attention_bits, factored, branch), machine, dump, cut)
+    return compile_graph(_lowered(qm, attention_bits, factored, branch), machine, dump)
 
 
-def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None, cut: bool = True) -> Program:
-    """Compile a graph as `compiler.Builder` makes it; ``dump`` and ``cut`` as for `compile_model`.
+def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None) -> Program:
+    """Compile a graph as `compiler.Builder` makes it; ``dump`` as for `compile_model`.
 
     Raises UserError when the graph is not legal or does not fit the machine, naming the layer and what clashes.
     """
@@ -83,7 +81,7 @@ def compile_graph(graph: Graph, machine: Machine, dump: Dump | None = None, cut:
     ):
         if not isinstance(value, kind):
             raise UserError(f"{name} is {value!r} of type {type(value).__name__}; allowed: a {kind.__name__}: {source}")
-    program = build_program(run_passes(graph, dump), machine, cut)
+    program = build_program(run_passes(graph, dump), machine)
     if dump:
         for part, code in program.code():
             dump(f"{len(PASSES) + 1:02d}_{part}", disassemble(code))

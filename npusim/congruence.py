@@ -7,13 +7,15 @@ order two copies. `places` gives such intervals numbers that are equal exactly w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.control import JOINS
 from npusim.isa.dma import FIELDS as DMA_FIELDS
@@ -25,7 +27,7 @@ Int64 = NDArray[np.int64]
 MOST = 2.0**61
 JOIN_OPCODES = [BY_MNEMONIC[name].opcode for name in JOINS]
 LAYER = next(f for f in HEADER if f.name == "layer")
-ADDRESS = LOAD.by_name["dram_addr"]
+ADDRESS, STORAGE_ADDRESS = LOAD.by_name["dram_addr"], FETCH.by_name["storage_addr"]
 IMMEDIATES = ("multiplier", "shift", "out_zp", "a_mul", "b_mul", "epsilon", "fraction_bits", "p_bits")
 """Fields on which neither footprint nor time depends, in any family that has them."""
 
@@ -113,17 +115,86 @@ def _immediates() -> NDArray[np.uint32]:
 _MASKS = _immediates()
 
 
-def digest(code: NDArray[np.uint32]) -> bytes:
-    """Equal for pieces that differ in layers' numbers, `IMMEDIATES`, and where clusters of copies lie in DRAM only.
+class _Places(NamedTuple):
+    """Runs of DRAM that instructions reach: index, the word of the address, base register, [first, end) from there.
 
-    A piece with a FETCH, or whose copies cannot be counted, is equal to its own words only.
+    ``old``: 1 for old bytes of a FETCH.
     """
-    words, cluster = code & ~_MASKS[code[:, 0] & 0xFF], np.zeros(0, np.int64)
+
+    at: Int64
+    word: Int64
+    base: Int64
+    first: Int64
+    end: Int64
+    old: Int64
+
+
+def _fetched(code: NDArray[np.uint32]) -> _Places | None:
+    """What FETCHes write in DRAM and read of old bytes there; None as `copies`."""
+    at = np.flatnonzero((code[:, 0] & 0xFF) == FETCH.opcode)
+    field = {f.name: _field(code[at], f) for f in FETCH.fields}
+    coded = field["coded_bytes"] > 0
+    spans = []
+    for name, base, some in (("dram_addr", "base", np.ones(len(at), np.bool_)), ("old_addr", "old_base", coded)):
+        first, size, register = (field[key][some] for key in (name, "bytes", base))
+        if (first.astype(np.float64) + size >= MOST).any():
+            return None
+        word = np.full(len(first), FETCH.by_name[name].word)
+        old = np.full(len(first), int(name == "old_addr"))
+        spans.append((at[some], word, *(v.astype(np.int64) for v in (register, first, first + size)), old))
+    return _Places(*map(np.concatenate, zip(*spans, strict=True)))
+
+
+def digest(code: NDArray[np.uint32]) -> bytes:
+    """Equal for pieces that differ in layers' numbers, `IMMEDIATES`, storage, and where clusters lie in DRAM only.
+
+    A FETCH is a copy to its place and, of coded bytes, one from the old bytes. Pieces whose copies cannot be counted
+    are equal to their own words only.
+    """
+    found = _all_places(code)
+    if found is None:
+        return _hash(code, np.zeros((1, 0)))
+    cluster, begin = places(found.base, found.first, found.end)
+    return _hash(_with_offsets(code, found, found.first - begin), cluster)
+
+
+def time_digest(code: NDArray[np.uint32], bases: Sequence[int], machine: Machine) -> bytes:
+    """Equal for pieces that take equal time on ``machine`` by the rules of `npusim.timing.reuse`.
+
+    ``bases``: what the base registers hold.
+    """
+    found, turn = _all_places(code), machine.dram.turn_bytes
+    if found is None:
+        return _hash(code, np.array(bases))
+    registers = np.array(bases, np.int64)
+    # A turn more than is reached: old bytes are read by as many bursts as are written.
+    first, last = found.first + registers[found.base], found.end + registers[found.base] - 1 + turn * found.old
+    if machine.dram.background_bytes_per_second and (last >= machine.dram.capacity_bytes // 2).any():
+        return _hash(_with_offsets(code, found, first), np.zeros(0))
+    cluster, begin = places(np.zeros_like(first), first // turn, last // turn + 1)
+    return _hash(_with_offsets(code, found, first - begin * turn), cluster)
+
+
+def _all_places(code: NDArray[np.uint32]) -> _Places | None:
+    found, fetched = copies(code), _fetched(code)
+    if found is None or fetched is None:
+        return None
+    word, old = np.full(len(found.at), ADDRESS.word), np.zeros(len(found.at), np.int64)
+    loaded = _Places(found.at, word, found.base, found.first, found.end, old)
+    return _Places(*map(np.concatenate, zip(loaded, fetched, strict=True)))
+
+
+def _with_offsets(code: NDArray[np.uint32], found: _Places, offset: Int64) -> NDArray[np.uint32]:
+    """The code with ``offset`` for the addresses of ``found``, and without addresses in storage."""
+    words = code.copy()
+    fetches = (code[:, 0] & 0xFF) == FETCH.opcode
+    words[fetches, STORAGE_ADDRESS.word] = words[fetches, STORAGE_ADDRESS.word + 1] = 0
+    words[found.at, found.word], words[found.at, found.word + 1] = offset & 0xFFFF_FFFF, offset >> 32
+    return words
+
+
+def _hash(words: NDArray[np.uint32], more: NDArray[Any]) -> bytes:
+    """Of words without the layers' numbers and `IMMEDIATES`."""
+    words = words & ~_MASKS[words[:, 0] & 0xFF]
     words[:, LAYER.word] &= np.uint32(0xFFFF_FFFF ^ (((1 << LAYER.bits) - 1) << LAYER.lo))
-    found = None if ((code[:, 0] & 0xFF) == FETCH.opcode).any() else copies(code)
-    if found is not None and len(found.at):
-        cluster, begin = places(found.base, found.first, found.end)
-        offset = (found.first - begin).astype(np.uint64)
-        words[found.at, ADDRESS.word] = offset & np.uint64(0xFFFF_FFFF)
-        words[found.at, ADDRESS.word + 1] = offset >> np.uint64(32)
-    return blake2b(words.tobytes() + b"copies" * (found is not None) + cluster.tobytes()).digest()
+    return blake2b(words.tobytes() + str(more.shape).encode() + more.tobytes()).digest()

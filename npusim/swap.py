@@ -8,28 +8,33 @@ modelled; the text encoder and the autoencoder are not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler import compile_model
-from compiler.swap import IN_DRAM, POLICIES, swap_program, without_fetches
+from compiler.swap import IN_DRAM, POLICIES, swap_program, with_ranges, without_fetches
 from compiler.swap.code import Coder
 from compiler.swap.coded import Codes
 from compiler.swap.kind import RANGE, STEP
 from models.prepare import quantize_for
+from models.quantize.outline import outline
 from models.workloads import Workload
 from npusim import callable_module
 from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
+from npusim.congruence import joins, pieces, time_digest
 from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
 from npusim.folder import Layout, check_folder
 from npusim.isa import decode
+from npusim.isa.encoding import Decoded
+from npusim.isa.storage_dma import FETCH
 from npusim.program import MAX_DRAM_BYTES, Program
 from npusim.run import stats_of, with_files
 from npusim.timing import simulate
@@ -120,16 +125,26 @@ class SwapCost:
 
 
 class Timer:
-    """Cycles of pieces of code on one machine with given base registers; equal code is timed once."""
+    """Cycles of code on one machine with given base registers; equal pieces between barriers are timed once."""
 
     def __init__(self, machine: Machine, bases: Sequence[int]) -> None:
         self.machine, self._bases = machine, bases
         self._known: dict[bytes, int] = {}
 
+    def at(self, bases: Sequence[int]) -> Timer:
+        """A timer with other base registers that knows what this one knows."""
+        made = Timer(self.machine, bases)
+        made._known = self._known
+        return made
+
     def __call__(self, code: Words) -> int:
-        key = code.tobytes()
+        return sum(self.cycles(code[begin:end]) for begin, end in pieces(joins(code)))
+
+    def cycles(self, piece: Words) -> int:
+        """Of code that stands between two barriers."""
+        key = time_digest(piece, self._bases, self.machine)
         if key not in self._known:
-            self._known[key] = simulate(code, self.machine, self._bases).total_cycles
+            self._known[key] = simulate(piece, self.machine, self._bases).total_cycles
         return self._known[key]
 
 
@@ -153,14 +168,16 @@ def compare(
     swapped: str = ALL_SETS,
     break_even: bool = True,
     codes: Codes | None = None,
+    timer: Timer | None = None,
 ) -> list[SwapCost]:
     """Cost of each of ``policies`` for a program whose sets lie in DRAM, on ``machine``.
 
     ``program`` may need more DRAM than ``machine`` has; only its code and the sizes of its sets are used. A policy that
-    does not fit has ``refused``. ``codes``: of the ranges' sets, which storage then holds coded.
+    does not fit has ``refused``. ``codes``: of the ranges' sets, which storage then holds coded. ``timer``: one for
+    ``machine`` that knows code from other programs.
     Raises UserError for an unknown policy and a program that cannot be swapped.
     """
-    timer, found = Timer(machine, program.bases(0)), list[SwapCost]()
+    timer, found = (timer or Timer(machine, ())).at(program.bases(0)), list[SwapCost]()
     coder = Coder(program.prologue, program.step, len(program.layers))
     for policy in policies:
         if policy not in POLICIES:
@@ -173,7 +190,7 @@ def compare(
         except UserError as error:
             found.append(SwapCost(*head, refused=str(error)))
             continue
-        cost, rate = _cost(program, made, machine, SwapCost(*head)), None
+        cost, rate = _cost(program, made, timer.at(made.bases(0)), SwapCost(*head)), None
         if break_even and policy in HIDING:
             if policy == "streamed":  # with fast storage other parts are best
                 quick = Timer(with_rate(machine, MAX_RATE), program.bases(0))
@@ -183,16 +200,14 @@ def compare(
     return found
 
 
-def _cost(plain: Program, made: Program, machine: Machine, head: SwapCost) -> SwapCost:
+def _cost(plain: Program, made: Program, timer: Timer, head: SwapCost) -> SwapCost:
     """Cycles and bytes of a swapped program, step by step against the same code without fetches."""
     shares: dict[tuple[str, int], list[int]] = {}
-    on_bus = decoded_bytes = 0
-    timer = Timer(machine, made.bases(0))
+    on_bus, decoded_bytes, machine = 0, 0, timer.machine
     extra_of = _extra(plain, made, timer)
-    decoded = made.decoded()
+    fetches_of = {name: _fetches(code) for name, code in made.code()}
     for step in range(-1, made.steps):
-        part = made.part_of_step(step) if step >= 0 else "prologue"
-        fetches = [ins for ins in decoded[part] if ins.op == "fetch"]
+        fetches = fetches_of[made.part_of_step(step) if step >= 0 else "prologue"]
         registers = made.bases(step) if step >= 0 else made.prologue_bases
         costs = [cost_of(ins, machine, registers[ins.base]) for ins in fetches]
         busy = [setup + storage for setup, storage, _ in costs]
@@ -235,27 +250,48 @@ def _serves(program: Program, storage_base: int, address: int, step: int) -> tup
     return "range", 0 if step < 0 else program.range_of_step[step] + following
 
 
+def _fetches(code: Words) -> list[Decoded]:
+    return decode(code[(code[:, 0] & 0xFF) == FETCH.opcode])
+
+
 def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | None:
     """The least storage rate, within 1 %, at which no unit waits for storage in a step of ``made``; None if none is.
 
-    Fetches then still cost what they take from others at the DRAM. Found by bisection with the timing model; the
-    schedule stays as it is.
+    Fetches then still cost what they take from others at the DRAM. Found by bisection with the timing model, for each
+    piece of code between barriers that needs more than those before it; the schedule stays as it is.
     """
-    without = Timer(machine, made.bases(0))(without_fetches(plain, made)[1])
     codes = [made.step_codes[number] for number in sorted({made.code_number(step) for step in range(made.steps)})]
-    fetched = [sum(ins.coded_bytes or ins.bytes for ins in decode(code) if ins.op == "fetch") for code in codes]
+    found = dict[bytes, tuple[Words, int]]()
+    for piece in (code[begin:end] for code in codes for begin, end in pieces(joins(code))):
+        if stored := sum(ins.coded_bytes or ins.bytes for ins in _fetches(piece)):
+            found.setdefault(blake2b(piece.tobytes()).digest(), (piece, stored))
+    timer = Timer(with_rate(machine, MAX_RATE), made.bases(0))
+    # What needs most comes first: bytes of storage for each cycle with the fastest one.
+    order = sorted(found.values(), key=lambda entry: -entry[1] / timer.cycles(entry[0]))
+    rate = MIN_RATE
+    for piece, stored in order:
+        least = stored * machine.clock_hz // (2 * timer.cycles(piece))
+        needed = _rate_of_piece(piece, machine, made.bases(0), rate, max(rate, least))
+        if needed is None:
+            return None
+        rate = needed
+    return rate
+
+
+def _rate_of_piece(piece: Words, machine: Machine, bases: Sequence[int], enough: int, likely: int) -> int | None:
+    """The same for one piece, at least ``enough``; below ``likely``, timing would take long, and it does not hide."""
 
     def hides(rate: int) -> bool:
-        if max(fetched) * machine.clock_hz > 2 * rate * without:  # need not be timed, which takes long at low rates
-            return False
-        found = (simulate(code, with_rate(machine, rate), made.bases(0)).ledger for code in codes)
-        return not any(causes["wait_param_swap"] for ledger in found for causes in ledger.values())
+        ledger = simulate(piece, with_rate(machine, rate), bases).ledger
+        return not any(causes["wait_param_swap"] for causes in ledger.values())
 
-    if not hides(MAX_RATE):
-        return None
-    low, high = MIN_RATE, MAX_RATE
-    if hides(low):
-        return low
+    if likely == enough and hides(enough):
+        return enough
+    low, high = likely, likely
+    while not hides(high):
+        if high == MAX_RATE:
+            return None
+        low, high = high, min(2 * high, MAX_RATE)
     while high > low * 1.01:
         middle = max(low + 1, int((low * high) ** 0.5))
         low, high = (low, middle) if hides(middle) else (middle, high)
@@ -267,8 +303,8 @@ class Study:
     """Costs of a workload on a machine.
 
     ``one_set``: cycles of the video with one set, by method. ``coded_shares``: bytes of the ranges' sets as differences
-    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set. ``delta``: storage
-    holds them so.
+    to the one before (`npusim.delta`) over their bytes, by method and ranges; None with one set, and for
+    outlines. ``delta``: storage holds them so.
     """
 
     workload: str
@@ -277,10 +313,45 @@ class Study:
     one_set: dict[str, int]
     coded_shares: dict[tuple[str, int], float | None]
     delta: bool = False
+    weight_bits: int = 8
+    act_bits: int = 8
 
     def slow_down(self, cost: SwapCost) -> float:
         """Time of the video over that with one set, startup included."""
         return cost.cycles / self.one_set[cost.method]
+
+
+ProgramOf = Callable[[str, int], Program]
+"""By method and number of time ranges."""
+
+
+def _compiled(work: Workload, machine: Machine, weight_bits: int, act_bits: int, factored: bool) -> ProgramOf:
+    """Programs from the workload's weights and calibration statistics."""
+    model = work.load_model()
+    stats = stats_of(work, model)
+
+    def make(method: str, ranges: int) -> Program:
+        quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=ranges)
+        return compile_model(quantized, roomy(machine), factored=factored)
+
+    return make
+
+
+def _outlined(work: Workload, machine: Machine, weight_bits: int, act_bits: int, factored: bool) -> ProgramOf:
+    """Programs without contents; those of one method and several ranges are compiled once."""
+    made = dict[str, Program]()
+
+    def make(method: str, ranges: int) -> Program:
+        model = outline(work, method, weight_bits, act_bits, ranges=ranges)
+        if ranges > 1 and method in made:
+            return with_ranges(made[method], tuple(model.range_of_step))
+        program = compile_model(model, roomy(machine), factored=factored)
+        if ranges > 1:
+            made.clear()  # a large program takes much memory
+            made[method] = program
+        return program
+
+    return make
 
 
 @one_thread()
@@ -301,7 +372,9 @@ def swap(
 ) -> Study:
     """Compare policies for each method and number of time ranges; write the folder ``out`` unless it is None.
 
-    ``ranges`` that are more than the workload's steps are left out. ``delta``: storage holds the ranges' sets but the
+    ``ranges`` that are more than the workload's steps are left out. A workload without a checkpoint has random weights,
+    which say nothing of how alike its sets are: its programs are outlines (`models.quantize.outline`) and its coded
+    shares n/a, but with ``delta``. ``delta``: storage holds the ranges' sets but the
     first as differences to the set before (`npusim.delta`), which FETCH decodes; ``resident`` fetches them as they are.
     ``fidelity``: a folder of `npusim evaluate
     --tables`, whose noise SQNR goes beside latency and capacity. Other arguments as of `npusim.run.run`.
@@ -325,24 +398,25 @@ def swap(
         raise UserError(
             f"{machine.name}: dma.decoder_bytes_per_cycle = 0: nothing decodes differences; allowed: at least 1"
         )
-    model = work.load_model()
-    stats = stats_of(work, model)
+    program_of = _outlined(work, machine, weight_bits, act_bits, factored)
+    if delta or work.checkpoint is not None:
+        program_of = _compiled(work, machine, weight_bits, act_bits, factored)
     costs, one_set, shares = list[SwapCost](), dict[str, int](), dict[tuple[str, int], float | None]()
+    timer = Timer(machine, ())
     for number, method in enumerate(methods):
         for index, count in enumerate([1, *(count for count in counts if count > 1)]):
             if notify:
                 notify(f"{method}, {count} ranges", number * len(counts) + index, len(methods) * len(counts))
-            quantized = quantize_for(work, model, stats, method, weight_bits, act_bits, ranges=count)
-            program = compile_model(quantized, roomy(machine), factored=factored, cut=False)
+            program = program_of(method, count)
             if count == 1:
-                timer = Timer(machine, program.bases(0))
-                one_set[method] = timer(program.prologue) + program.steps * timer(program.step)
-                costs += compare(program, machine, policies, method, STEP_CONSTANTS)
+                one = timer.at(program.bases(0))
+                one_set[method] = one(program.prologue) + program.steps * one(program.step)
+                costs += compare(program, machine, policies, method, STEP_CONSTANTS, timer=timer)
             if count in counts:
                 codes = Codes(program.range_sets) if delta and count > 1 else None
-                costs += compare(program, machine, policies, method, codes=codes)
-                shares[method, count] = coded_share(program.range_sets)
-    study = Study(work.name, machine, tuple(costs), one_set, shares, delta)
+                costs += compare(program, machine, policies, method, codes=codes, timer=timer)
+                shares[method, count] = coded_share(program.range_sets) if program.contents else None
+    study = Study(work.name, machine, tuple(costs), one_set, shares, delta, weight_bits, act_bits)
     if out is not None:
         write_study(study, Path(out), None if fidelity is None else Path(fidelity))
     return study

@@ -135,14 +135,27 @@ def _scores(study: Study, folder: Path | None) -> dict[tuple[str, int], float]:
     scores = {}
     for method, ranges in {(cost.method, cost.ranges) for cost in study.costs}:
         names = {same.get((method, ranges), method), method}
-        for path in (folder / "cells" / f"emoji-{name}-w8a8-r{ranges}.json" for name in sorted(names)):
+        bits = f"w{study.weight_bits}a{study.act_bits}-r{ranges}"
+        for path in (folder / "cells" / f"emoji-{name}-{bits}.json" for name in sorted(names)):
             if path.is_file():
-                try:
-                    found = json.loads(path.read_text(encoding="utf-8"))["figures"]["eps_sqnr_db"]
-                    scores[method, ranges] = float(np.mean(np.array(found, float)))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"{path}: not a cell's file ({error})") from None
+                scores[method, ranges] = _score(path, study.workload)
+    if not scores:
+        raise UserError(f"{folder}: no cell emoji-METHOD-w{study.weight_bits}a{study.act_bits}-rRANGES of this study")
     return scores
+
+
+def _score(path: Path, workload: str) -> float:
+    """Raises UserError for a damaged cell, and one of another workload."""
+    try:
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        found, measured = np.array(cell["figures"]["eps_sqnr_db"], float), cell["settings"]["workload"]
+        if not np.isfinite(found).all():
+            raise ValueError("figures.eps_sqnr_db is no list of numbers")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a cell's file ({error})") from None
+    if measured != workload:
+        raise UserError(f"{path}: workload = {measured!r}: says nothing of {workload!r}; allowed: {workload!r}")
+    return float(np.mean(found))
 
 
 def pareto(study: Study, scores: dict[tuple[str, int], float]) -> list[tuple[SwapCost, float | None, bool]]:

@@ -35,7 +35,7 @@ def compiled(quantized: QuantizedModel, config: RunConfig, dump: Callable[[str, 
         return compile_model(quantized, machine, bits, dump, config.factored, branch=config.branch)
     from npusim.swap import Timer, roomy  # imports npusim.run, which imports this module
 
-    plain = compile_model(quantized, roomy(machine), bits, dump, config.factored, cut=False, branch=config.branch)
+    plain = compile_model(quantized, roomy(machine), bits, dump, config.factored, branch=config.branch)
     program = swap_program(plain, Timer(machine, plain.bases(0)), policy, policy, machine)
     verify(program)
     if dump:

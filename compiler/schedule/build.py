@@ -48,8 +48,8 @@ TILERS = {
 }
 
 
-def build_program(graph: Graph, machine: Machine, cut: bool = True) -> Program:
-    """Compile a graph whose passes have run; ``cut``: barriers cut long steps into segments.
+def build_program(graph: Graph, machine: Machine) -> Program:
+    """Compile a graph whose passes have run; barriers cut long steps into segments.
 
     Raises UserError when the machine is too small, with the numbers that clash, or lacks the row-sum column, or when an
     accumulator could overflow.
@@ -66,7 +66,7 @@ def build_program(graph: Graph, machine: Machine, cut: bool = True) -> Program:
     parts: dict[str, list[list[Group]]] = {
         phase: [[(plan, ops) for _, plan, ops in choices]] for phase, (_, choices) in chosen.items()
     }
-    if cut and chosen["step"][0]:
+    if chosen["step"][0]:
         layout, parts["step"] = _cut(graph, machine, layout, chosen["step"][1])
     pinned, buffers, spill = _buffers(graph, machine, layout)
     layers: list[str] = []

@@ -16,8 +16,8 @@ from npusim.memory import packed
 BASES = {"const": 0, "step_const": 1, "range_const": 3}
 """Base registers: see `npusim.isa.addressing.BASES`."""
 
-PADDING = 1 / 16
-"""The most that gaps may add to constants or to a set, as a part of them."""
+PADDING, SET_PADDING = 1 / 16, 1 / 3
+"""The most that gaps may add, as a part of all constants and sets, and of the constants or of a set."""
 
 Part = list[tuple[str, int]]
 """Constants that one segment reads first, as (name, bytes); an attention's requantization record has its output's."""
@@ -43,23 +43,32 @@ class Layout:
     constants hold, so a graph without contents has the same addresses.
 
     With ``segments`` of the step's operations, the constants of each lie together, and those of segments that read as
-    many bytes in the same order begin at the same place in ``turns`` of the DRAM's address mapping; without the
-    gaps where those would take more than `PADDING`.
+    many bytes in the same order begin at the same place in ``turns`` of the DRAM's address mapping, and so does every
+    set; without the gaps where those would take more than `PADDING` or `SET_PADDING`. ``aligned``: kinds with gaps.
     """
 
     def __init__(self, graph: Graph, segments: Sequence[Sequence[Op]] = (), turns: Turns | None = None) -> None:
         self.graph, self.turns = graph, turns or Turns()
         self.homes: dict[str, Home] = {}
         self.logits: dict[str, Home] = {}
-        sizes = []
+        self.aligned = set[str]()
+        counts = {"const": 1, "step_const": graph.steps, "range_const": graph.ranges}
+        parts = {
+            kind: _parts_of_segments(graph, kind, segments) if segments else [_all_of(graph, kind)] for kind in BASES
+        }
+        found = {kind: _placed(some, 1) for kind, some in parts.items()}
+        most = PADDING * sum(counts[kind] * size for kind, (_, size) in found.items())
+        for kind in BASES if segments and self.turns.size else ():
+            (_, size), (addresses, end) = found[kind], _placed(parts[kind], self.turns.size)
+            end = -(-end // self.turns.size) * self.turns.size
+            if end - size <= SET_PADDING * size and (end - size) * counts[kind] <= most:
+                found[kind] = addresses, end
+                self.aligned.add(kind)
         for kind, base in BASES.items():
-            parts = _parts_of_segments(graph, kind, segments) if segments else [_all_of(graph, kind)]
-            packed_, placed = _placed(parts, 1), _placed(parts, self.turns.size or 1)
-            addresses, size = placed if placed[1] <= packed_[1] * (1 + PADDING) else packed_
-            for name, address in addresses.items():
+            for name, address in found[kind][0].items():
                 homes = self.homes if graph.values[name].kind == kind else self.logits
                 homes[name] = Home("dram", address, base)
-            sizes.append(size)
+        sizes = [size for _, size in found.values()]
         self.constant_bytes, self.step_set_bytes, self.range_set_bytes = sizes
 
     @property

@@ -3,12 +3,12 @@
 Behind a barrier nothing of what came before is left, so equal parts of a network behind barriers take equal time: the
 cycle model times one of them (`npusim.timing.reuse`), and the compiler orders and checks one of them. For that they
 must also lie alike in DRAM (`compiler.schedule.layout`), and must not read what cannot lie alike while they run: what
-changes with the step or the time range is small, and is brought to parameter memory in front of them.
+changes with the step or the time range may be too small for gaps, and is brought to parameter memory in front of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from compiler.graph import Graph, Op
 from compiler.schedule.blocks import Plan
@@ -46,13 +46,17 @@ def _barrier_cycles(machine: Machine, plan: Plan | None) -> float:
 
 
 def held(emitter: Emitter, segment: Sequence[Group]) -> dict[str, Op]:
-    """Vectors of steps or time ranges that a segment reads, with their first readers, if half the memory holds them."""
-    graph = emitter.graph
-    found = {name: op for _, ops in reversed(segment) for op in reversed(ops) for name in _changing(graph, op)}
+    """Vectors of steps or time ranges that a segment reads, with their first readers, if half the memory holds them.
+
+    Those that lie alike for equal segments are left out.
+    """
+    graph, alike = emitter.graph, emitter.layout.aligned
+    found = {name: op for _, ops in reversed(segment) for op in reversed(ops) for name in _changing(graph, op, alike)}
     size = sum(aligned(value_bytes(graph.values[name])) for name in found)
     return dict(reversed(found.items())) if size <= emitter.params.half else {}
 
 
-def _changing(graph: Graph, op: Op) -> list[str]:
+def _changing(graph: Graph, op: Op, alike: Set[str]) -> list[str]:
     values = ((name, graph.values[name]) for name in reversed(op.inputs.values()))
-    return [name for name, value in values if BASES.get(value.kind) and value.base is None and len(value.shape) == 1]
+    kinds = {kind for kind, base in BASES.items() if base} - alike
+    return [name for name, value in values if value.kind in kinds and value.base is None and len(value.shape) == 1]

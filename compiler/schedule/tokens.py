@@ -16,14 +16,15 @@ from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.encoding import TOKEN_WORDS, TOKENS, Decoded, Region
 
 
-def with_tokens(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def with_tokens(code: NDArray[np.uint32], known: dict[bytes, NDArray[np.uint32]] | None = None) -> NDArray[np.uint32]:
     """The words (count, 32) with the tokens that program order needs, instead of those that they have.
 
-    None crosses a barrier, which takes all. Pieces between barriers with the same overlaps have the same tokens.
+    None crosses a barrier, which takes all. Pieces between barriers with the same overlaps have the same tokens;
+    ``known`` keeps those of earlier code.
     """
     code = code.copy()
     code[:, TOKEN_WORDS] = 0
-    known: dict[bytes, NDArray[np.uint32]] = {}
+    known = {} if known is None else known
     for begin, end in pieces(joins(code)):
         piece = code[begin:end]
         key = digest(piece)

@@ -11,9 +11,9 @@ from itertools import groupby
 import numpy as np
 
 from compiler.swap import adaptive, blocking, resident, shadow, streamed
-from compiler.swap.code import Coder, Fetch
+from compiler.swap.code import Coder, Fetch, Words
 from compiler.swap.coded import Codes, placed
-from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, Words, merged
+from compiler.swap.kind import PROLOGUE, RANGE, STEP, Fetches, Kind, Plan, Registers, Timer, merged
 from npusim.config import Machine
 from npusim.congruence import ADDRESS, copies
 from npusim.errors import UserError
@@ -77,7 +77,7 @@ def swap_program(
             refused.append(error)
     if not found:
         raise refused[0]
-    made = min(found, key=partial(_cycles, program, coder, timer))
+    made = min(found, key=partial(_cycles, program, coder, timer)) if len(found) > 1 else found[0]
     swapped = _assembled(program, machine, coder, made)
     _check_capacity(swapped)
     return swapped
@@ -104,7 +104,10 @@ def _planned(
         count, size = sets.shape
         most = room // size if size else count
         some = codes if registers is RANGE and count > 1 else None
-        kind = Kind(name, registers, size, steps, start, storage, most, coder, timer, given, some)
+        kind = Kind(
+            name, registers, size, steps, start, storage, most, coder, timer, given, machine.dram.turn_bytes,
+            machine.storage_latency_cycles, some,
+        )  # fmt: skip
         plan = Plan(tuple(range(count)), {}) if policy == IN_DRAM or not size else POLICIES[policy](kind)
         if plan.places > most:
             raise UserError(
@@ -125,7 +128,7 @@ def _fetches(program: Program, made: Made) -> dict[int, tuple[Fetch, ...]]:
 def _cycles(program: Program, coder: Coder, timer: Timer, made: Made) -> int:
     """Of the whole program."""
     codes = Counter((step == PROLOGUE, found) for step, found in _fetches(program, made).items())
-    return sum(count * timer(coder.code(*key)) for key, count in codes.items())
+    return sum(count * sum(map(timer, coder.parts(*key))) for key, count in codes.items())
 
 
 def _row(program: Program) -> int:
@@ -196,6 +199,28 @@ def _assembled(program: Program, machine: Machine, coder: Coder, made: Made) -> 
     )  # fmt: skip
 
 
+def with_ranges(program: Program, range_of_step: tuple[int, ...]) -> Program:
+    """A program without contents, with as many of the ranges' sets as ``range_of_step`` says instead of its own.
+
+    The code of two or more ranges is the same but for what lies behind the sets, which moves by whole turns of the
+    address mapping. Raises UserError for a program with contents, which says nothing of other ranges' sets.
+    """
+    if program.contents:
+        raise UserError("a program with contents has these ranges' sets only; allowed: one compiled from an outline")
+    count, size = 1 + max(range_of_step), int(program.range_sets.shape[1])
+    turn, old_end = program.machine.dram.turn_bytes, program.range_address + program.range_sets.size
+    up = -(-(count - len(program.range_sets)) * size // turn) * turn
+    buffers = {
+        name: replace(buffer, address=buffer.address + up) if buffer.address >= old_end else buffer
+        for name, buffer in program.buffers.items()
+    }
+    return replace(
+        program, prologue=_moved(program.prologue, old_end, -up), step=_moved(program.step, old_end, -up),
+        buffers=buffers, range_sets=np.broadcast_to(np.uint8(0), (count, size)), range_of_step=range_of_step,
+        dram_bytes=program.dram_bytes + up,
+    )  # fmt: skip
+
+
 def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
     """Prologue and step of ``program`` with the addresses that they have in ``made``, which swaps its sets."""
     old_end = program.range_address + program.range_sets.size
@@ -204,15 +229,15 @@ def without_fetches(program: Program, made: Program) -> tuple[Words, Words]:
 
 
 def _moved(words: Words, old_end: int, moved: int) -> Words:
-    """The code with everything at ``old_end`` or behind it, absolute in DRAM, ``moved`` bytes lower."""
+    """The code with everything at ``old_end`` or behind it, absolute in DRAM, ``moved`` bytes lower (or higher)."""
     if not moved:
         return words
     words, low, high = words.copy(), ADDRESS.word, ADDRESS.word + 1
     found = copies(words)
     assert found is not None, "a program as compiled"
-    at = found.at[(found.base == 0) & (found.first >= old_end)]
-    address = (words[at, low] | words[at, high].astype(np.uint64) << np.uint64(32)) - np.uint64(moved)
-    words[at, low], words[at, high] = address & np.uint64(0xFFFF_FFFF), address >> np.uint64(32)
+    behind = (found.base == 0) & (found.first >= old_end)
+    at, address = found.at[behind], found.first[behind] - moved
+    words[at, low], words[at, high] = address & 0xFFFF_FFFF, address >> 32
     return words
 
 

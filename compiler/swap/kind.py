@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
-from compiler.swap.code import Coder, Fetch
+from compiler.swap.code import Coder, Fetch, Words
 from compiler.swap.coded import Codes
 
 PROLOGUE = -1
 """The number of the "step" that the prologue is."""
 
-Words = NDArray[np.uint32]
 Timer = Callable[[Words], int]
-"""Cycles of a piece of code."""
+"""Cycles of a piece of code that begins behind a barrier, or of several such pieces."""
 Fetches = dict[int, list[Fetch]]
 """By step, or `PROLOGUE`."""
 
@@ -52,8 +49,9 @@ class Kind:
 
     ``set_bytes`` of each; ``steps`` of each set, in order; ``address``: of the first place in DRAM; ``storage``: of the
     first set in storage; ``most_places``: how many sets the machine's DRAM budget has room for. ``given``: fetches of
-    the other kind, which stand in front of this one's. ``codes``: of all sets but the first, where storage holds them
-    coded.
+    the other kind, which stand in front of this one's. ``unit_bytes``: what fetches of code that is cut into segments
+    are multiples of (`compiler.swap.spread`); ``latency_cycles``: of storage. ``codes``: of all sets but the first,
+    where storage holds them coded.
     """
 
     name: str
@@ -66,6 +64,8 @@ class Kind:
     coder: Coder
     timer: Timer
     given: Mapping[int, Sequence[Fetch]]
+    unit_bytes: int
+    latency_cycles: int
     codes: Codes | None = None
     _known: dict[tuple[int, tuple[Fetch, ...]], int] = field(default_factory=dict, compare=False, repr=False)
 
@@ -92,8 +92,18 @@ class Kind:
     def _cycles(self, step: int, found: tuple[Fetch, ...]) -> int:
         key = min(step, 0), found
         if key not in self._known:
-            self._known[key] = self.timer(self.coder.code(step == PROLOGUE, found))
+            self._known[key] = sum(map(self.timer, self.coder.parts(step == PROLOGUE, found)))
         return self._known[key]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether barriers cut the step into segments; the last one, of HALT alone, does not count."""
+        return len(self.coder.segments) > 2
+
+    @cached_property
+    def segment_cycles(self) -> list[int]:
+        """Of each segment of the step, without fetches."""
+        return list(map(self.timer, self.coder.parts(False, ())))
 
     def at_start(self) -> Fetches:
         """The first set, fetched while the prologue runs."""

@@ -107,7 +107,7 @@ def _regions(c: Words, w: Words, a_size: int, b_size: int, out_size: int) -> Any
 
 
 @helper
-def _largest(c: Words, w: Words) -> int:
+def _largest(c: Words, w: Words) -> Any:
     """The greatest magnitude in a, of 16-bit elements: probabilities, for instance, use fewer bits than they have."""
     low, high = np.int64(0), np.int64(0)
     for batch in range(w[MATMUL.batch0] * w[MATMUL.batch1]):

@@ -12,7 +12,8 @@ The rules, in full:
   that copies reach, from first to last, form clusters (`npusim.congruence.places`): moving a cluster by whole turns
   to where it meets no other changes no answer. Two pieces whose instructions agree in all the above, addresses taken
   relative to their clusters' first turns, take the same time, cycle by cycle.
-* Where a piece has a FETCH, its addresses count as they are.
+* A FETCH counts as a copy to its place in DRAM and, of coded bytes, one from the old bytes. Addresses in storage play
+  no part.
 * Background traffic reaches the upper half of the memory, at addresses of its own. Where there is any and a piece
   reaches there too, its addresses count as they are.
 
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.congruence import pieces, places
-from npusim.timing import core, dram, sram
+from npusim.timing import core, dram, sram, storage
 from npusim.timing.cost import Costs, Int64
 from npusim.units import KINDS, of_kind
 
@@ -86,12 +87,11 @@ def run_pieces(cost: Costs, machine: Machine) -> Run:
     """Time each piece between barriers unless an equal one is known."""
     known, cuts = _Machine.of(machine), pieces(cost.barrier)
     salt = blake2b(b"".join(array.tobytes() for array in known)).digest()
-    turn = machine.dram.turn_bytes
     fixed = machine.dram.capacity_bytes // 2 if machine.dram.background_bytes_per_second else dram.NEVER
     runs = list[Run]()
     for begin, end in cuts:
         part = slice(begin, end)
-        key = _key(cost, part, turn, fixed, salt)
+        key = _key(cost, part, machine, fixed, salt)
         run = _kept.pop(key, None) or _run(cost, part, known)
         if run.outcome != core.DONE:
             return run_whole(cost, machine)  # for its cycle and indices
@@ -108,18 +108,14 @@ def _forget() -> None:
         count -= len(_kept.popitem(last=False)[1].start)
 
 
-def _key(cost: Costs, part: slice, turn: int, fixed: int, salt: bytes) -> bytes:
+def _key(cost: Costs, part: slice, machine: Machine, fixed: int, salt: bytes) -> bytes:
     """A digest of all that the time of a piece depends on; ``fixed``: the first byte of background traffic."""
-    geometry, copies = cost.geometry[part].copy(), np.flatnonzero(cost.transfer[part])
-    start, run, rows, row_stride, planes, plane_stride = geometry[copies].T
-    last = start + (rows - 1) * row_stride + (planes - 1) * plane_stride + run - 1
-    cluster = np.full(len(geometry), -1, np.int64)
-    # What FETCH says of its shape is of another kind, and it may reach two places: its addresses count as they are.
-    fetches = np.isin(cost.unit[part], of_kind("storage")).any()
-    if len(copies) and not fetches and last.max() < fixed:
-        first_turn = start // turn
-        cluster[copies], begin = places(np.zeros_like(start), first_turn, last // turn + 1)
-        geometry[copies, 0] -= begin * turn
+    geometry, turn = cost.geometry[part].copy(), machine.dram.turn_bytes
+    row, column, start, last = _reached(geometry, cost.unit[part], cost.transfer[part], machine.dram.device.burst_bytes)
+    cluster = np.zeros(0, np.int64)
+    if len(row) and last.max() < fixed:
+        cluster, begin = places(np.zeros_like(start), start // turn, last // turn + 1)
+        geometry[row, column] -= begin * turn
     digest = blake2b(salt)
     for array in (
         cost.unit[part], cost.barrier[part], cost.busy[part], cost.transfer[part], cost.wait[part], cost.signal[part],
@@ -127,6 +123,24 @@ def _key(cost: Costs, part: slice, turn: int, fixed: int, salt: bytes) -> bytes:
     ):  # fmt: skip
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()
+
+
+def _reached(geometry: Int64, unit: Int64, transfer: Int64, burst_bytes: int) -> tuple[Int64, Int64, Int64, Int64]:
+    """What copies reach in DRAM: row and column of ``geometry`` with the first byte, that byte, and the last one."""
+    fetches = np.isin(unit, of_kind("storage"))
+    copy, fetch = np.flatnonzero((transfer > 0) & ~fetches), np.flatnonzero((transfer > 0) & fetches)
+    coded = fetch[geometry[fetch, storage.OLD] != storage.PLAIN]
+    first, run, rows, row_stride, planes, plane_stride = geometry[copy].T
+    last = first + (rows - 1) * row_stride + (planes - 1) * plane_stride + run - 1
+    # Old bytes are read by as many bursts as are written, which may be one more than they touch.
+    spans = [
+        (copy, 0, last),
+        (fetch, storage.ADDRESS, geometry[fetch, storage.ADDRESS] + geometry[fetch, storage.SIZE] - 1),
+        (coded, storage.OLD, geometry[coded, storage.OLD] + geometry[coded, storage.SIZE] - 1 + burst_bytes),
+    ]
+    row = np.concatenate([rows for rows, _, _ in spans])
+    column = np.concatenate([np.full(len(rows), column) for rows, column, _ in spans])
+    return row, column, geometry[row, column], np.concatenate([last for *_, last in spans])
 
 
 def _run(cost: Costs, part: slice, machine: _Machine) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
@@ -11,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from compiler.swap import swap_program, without_fetches
+from compiler.swap import swap_program, with_ranges, without_fetches
 from npusim.cli import main
 from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.run import quantize_workload
 from npusim.swap import ALL_SETS, Study, SwapCost, Timer, compare, rate_that_hides, swap, with_rate
-from npusim.swap_write import pareto
+from npusim.swap_write import _scores, pareto
 from npusim.timing import time_program
 
 QUICK = ("blocking", "resident", "shadow")
@@ -121,6 +122,28 @@ def test_folder_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert not (tmp_path / "new").exists()
 
 
+def test_a_program_of_other_ranges_is_the_one_that_is_compiled_for_them(tiny_machine: Machine) -> None:
+    """But for less than a turn of the address mapping, by which what lies behind the sets may begin elsewhere."""
+    from compiler import compile_model
+    from models.quantize.outline import outline
+    from models.workloads import get_workload
+
+    work, turn = get_workload("tiny"), tiny_machine.dram.turn_bytes
+    two, four = (compile_model(outline(work, "tsq", ranges=count), tiny_machine) for count in (2, 4))
+    made = with_ranges(two, (0, 1, 2, 3))
+    assert made.range_sets.shape == four.range_sets.shape
+    assert made.range_of_step == four.range_of_step
+    assert 0 <= made.dram_bytes - four.dram_bytes < turn
+    assert time_program(made).traffic.dram_read_bytes == pytest.approx(time_program(four).traffic.dram_read_bytes)
+    for policy in ("shadow", "streamed"):
+        costs = [compare(program, tiny_machine, (policy,), break_even=False)[0] for program in (made, four)]
+        assert costs[0].dram_bytes == pytest.approx(costs[1].dram_bytes, abs=turn)
+        assert costs[0].cycles == pytest.approx(costs[1].cycles, rel=5e-3)
+        assert costs[0].boundaries[1].storage_read_bytes == costs[1].boundaries[1].storage_read_bytes
+    with pytest.raises(UserError, match="allowed: one compiled from an outline"):
+        with_ranges(compile_model(quantize_workload("tiny", "tsq", ranges=2), tiny_machine), (0, 1, 2, 3))
+
+
 def test_a_policy_that_does_not_fit_is_a_refused_row(program: Any, tiny_machine: Machine) -> None:
     budget = program.dram_bytes - int(program.range_sets.shape[1])
     machine = tiny_machine.model_copy(
@@ -143,6 +166,27 @@ def test_the_front_has_what_nothing_beats() -> None:
     assert [(c.ranges, c.dram_bytes, front) for c, _, front in rows] == [
         (1, 10, True), (2, 10, True), (2, 11, False), (4, 20, True), (10, 1, False),
     ]  # fmt: skip
+
+
+def test_scores_are_means_of_the_cells_of_the_same_workload_and_bits(tmp_path: Path) -> None:
+    def cell(name: str, workload: str, decibels: Any) -> None:
+        body = {"settings": {"workload": workload}, "figures": {"eps_sqnr_db": decibels}}
+        (tmp_path / "cells" / f"emoji-{name}.json").write_text(json.dumps(body))
+
+    heads = [SwapCost(method, ranges, "shadow", ALL_SETS, 1, 1) for method, ranges in (("tsq", 1), ("tsq", 4))]
+    study = Study("emoji", Any, tuple(heads), {"tsq": 1}, {})  # type: ignore[arg-type]
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(UserError, match="no cell emoji-METHOD-w8a8-rRANGES"):
+        _scores(study, tmp_path)
+    cell("asq-w8a8-r1", "emoji", [[30.0, 31.0], [32.0, 33.0]])
+    cell("tsq-w8a8-r4", "emoji", [[34.0, 36.0]])
+    cell("tsq-w4a8-r4", "emoji", [[1.0]])
+    assert _scores(study, tmp_path) == {("tsq", 1): 31.5, ("tsq", 4): 35.0}
+    with pytest.raises(UserError, match="workload = 'emoji': says nothing of 'tiny'"):
+        _scores(replace(study, workload="tiny"), tmp_path)
+    cell("tsq-w8a8-r4", "emoji", None)
+    with pytest.raises(UserError, match="not a cell's file"):
+        _scores(study, tmp_path)
 
 
 def test_methods_must_be_known(tiny_machine: Machine) -> None:

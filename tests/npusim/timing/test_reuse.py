@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npusim.config import Machine
-from npusim.congruence import Int64, copies, digest, places
+from npusim.congruence import Int64, copies, digest, places, time_digest
 from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.storage_dma import FETCH
 from npusim.timing import reuse, simulate
 from npusim.timing.cost import Costs
 from tests.npusim.timing.programs import Words, equipped, random_code, random_machine
@@ -56,7 +57,7 @@ def test_equal_places_mean_equal_overlaps(intervals: list[tuple[int, int, int]],
 
 
 def moved(code: Words, machine: Machine, rng: np.random.Generator, kind: int) -> Words:
-    """The code elsewhere in DRAM: all by whole turns (0), one copy by some bytes (1), or by turns each (2)."""
+    """The code elsewhere in DRAM and storage: all by whole turns (0), one copy by some bytes (1), by turns each (2)."""
     code = code.copy()
     found = copies(code)
     assert found is not None
@@ -68,6 +69,11 @@ def moved(code: Words, machine: Machine, rng: np.random.Generator, kind: int) ->
         shift = turn * rng.integers(0, 4, len(shift))
     address = found.first + shift
     code[found.at, LOW], code[found.at, HIGH] = address & 0xFFFF_FFFF, address >> 32
+    fetches = np.flatnonzero((code[:, 0] & 0xFF) == FETCH.opcode)
+    coded = fetches[code[fetches, FETCH.by_name["coded_bytes"].word] > 0]
+    for name, at in (("storage_addr", fetches), ("dram_addr", fetches), ("old_addr", coded)):
+        by = turn * rng.integers(0, 4, len(at)) if kind == 2 else shift[0] if len(shift) else turn
+        code[at, FETCH.by_name[name].word] += np.asarray(by).astype(np.uint32)
     return code
 
 
@@ -90,16 +96,21 @@ def test_random_code_takes_the_same_time(block: int, tiny_machine: Machine, monk
         rng = np.random.default_rng([11, seed])
         machine = random_machine(rng, tiny_machine)
         length, density = int(rng.integers(1, 25)), float(rng.random())
-        fixed = seed % 2 == 1  # pieces with FETCH count where they are
-        code = random_code(
-            rng, length, density, True, ops={"load", "store", "matmul", "ewlin"} | ({"fetch"} if fixed else set())
-        )
+        ops = {"load", "store", "matmul", "ewlin"} | ({"fetch"} if seed % 2 else set())
+        code = random_code(rng, length, density, True, ops=ops)
         whole = np.concatenate([code, *(moved(code, machine, rng, kind) for kind in (0, 0, 1, 2)), code[:-1]])
         before = len(ran)
         quick = simulate(whole, machine)
         # Of six pieces the second and third are the first; where background traffic may meet them, only if it stays.
-        assert len(ran) - before <= (6 if fixed or machine.dram.background_bytes_per_second else 4)
+        assert len(ran) - before <= (6 if machine.dram.background_bytes_per_second else 4)
         assert_equal_timings(quick, simulate(whole, machine, reuse=False))
+        if not machine.dram.background_bytes_per_second:
+            assert time_digest(moved(code, machine, rng, 0), (0,) * 10, machine) == time_digest(
+                code, (0,) * 10, machine
+            )
+        by_turns = moved(code, machine, rng, 2)
+        if time_digest(by_turns, (0,) * 10, machine) == time_digest(code, (0,) * 10, machine):
+            assert simulate(by_turns, machine).total_cycles == simulate(code, machine).total_cycles
 
 
 def test_background_traffic_that_may_meet_a_row_is_told_apart(tiny_machine: Machine) -> None:
@@ -147,14 +158,21 @@ def test_copies_reach_what_their_footprints_say() -> None:
     assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
 
 
-def test_digest_knows_all_but_layers_and_moves_of_everything() -> None:
+@pytest.mark.parametrize("fetch", [set(), {"fetch"}], ids=["copies", "fetches"])
+def test_digest_knows_all_but_layers_storage_and_moves_of_everything(fetch: set[str]) -> None:
     rng = np.random.default_rng(6)
-    code = random_code(rng, 30, 0.2, True, ops={"load", "store", "matmul"})
+    code = random_code(rng, 30, 0.2, True, ops={"load", "store", "matmul"} | fetch)
     other = code.copy()
     other[:, 0] ^= np.uint32(5 << 16)
     found = copies(code)
     assert found is not None
     other[found.at, LOW] += np.uint32(64)
+    fetches = np.flatnonzero((code[:, 0] & 0xFF) == FETCH.opcode)
+    assert len(fetches) > 2 or not fetch
+    other[fetches, FETCH.by_name["dram_addr"].word] += np.uint32(64)
+    coded = fetches[code[fetches, FETCH.by_name["coded_bytes"].word] > 0]
+    other[coded, FETCH.by_name["old_addr"].word] += np.uint32(64)
+    other[fetches, FETCH.by_name["storage_addr"].word] += np.arange(len(fetches), dtype=np.uint32)
     assert digest(other) == digest(code)
     at = int(np.flatnonzero((code[:, 0] & 0xFF) == BY_MNEMONIC["load"].opcode)[0])
     for word in (1, 5):
