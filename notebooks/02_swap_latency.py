@@ -186,8 +186,8 @@ plt.show()
 # %% [markdown]
 # ## 3. What the storage must deliver
 #
-# For each method and number of ranges: the rate from which on `shadow` exposes no cycle, found by bisection with the
-# timing model. Beside it two estimates:
+# For each method and number of ranges: the rate from which on no unit waits for storage with `shadow`, found by
+# bisection with the timing model, in which fetches share the DRAM with loads and stores. Beside it two estimates:
 #
 # * **bytes only**: `B N / (S t)`, as above.
 # * **with requests**: `(B N / S + C) / (t - 2 L)`. Every step makes two requests: for the constants of the next step
@@ -201,7 +201,7 @@ plt.show()
 
 @cache
 def rate_that_hides(method, ranges, on=machine):
-    """GB/s of storage from which on `shadow` exposes nothing; nan where no rate does."""
+    """GB/s of storage from which on no unit waits for it with `shadow`; nan where there is no such rate."""
     rate = compare(program(method, ranges, on), on, ("shadow",), method)[0].break_even
     return np.nan if rate is None else rate / 1e9
 
@@ -232,7 +232,7 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The second estimate is as good as the simulation, so it may stand for it on paper. What it adds to the first is not
+# The second estimate is within a tenth of the simulation, so it may stand for it on paper. What it adds to the first is not
 # small: on a fast machine with short steps two latencies of 80 us are a quarter of a step, and for methods with small
 # sets the constants of the steps are half of all bytes. **A storage is bought by its latency as much as by its
 # rate.**
