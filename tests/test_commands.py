@@ -37,10 +37,18 @@ REDUCED = {
     f"npusim run --timing-only {XL2} --method asq --hw hwconfigs/edge_8k.yaml --out runs/xl2": (
         f"npusim run --timing-only {TINY} --method asq --out runs/xl2"
     ),
+    "npusim run --timing-only --workload stdit-xl2-16x512x512 --method asq --hw hwconfigs/edge_8k.yaml "
+    "--out runs/xl2-512": (f"npusim run --timing-only {TINY} --method asq --out runs/xl2-512"),
+    "npusim run --timing-only --workload emoji --hw hwconfigs/edge_2x4k.yaml --method cw_tw --out runs/two": (
+        "npusim run --timing-only --workload tiny --hw hwconfigs/edge_2x4k.yaml --method cw_tw --out runs/two"
+    ),
     f"npusim evaluate {EDGE} --out runs/evaluation": f"npusim evaluate {TINY} --captions sheet --out runs/evaluation",
     f"npusim evaluate {EDGE} --captions sheet --out runs/sheet": f"npusim evaluate {TINY} --out runs/sheet",
     f"npusim swap {EDGE} --out runs/swap": (
         f"npusim swap {TINY} --methods tsw --ranges 1,2 --policies blocking,shadow --out runs/swap"
+    ),
+    f"npusim swap {EDGE} --methods tsq --ranges 10,20 --policies shadow,streamed --delta --out runs/delta": (
+        f"npusim swap {TINY} --methods tsq --ranges 2 --policies shadow,streamed --delta --out runs/delta"
     ),
     "npusim quantize --workload emoji --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors": (
         "npusim quantize --workload tiny --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors"

@@ -53,7 +53,7 @@ def list_(
 
 @app.command(epilog="Example: npusim hw show hwconfigs/tiny_8x8.yaml")
 def show(machine: MachineFile, as_json: AsJson = False) -> None:
-    """Show one machine: fields with their meanings, and what follows (npusim.hw.derive, npusim.cost.rates)."""
+    """Show one machine: fields and meanings, what follows (npusim.hw.derive), area and rates (npusim.cost.rates)."""
     from npusim.cost import rates  # imports the compiler of kernels, which the other commands do without
 
     path = hw.find_machine(machine)
