@@ -50,6 +50,10 @@ REDUCED = {
     f"npusim swap {EDGE} --methods tsq --ranges 10,20 --policies shadow,streamed --delta --out runs/delta": (
         f"npusim swap {TINY} --methods tsq --ranges 2 --policies shadow,streamed --delta --out runs/delta"
     ),
+    f"npusim swap {XL2} --hw hwconfigs/edge_8k.yaml --methods tsq --ranges 4,20 --policies blocking,shadow "
+    "--out runs/swap-xl2": (
+        f"npusim swap {TINY} --methods tsq --ranges 2,4 --policies blocking,shadow --out runs/swap-xl2"
+    ),
     "npusim quantize --workload emoji --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors": (
         "npusim quantize --workload tiny --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors"
     ),
@@ -93,7 +97,7 @@ TABLES, TOSA, RELEASED, MANUAL = (
 RUN_ELSEWHERE = {
     # hours at full size; the options on the tiny workload
     "npusim run --workload stdit-xl2-16x256x256 --hw hwconfigs/edge_8k.yaml --method asq --integer-only "
-    "--verify-sample 0.0001 --out runs/xl2": "tests/npusim/test_unfinished.py",
+    "--verify-sample 0.01 --out runs/xl2": "tests/npusim/test_unfinished.py",
     "npusim evaluate --tables integer --out runs/tables": TABLES,
     "npusim evaluate --tables all --out runs/tables": TABLES,
     "npusim evaluate --tables all --out DIR": TABLES,
