@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npusim import numerics
+from npusim.exact_product import exact_product, largest
 from npusim.isa.addressing import apart_rule, vector, window
 from npusim.isa.encoding import (
     DTYPE_NAMES,
@@ -232,22 +233,6 @@ def held_sums(state: Any, ins: Decoded) -> Sums | None:
     return Sums(held.products, held.rows)
 
 
-def _largest(values: Any) -> int:
-    """The greatest magnitude."""
-    return max(int(values.max()), -int(values.min()))
-
-
-def exact_product(x: Any, weights: Any) -> Any:
-    """``x @ weights`` of int64 matrices, int64.
-
-    In float64, for which there is BLAS, where no sum can leave 2^53: all partial sums are whole numbers then, and exact
-    in any order.
-    """
-    if _largest(x) * _largest(weights) * x.shape[-1] <= 1 << 53:
-        return (x.astype(np.float64) @ weights.astype(np.float64)).astype(np.int64)
-    return x @ weights
-
-
 def execute(state: Any, ins: Decoded) -> None:
     array = state.machine.mac_array
     a, b, out = operands(state, ins)
@@ -260,7 +245,7 @@ def execute(state: Any, ins: Decoded) -> None:
     row_sum = x.sum(axis=-1, keepdims=True) + (0 if held is None else held.rows)
     overflows = 0
     # Where no accumulator can overflow on the way, it does not matter what is added at once.
-    fits = _largest(acc) + _largest(x) * _largest(weights) * ins.k < 1 << (array.acc_bits - 1)
+    fits = largest(acc) + largest(x) * largest(weights) * ins.k < 1 << (array.acc_bits - 1)
     height = ins.k if fits else fold_height(ins, state.machine)
     for k0 in range(0, ins.k, height):
         fold = slice(k0, k0 + height)

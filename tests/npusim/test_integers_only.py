@@ -1,4 +1,4 @@
-"""No float in an executor's source, nor in a program."""
+"""No float in an executor's source, but for `npusim.exact_product`, nor in a program."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npusim import engine, reference
+from npusim.exact_product import exact_product
 from npusim.isa import BY_MNEMONIC
 from npusim.isa.encoding import NO_ADDRESS, Decoded, Region, row_bytes
 from npusim.isa.layernorm import STATISTICS
-from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS, exact_product
+from npusim.isa.matmul import FACTORED, RECORD, ROW_RECORD, SCALARS
 from npusim.memory import MEMORIES, MachineState
 from tests.npusim import scalar_model
 from tests.npusim.strategies import (
