@@ -59,7 +59,7 @@ TABLES: dict[str, Mutant] = {
     "one Newton step for 1 / x": (SCALAR, NEWTON.format(2), NEWTON.format(1), "scalar_functions"),
 }
 SATURATIONS: dict[str, Mutant] = {
-    "wrap loses a bit": (SCALAR, "& (high - low)) + low", "& (high - low - 1)) + low", "reference and matmul"),
+    "wrap loses a bit": (SCALAR, "& (high - low)) + low", "& (high - low - 1)) + low", "ends_of_an_accumulator"),
     "sign of the weights' zero point": (ROWS, "- weight_zero[j] * row_sum", "+ weight_zero[j] * row_sum", "matmul"),
     "int32 not saturated between scales": (
         ROWS,
