@@ -467,10 +467,10 @@ def test_compile_asks_for_no_text_that_nobody_wants(tmp_path, machine_file, tiny
 def test_interrupted_with_ctrl_c(repository, tmp_path, machine_file):
     """A new process: the signal must reach the program, not the test runner."""
     code = (
-        "import os, signal, sys, npusim.run\n"
+        "import os, signal, sys, npusim.swapped\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "def slow(*args, **kw):\n    print('ready', flush=True)\n    signal.pause()\n"
-        "npusim.run.compile_model = slow\n"
+        "npusim.swapped.compile_model = slow\n"
         "from npusim.cli import app, main\nsys.exit(main(sys.argv[1:]))\n"
     )
     command = ["run", "--workload", "tiny", "--hw", str(machine_file), "--out", str(tmp_path / "out")]
