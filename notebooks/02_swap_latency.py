@@ -39,7 +39,8 @@ from models.workloads import get_workload
 from npusim.config import load_machine
 from npusim.html.style import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, SETTINGS, SKY, VERMILION
 from npusim.hw import changed, find_machine
-from npusim.swap import compare, roomy, with_rate
+from npusim.swap import compare
+from npusim.swap_timer import roomy, with_rate
 
 plt.rcParams.update(SETTINGS)
 work, machine = get_workload(WORKLOAD), load_machine(find_machine(MACHINE))

@@ -277,8 +277,14 @@ def _make(
         )  # fmt: skip
     model.cache_clear()
     with stages.stage("compile"):
-        program = compiled(quantized, config, dump)
+        program = _compiled(quantized, config, dump)
     return stats, quantized, program
+
+
+def _compiled(quantized: QuantizedModel, config: RunConfig, dump: Callable[[str, str], None] | None) -> Program:
+    return compiled(
+        quantized, config.machine, config.policy, config.attention_bits, config.factored, config.branch, dump
+    )
 
 
 def peak_resident_bytes() -> int:
@@ -345,7 +351,7 @@ def outlined(
         work, config.method, config.weight_bits, config.act_bits, ranges=config.ranges, alpha=config.alpha,
         overrides=overrides,
     )  # fmt: skip
-    return made, compiled(made, config, dump)
+    return made, _compiled(made, config, dump)
 
 
 def timesteps_of(work: Workload) -> tuple[int, ...]:

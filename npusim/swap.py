@@ -13,9 +13,6 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from compiler import compile_model
 from compiler.swap import IN_DRAM, POLICIES, swap_program, with_ranges, without_fetches
 from compiler.swap.code import Coder
@@ -27,7 +24,7 @@ from models.workloads import Workload
 from npusim import callable_module
 from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
-from npusim.congruence import joins, pieces, time_digest
+from npusim.congruence import joins, pieces
 from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
@@ -35,8 +32,9 @@ from npusim.folder import Layout, check_folder
 from npusim.isa import decode
 from npusim.isa.encoding import Decoded
 from npusim.isa.storage_dma import FETCH
-from npusim.program import MAX_DRAM_BYTES, Program
+from npusim.program import Program
 from npusim.run import stats_of, with_files
+from npusim.swap_timer import Timer, Words, roomy, with_rate
 from npusim.timing import simulate
 from npusim.timing.cost import DMA, cost_of
 
@@ -55,8 +53,6 @@ HIDING = ("shadow", "streamed", "adaptive")
 """Policies that fetch beside computation, so that a fast enough storage hides them."""
 
 NOTHING = Range()
-
-Words = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -122,42 +118,6 @@ class SwapCost:
     def hidden_cycles(self) -> int:
         """Storage cycles during which something else was done."""
         return max(0, self.storage_cycles - self.startup_cycles - self.exposed_cycles)
-
-
-class Timer:
-    """Cycles of code on one machine with given base registers; equal pieces between barriers are timed once."""
-
-    def __init__(self, machine: Machine, bases: Sequence[int]) -> None:
-        self.machine, self._bases = machine, bases
-        self._known: dict[bytes, int] = {}
-
-    def at(self, bases: Sequence[int]) -> Timer:
-        """A timer with other base registers that knows what this one knows."""
-        made = Timer(self.machine, bases)
-        made._known = self._known
-        return made
-
-    def __call__(self, code: Words) -> int:
-        return sum(self.cycles(code[begin:end]) for begin, end in pieces(joins(code)))
-
-    def cycles(self, piece: Words) -> int:
-        """Of code that stands between two barriers."""
-        key = time_digest(piece, self._bases, self.machine)
-        if key not in self._known:
-            self._known[key] = simulate(piece, self.machine, self._bases).total_cycles
-        return self._known[key]
-
-
-def with_rate(machine: Machine, bytes_per_second: int) -> Machine:
-    """The machine with another storage rate."""
-    device = machine.storage.device.model_copy(update={"bandwidth_bytes_per_second": bytes_per_second})
-    return machine.model_copy(update={"storage": machine.storage.model_copy(update={"device": device})})
-
-
-def roomy(machine: Machine) -> Machine:
-    """The machine with a DRAM budget that holds all sets: for compiling what is then swapped on the real one."""
-    dram = machine.dram.model_copy(update={"npu_budget_bytes": MAX_DRAM_BYTES, "capacity_bytes": MAX_DRAM_BYTES})
-    return machine.model_copy(update={"dram": dram})
 
 
 def compare(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler import compile_model
 from compiler.schedule.tokens import with_tokens
@@ -14,28 +13,34 @@ from compiler.swap import IN_DRAM, swap_program
 from compiler.swap.build import LAYER
 from compiler.verify import verify
 from models.quantize import QuantizedModel
+from npusim.config import Machine
 from npusim.cost import Range, swap_energy
 from npusim.isa.assembly import disassemble
 from npusim.isa.encoding import HEADER
 from npusim.program import Program
-from npusim.run_config import RunConfig
+from npusim.swap_timer import Timer, Words, roomy
 from npusim.timing import CodeTiming, ProgramTiming, simulate
 
-Words = NDArray[np.uint32]
 _LAYER = next(field for field in HEADER if field.name == "layer")
 
 
-def compiled(quantized: QuantizedModel, config: RunConfig, dump: Callable[[str, str], None] | None = None) -> Program:
-    """Compile as ``config`` says; with a policy, all sets of steps and time ranges begin in storage.
+def compiled(
+    quantized: QuantizedModel,
+    machine: Machine,
+    policy: str,
+    attention_bits: int,
+    factored: bool,
+    branch: str | None = None,
+    dump: Callable[[str, str], None] | None = None,
+) -> Program:
+    """Compile for ``machine``; with a ``policy``, all sets of steps and time ranges begin in storage.
 
     Raises UserError as `compiler.compile_model` and `compiler.swap.swap_program`.
     """
-    machine, bits, policy = config.machine, config.attention_bits, config.policy
+    home = machine if policy == IN_DRAM else roomy(machine)
+    plain = compile_model(quantized, home, attention_bits, dump, factored, branch=branch)
     if policy == IN_DRAM:
-        return compile_model(quantized, machine, bits, dump, config.factored, branch=config.branch)
-    from npusim.swap import Timer, roomy  # imports npusim.run, which imports this module
-
-    plain = compile_model(quantized, roomy(machine), bits, dump, config.factored, branch=config.branch)
+        return plain
     program = swap_program(plain, Timer(machine, plain.bases(0)), policy, policy, machine)
     verify(program)
     if dump:

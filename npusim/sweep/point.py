@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from npusim.config import Machine
 from npusim.cost import Range
 from npusim.errors import UserError
-from npusim.program import Program
 from npusim.sweep.space import MACHINE, Point, with_field
 
 Record = dict[str, Any]
@@ -49,10 +48,9 @@ def machine_of(point: Point) -> Machine:
 
 def _figures(point: Point) -> dict[str, float | int | None]:
     """Figures by name, units in the names; None for what is not modelled."""
-    from compiler import compile_model
-    from compiler.swap import IN_DRAM
     from npusim.cost import area, energy
-    from npusim.swap import roomy
+    from npusim.run_config import check_policy
+    from npusim.swapped import compiled
     from npusim.timing import time_program
 
     machine, settings = machine_of(point), point.settings()
@@ -60,11 +58,8 @@ def _figures(point: Point) -> dict[str, float | int | None]:
     quantized = _quantized(
         point.workload, settings["method"], settings["weight_bits"], settings["act_bits"], json.dumps(ranges)
     )
-    policy = settings["policy"]
-    home = machine if policy == IN_DRAM else roomy(machine)
-    program = compile_model(quantized, home, settings["attention_bits"], None, settings["factored"])
-    if policy != IN_DRAM:
-        program = _swapped(program, machine, policy)
+    check_policy(settings["policy"])
+    program = compiled(quantized, machine, settings["policy"], settings["attention_bits"], settings["factored"])
     timing = time_program(program)
     joules, size = energy(program, timing).total_pj * 1e-12, area(machine).total_mm2
     return {
@@ -88,16 +83,6 @@ def _figures(point: Point) -> dict[str, float | int | None]:
 
 def _bounds(value: Range) -> dict[str, float]:
     return {"": value.nominal, "_low": value.low, "_high": value.high}
-
-
-def _swapped(program: Program, machine: Machine, policy: str) -> Program:
-    """The program with all of its sets in storage, fetched as ``policy`` says, on the machine itself."""
-    from compiler.swap import IN_DRAM, POLICIES, swap_program
-    from npusim.swap import Timer
-
-    if policy not in POLICIES:
-        raise UserError(f"policy = {policy!r}: allowed {', '.join((IN_DRAM, *POLICIES))}")
-    return swap_program(program, Timer(machine, program.bases(0)), policy, policy, machine)
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,8 @@ from npusim.errors import UserError
 from npusim.html.report import write_report
 from npusim.isa import decode
 from npusim.run import RunResult, quantize_workload, run, run_timing
-from npusim.swap import Timer, compare
+from npusim.swap import compare
+from npusim.swap_timer import Timer
 from npusim.swapped import without_layer
 from npusim.trace.part import the_part
 from npusim.trace.perfetto import perfetto_trace

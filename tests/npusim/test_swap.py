@@ -18,7 +18,8 @@ from npusim.config import Machine
 from npusim.errors import UserError
 from npusim.isa import decode
 from npusim.run import quantize_workload
-from npusim.swap import ALL_SETS, Study, SwapCost, Timer, compare, rate_that_hides, swap, with_rate
+from npusim.swap import ALL_SETS, Study, SwapCost, compare, rate_that_hides, swap
+from npusim.swap_timer import Timer, with_rate
 from npusim.swap_write import _scores, pareto
 from npusim.timing import time_program
 
