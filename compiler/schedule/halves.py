@@ -54,7 +54,7 @@ def _cuts(ins: Decoded, machine: Machine) -> Iterator[tuple[Decoded, Decoded]]:
 
 def _overlap(one: list[Region], other: list[Region]) -> bool:
     """Whether a byte lies in both."""
-    return any(a.memory == b.memory and a.start < b.end and b.start < a.end for a in one for b in other)
+    return any(a.meets(b) for a in one for b in other)
 
 
 def _with(ins: Decoded, fields: Mapping[str, int]) -> Decoded:

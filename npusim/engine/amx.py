@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -85,40 +87,52 @@ def release(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-def _emit(builder: Any, tall: int, wide: int, arguments: Any) -> None:
-    """Emit the loop over k for ``tall`` tiles of rows by ``wide`` of columns; tiles 0..3 hold sums, then a, then b."""
-    a, a_row, b, b_vector, blocks, start, c, c_row = arguments
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, POINTER)
 
-    def pointer(address: Any) -> Any:
-        return builder.inttoptr(address, POINTER)
 
-    for row in range(tall):
-        for column in range(wide):
-            # A stride of 0 repeats one row.
-            _call(builder, "tileloadd64", I8(2 * row + column), pointer(builder.add(start, I64(64 * column))), I64(0))
+@contextmanager
+def _blocks(builder: Any, a: Any, b: Any, blocks: Any) -> Iterator[tuple[Any, Any]]:
+    """Emit a loop over ``blocks`` of k, at least one: what is emitted inside, with the places of a and b."""
     before, loop, after = builder.block, builder.append_basic_block("blocks"), builder.append_basic_block("sums")
     builder.branch(loop)
     builder.position_at_end(loop)
     block = builder.phi(I64)
-    a_at = builder.add(a, builder.mul(block, I64(4 * UNITS)))
-    b_at = builder.add(b, builder.mul(block, I64(TILE_BYTES)))
-    for column in range(wide):
-        place = builder.add(b_at, builder.mul(b_vector, I64(column)))
-        _call(builder, "tileloadd64", I8(6 + column), pointer(place), I64(64))
-    for row in range(tall):
-        place = builder.add(a_at, builder.mul(a_row, I64(ROWS * row)))
-        _call(builder, "tileloadd64", I8(4 + row), pointer(place), a_row)
-        for column in range(wide):
-            _call(builder, "tdpbusd", I8(2 * row + column), I8(4 + row), I8(6 + column))
+    yield builder.add(a, builder.mul(block, I64(4 * UNITS))), builder.add(b, builder.mul(block, I64(TILE_BYTES)))
     following = builder.add(block, I64(1))
     block.add_incoming(I64(0), before)
     block.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, blocks), loop, after)
     builder.position_at_end(after)
+
+
+def _emit(builder: Any, tall: int, wide: int, arguments: Any) -> None:
+    """Emit the loop over k for ``tall`` tiles of rows by ``wide`` of columns; tiles 0..3 hold sums, then a, then b."""
+    a, a_row, b, b_vector, blocks, start, c, c_row = arguments
+
+    for row in range(tall):
+        for column in range(wide):
+            # A stride of 0 repeats one row.
+            _call(
+                builder,
+                "tileloadd64",
+                I8(2 * row + column),
+                _pointer(builder, builder.add(start, I64(64 * column))),
+                I64(0),
+            )
+    with _blocks(builder, a, b, blocks) as (a_at, b_at):
+        for column in range(wide):
+            place = builder.add(b_at, builder.mul(b_vector, I64(column)))
+            _call(builder, "tileloadd64", I8(6 + column), _pointer(builder, place), I64(64))
+        for row in range(tall):
+            place = builder.add(a_at, builder.mul(a_row, I64(ROWS * row)))
+            _call(builder, "tileloadd64", I8(4 + row), _pointer(builder, place), a_row)
+            for column in range(wide):
+                _call(builder, "tdpbusd", I8(2 * row + column), I8(4 + row), I8(6 + column))
     for row in range(tall):
         for column in range(wide):
             place = builder.add(builder.add(c, builder.mul(c_row, I64(ROWS * row))), I64(64 * column))
-            _call(builder, "tilestored64", I8(2 * row + column), pointer(place), c_row)
+            _call(builder, "tilestored64", I8(2 * row + column), _pointer(builder, place), c_row)
 
 
 def _multiply(module: Any) -> Any:
@@ -155,31 +169,20 @@ def _emit_digits(builder: Any, arguments: Any) -> None:
     """Emit one tile's loop over k; tiles 0..3 hold sums, 4 and 5 low and high bytes of a, 6 and 7 of b."""
     a, a_high, a_row, b, b_high, blocks, c, c_plane, c_row = arguments
 
-    def pointer(address: Any) -> Any:
-        return builder.inttoptr(address, POINTER)
-
     for tile in range(4):
         _call(builder, "tilezero", I8(tile))
-    before, loop, after = builder.block, builder.append_basic_block("blocks"), builder.append_basic_block("sums")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    block = builder.phi(I64)
-    a_at = builder.add(a, builder.mul(block, I64(4 * UNITS)))
-    b_at = builder.add(b, builder.mul(block, I64(TILE_BYTES)))
-    for tile, place, row in (
-        (4, a_at, a_row), (6, b_at, I64(64)), (5, builder.add(a_at, a_high), a_row),
-        (7, builder.add(b_at, b_high), I64(64)),
-    ):  # fmt: skip
-        _call(builder, "tileloadd64", I8(tile), pointer(place), row)
-    for tile, (name, left, right) in enumerate((("uu", 4, 6), ("us", 4, 7), ("su", 5, 6), ("ss", 5, 7))):
-        _call(builder, f"tdpb{name}d", I8(tile), I8(left), I8(right))
-    following = builder.add(block, I64(1))
-    block.add_incoming(I64(0), before)
-    block.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, blocks), loop, after)
-    builder.position_at_end(after)
+    with _blocks(builder, a, b, blocks) as (a_at, b_at):
+        for tile, place, row in (
+            (4, a_at, a_row), (6, b_at, I64(64)), (5, builder.add(a_at, a_high), a_row),
+            (7, builder.add(b_at, b_high), I64(64)),
+        ):  # fmt: skip
+            _call(builder, "tileloadd64", I8(tile), _pointer(builder, place), row)
+        for tile, (name, left, right) in enumerate((("uu", 4, 6), ("us", 4, 7), ("su", 5, 6), ("ss", 5, 7))):
+            _call(builder, f"tdpb{name}d", I8(tile), I8(left), I8(right))
     for tile in range(4):
-        _call(builder, "tilestored64", I8(tile), pointer(builder.add(c, builder.mul(c_plane, I64(tile)))), c_row)
+        _call(
+            builder, "tilestored64", I8(tile), _pointer(builder, builder.add(c, builder.mul(c_plane, I64(tile)))), c_row
+        )
 
 
 @intrinsic

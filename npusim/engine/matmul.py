@@ -26,7 +26,7 @@ from npusim.engine.packed_weights import packed
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, OVERFLOW, TRAP
 from npusim.engine.threads import in_threads
 from npusim.engine.windows import contiguous, limits
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, Decoded, Region
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, Decoded
 from npusim.isa.matmul import (
     RQ_MODES,
     Requantization,
@@ -148,7 +148,7 @@ def execute(state: Any, ins: Decoded) -> None:
     records = _requantizers(ins, rq, rows, array.requant_rounding == "double")
     # Everything is read before anything is written, and nothing is written where an accumulator traps.
     reads, writes = footprint(ins)
-    aside = acc.overflow == TRAP or any(_overlap(region, written) for region in reads for written in writes)
+    aside = acc.overflow == TRAP or any(region.meets(written) for region in reads for written in writes)
     target, saturated = state.sram.copy() if aside else state.sram, np.zeros(rows, np.int64)
     bits = ELEMENT_BITS[DTYPE_NAMES[ins.out_dtype]]
     out = Elements(target, ins.out_addr, ins.batch1, ins.out_b0, ins.out_b1, ins.out_row, bits // 8, bits, 0)
@@ -164,7 +164,3 @@ def execute(state: Any, ins: Decoded) -> None:
     if rq is None:
         state.held[ins.unit] = Sums(sums, row_sums.reshape(-1, 1))
     state.count(ins, saturated.sum(), 0 if rq is None else rows * ins.n, overflows)
-
-
-def _overlap(read: Region, written: Region) -> bool:
-    return read.memory == written.memory and read.start < written.end and written.start < read.end

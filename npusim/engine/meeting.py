@@ -19,6 +19,7 @@ from npusim.engine.cache import helper, kernel
 from npusim.engine.context import LOOKS, MEETING, PARTS, Words, words
 from npusim.engine.dot import I64, get_or_insert_function
 from npusim.engine.native import call, intrinsic
+from npusim.memory import aligned_zeros
 
 LINE = 8
 """Words between those that different threads write: a line of the caches."""
@@ -36,9 +37,7 @@ class Meeting:
     """Shared by ``parts`` threads; ``words``: int64, at the beginning of a cache line."""
 
     def __init__(self) -> None:
-        room = np.zeros(MEETING_WORDS + LINE, np.int64)
-        start = -room.ctypes.data // 8 % LINE
-        self.words = room[start : start + MEETING_WORDS]
+        self.words = aligned_zeros(8 * MEETING_WORDS).view(np.int64)
         library, address = ctypes.CDLL(None), self.words.ctypes.data
         for place, name in enumerate(NAMES, FUNCTIONS):
             self.words[place] = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0

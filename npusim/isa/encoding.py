@@ -108,6 +108,10 @@ class Region:
     end: int
     base: int = 0
 
+    def meets(self, other: Region) -> bool:
+        """Whether a byte lies in both, which have the same base register."""
+        return self.memory == other.memory and self.start < other.end and other.start < self.end
+
     def __str__(self) -> str:
         return f"{self.memory} bytes {self.start}..{self.end}"
 

@@ -109,13 +109,7 @@ COPIED = (
 def test_a_mutant_is_killed(name: str, repository: Path, tmp_path: Path) -> None:
     file, old, new, tests = MUTANTS[name]
     shutil.copytree(repository / "npusim", tmp_path / "npusim", ignore=shutil.ignore_patterns("__pycache__", "images"))
-    for path in (
-        "pyproject.toml",
-        "hwconfigs",
-        "tests/conftest.py",
-        "tests/npusim/strategies.py",
-        "tests/npusim/test_engine.py",
-    ):
+    for path in COPIED:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         source = repository / path
         shutil.copytree(source, tmp_path / path) if source.is_dir() else shutil.copy(source, tmp_path / path)
