@@ -16,7 +16,7 @@ from numba.core import cgutils
 from npusim.engine import amx
 from npusim.engine.cache import helper
 from npusim.engine.dot import I8, I16, I32, I64, VARIANT, broadcast, get_or_insert_function, out_of_line, vector
-from npusim.engine.finish import narrowed
+from npusim.engine.lanes import narrowed
 from npusim.engine.native import carray, intrinsic, pointer, turn
 
 LANES, WORDS = VARIANT.lanes, 32

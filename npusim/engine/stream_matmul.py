@@ -39,6 +39,7 @@ from npusim.engine.context import (
 )  # fmt: skip
 from npusim.engine.dot import TILE_ROWS, VARIANT, tile
 from npusim.engine.finish import NARROW_SUMS, TWO_DIGITS, WIDE_SUMS, finish
+from npusim.engine.lanes import PAIRED_ROW, WIDTH, paired
 from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
 from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp
@@ -130,16 +131,32 @@ def _records(c: Words, w: Words, multiplier: Any, shift: Any, weight_zero: Any, 
     found = carray(pointer(c[PARAM] + w[MATMUL.rq_addr]), (count, 3), np.int32)
     largest_bias, largest_zero = np.int64(0), np.int64(0)
     for j in range(count):
+        place = paired(j)
         bias[j] = (np.int64(np.int16(found[j, 1])) << 32) | (np.int64(found[j, 0]) & 0xFFFF_FFFF)
         weight_zero[j] = np.int64(np.int8(found[j, 1] >> 16))
-        shift[j] = np.int64(found[j, 1] >> 24) & 255
-        multiplier[j] = found[j, 2]
-        if found[j, 2] < 0 or found[j, 2] >= limit or shift[j] < 1 or shift[j] > MAX_SHIFT:
+        shift[place] = np.int64(found[j, 1] >> 24) & 255
+        multiplier[place] = found[j, 2]
+        if found[j, 2] < 0 or found[j, 2] >= limit or shift[place] < 1 or shift[place] > MAX_SHIFT:
             return -1, 0
         largest_bias, largest_zero = max(largest_bias, abs(bias[j])), max(largest_zero, abs(np.int64(weight_zero[j])))
     for j in range(count, n):
-        bias[j], weight_zero[j], shift[j], multiplier[j] = bias[0], weight_zero[0], shift[0], multiplier[0]
+        bias[j], weight_zero[j] = bias[0], weight_zero[0]
+        shift[paired(j)], multiplier[paired(j)] = shift[0], multiplier[0]
     return largest_bias, largest_zero
+
+
+@helper
+def _small(c: Words, w: Words, rows: int, multiplier: Any, shift: Any, bound: int) -> Any:
+    """Whether sums up to ``bound``, multiplied and shifted, fit int32, with the zero point, before they are clamped."""
+    most = np.int64(0)
+    if w[MATMUL.rq_mode] == ROW:
+        records = carray(pointer(c[SRAM] + w[MATMUL.rq_addr]), (rows, 2), np.int16)
+        for i in range(rows):
+            most = max(most, ((bound * np.int64(records[i, 0])) >> records[i, 1]))
+    else:
+        for j in range(w[MATMUL.n]):
+            most = max(most, (bound * multiplier[paired(j)]) >> shift[paired(j)])
+    return most + 1 + abs(w[MATMUL.out_zp]) <= INT32_HIGH
 
 
 @helper
@@ -215,8 +232,9 @@ def matmul(context: int, row: int) -> int:
     begin(c)
     if bound >= room:
         bound = k * _largest(c, w) * LARGEST[b_kind]
-    multiplier, weight_zero, start = scratch32(c, 0, n), scratch32(c, 1, n), scratch32(c, 2, vectors * LANES)
-    shift, fixed = scratch64(c, 0, n), scratch64(c, 1, n)
+    weight_zero, start = scratch32(c, 1, n), scratch32(c, 2, vectors * LANES)
+    shift, fixed = scratch64(c, 0, n + WIDTH), scratch64(c, 1, n)
+    multiplier, rounding = scratch64(c, 5, n + WIDTH), scratch64(c, 7, n + WIDTH)
     largest_bias, largest_zero = np.int64(0), np.int64(0)
     if not hold and mode != ROW:
         largest_bias, largest_zero = _records(c, w, multiplier, shift, weight_zero, fixed)
@@ -233,24 +251,25 @@ def matmul(context: int, row: int) -> int:
     total_bound = bound + largest_bias + largest_zero * row_bound
     if total_bound >= room:
         return 0
-    narrow = digits == 1 and units <= segment and total_bound <= INT32_HIGH
+    zero_point = w[MATMUL.out_zp]
+    small = hold or _small(c, w, batches * m, multiplier, shift, total_bound)
+    narrow = digits == 1 and units <= segment and total_bound <= INT32_HIGH and small
     if (hold or goes_on) and not narrow:
         return 0
     sums_rows = hold or largest_zero > 0
-    zero_point = w[MATMUL.out_zp]
     low = clamp(INT32_LOW + zero_point, LOW[out_kind], HIGH[out_kind])
     high = clamp(INT32_HIGH + zero_point, LOW[out_kind], HIGH[out_kind])
     held = carray(pointer(c[HELD + second]), (m, n), np.int32)
     held_rows = carray(pointer(c[HELD_ROWS + second]), m, np.int64)
     row_sums = scratch64(c, 4, BLOCK_ROWS)
-    scale_of_row, shift_of_row = scratch32(c, 4, PANEL * LANES), scratch64(c, 5, PANEL * LANES)
-    half_of_row, rounding = scratch64(c, 6, PANEL * LANES), scratch64(c, 7, n)
+    form = NARROW_SUMS if narrow else WIDE_SUMS
+    if digits == 2 and units <= segment and small and largest_zero == 0:
+        form = TWO_DIGITS
     for j in range(0 if hold or mode == ROW else n):
-        rounding[j] = np.int64(1) << (shift[j] - 1)
-    multiplier_at, weight_zero_at, scale_of_row_at = place32(c, 0), place32(c, 1), place32(c, 4)
-    shift_at, bias_at, shift_of_row_at = place64(c, 0), place64(c, 3), place64(c, 5)
-    half_of_row_at, half_at = place64(c, 6), place64(c, 7)
-    form = NARROW_SUMS if narrow else (TWO_DIGITS if digits == 2 and units <= segment else WIDE_SUMS)
+        place = paired(j)
+        rounding[place] = np.int64(1) << (shift[place] - 1)
+        if form == TWO_DIGITS:
+            rounding[place] += fixed[j] * multiplier[place]
     column_sums, bias = scratch64(c, 2, n), scratch64(c, 3, n)
     left, right, block = c[ARENA] + LEFT_AT, c[ARENA] + RIGHT_AT, c[ARENA] + BLOCK_AT
     direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16
@@ -304,6 +323,11 @@ def matmul(context: int, row: int) -> int:
                 row_sums[r] += held_rows[inner + r]
             if hold:
                 held_rows[inner + r] = row_sums[r]
+        for r in range(rows if mode == ROW and not hold else 0):
+            record = batch * m + inner + r
+            for lane in range(8 * r, 8 * r + 8):
+                multiplier[lane], shift[lane] = records[record, 0], records[record, 1]
+                rounding[lane] = np.int64(1) << (shift[lane] - 1)
         out = c[SRAM] + w[MATMUL.out_addr] + i0 * w[MATMUL.out_b0] + i1 * w[MATMUL.out_b1] + inner * w[MATMUL.out_row]
         for vector in range(0, vectors, PANEL):
             panel, column = min(PANEL, vectors - vector), vector * LANES
@@ -317,7 +341,7 @@ def matmul(context: int, row: int) -> int:
                     _multiply(
                         panel - v, rows - whole, left, left_row, place, b_vector, padded, begins + v * 4 * LANES, where
                     )
-                if not narrow:
+                if form == WIDE_SUMS:
                     _widen(block, 0, rows, count, 0, True, bias[column:])
             for unit in range(0, padded if split else 0, segment):
                 multiply_split(
@@ -344,7 +368,7 @@ def matmul(context: int, row: int) -> int:
                         )  # fmt: skip
                     if form == WIDE_SUMS:
                         _widen(block, 0, rows, count, digit, digit == 0 and unit == 0, bias[column:])
-            for r in range(rows):
+            for r in range(rows if hold or goes_on else 0):
                 sums = carray(pointer(block + r * PANEL_BYTES), count, np.int32)
                 if goes_on:
                     for j in range(count):
@@ -352,19 +376,14 @@ def matmul(context: int, row: int) -> int:
                 if hold:
                     for j in range(count):
                         held[inner + r, column + j] = sums[j]
-                    continue
-                scale, right_shift, halves = multiplier_at + 4 * column, shift_at + 8 * column, half_at + 8 * column
-                if mode == ROW:
-                    record = batch * m + inner + r
-                    factor, down = records[record, 0], np.int64(records[record, 1])
-                    for j in range(PANEL * LANES):
-                        scale_of_row[j], shift_of_row[j], half_of_row[j] = factor, down, np.int64(1) << (down - 1)
-                    scale, right_shift, halves = scale_of_row_at, shift_of_row_at, half_of_row_at
-                at = block + r * PANEL_BYTES if form != WIDE_SUMS else block + 2 * BLOCK_BYTES + 2 * r * PANEL_BYTES
+            if not hold:
+                by_row, wide_sums = np.int64(mode == ROW), np.int64(form == WIDE_SUMS)
+                scales = 0 if by_row else 8 * column
                 changed += finish(
-                    form, np.int64(largest_zero > 0), out_size, count, out + r * w[MATMUL.out_row] + column * out_size,
-                    at, BLOCK_BYTES, bias_at + 8 * column, weight_zero_at + 4 * column, row_sums[r], scale, halves,
-                    right_shift, zero_point, low, high,
+                    form, np.int64(largest_zero > 0), out_size, rows, count, out + column * out_size,
+                    w[MATMUL.out_row], block + wide_sums * 2 * BLOCK_BYTES, PANEL_BYTES << wide_sums, BLOCK_BYTES,
+                    place32(c, 1) + 4 * column, place64(c, 4), place64(c, 5) + scales, place64(c, 7) + scales,
+                    place64(c, 0) + scales, PAIRED_ROW * by_row, 1 - by_row, zero_point, low, high,
                 )  # fmt: skip
     if hold:
         c[HELD_M + second], c[HELD_N + second] = m, n

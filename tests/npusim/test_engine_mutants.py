@@ -38,7 +38,7 @@ ROUNDINGS: dict[str, Mutant] = {
     "double rounding from 31": (SCALAR, "if shift > 31:", "if shift >= 31:", "scalar_functions"),
     "double rounding upwards": (SCALAR, "value >= 0 else -(1 << 30)", "value >= 0 else 1 << 30", "scalar_functions"),
     "sums in registers not rounded": (
-        "finish.py",
+        "lanes.py",
         "builder.ashr(builder.add(product, rounding), shift)",
         "builder.ashr(product, shift)",
         "ties and matmul",

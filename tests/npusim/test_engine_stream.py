@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from npusim import engine, reference
 from npusim.config import Machine
-from npusim.engine import finish, stream
+from npusim.engine import lanes, stream
 from npusim.engine.context import table_of, table_of_words
 from npusim.isa import ALL, BY_OPCODE
 from npusim.isa.assembly import assemble
@@ -113,20 +113,20 @@ def slipped(handler: Any, **names: Any) -> Any:
 
 
 def half_down(builder: Any, product: Any, rounding: Any, shift: Any) -> Any:
-    """As `npusim.engine.finish.rounded`, with ties to -infinity."""
+    """As `npusim.engine.lanes.rounded`, with ties to -infinity."""
     return builder.ashr(builder.add(product, builder.sub(rounding, rounding.type([1] * rounding.type.count))), shift)
 
 
-LONG = [pytest.param(op, marks=pytest.mark.slow) for op in ("ewlin", "table", "matmul")]
-"""They take seconds to compile."""
+LANES = ("ewlin", "table", "matmul")
+"""They round in LLVM code, and take seconds to compile."""
 
 
-@pytest.mark.parametrize("op", ["ewmul", "lnapply", *LONG])
+@pytest.mark.parametrize("op", ["ewmul", "lnapply", *(pytest.param(op, marks=pytest.mark.slow) for op in LANES)])
 def test_a_rounding_slip_in_a_handler_is_seen(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = numba.njit(SLIPS["half down"])
     names: dict[str, Any] = {"rescale": wrong}
-    if op == "matmul":
-        monkeypatch.setattr(finish, "rounded", half_down)
+    if op in LANES:
+        monkeypatch.setattr(lanes, "rounded", half_down)
     state, ins = tied(op), TIES[op]
     assert takes(state, ins)
     monkeypatch.setattr(stream, "callback", lambda function, signature: numba.cfunc(signature)(function))  # not on disk
