@@ -6,7 +6,7 @@ Where results fit int32 before the clamp, all that follows the shift has 32 bits
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -18,17 +18,19 @@ from npusim.engine.dot import I32, I64, out_of_line, vector
 from npusim.engine.lanes import HALF, HALVES, SIZES, WIDTH, WORDS, Columns, Counter
 from npusim.engine.native import intrinsic
 
-NARROW_SUMS, TWO_DIGITS, WIDE_SUMS = range(3)
-"""Forms of sums: int32; int32 in units of 1 and, ``high`` bytes behind, of 2^8; int64. Results of the first two fit
-int32, of the third int64."""
-CASES = ((NARROW_SUMS, 0), (NARROW_SUMS, 1), (TWO_DIGITS, 0), (WIDE_SUMS, 0), (WIDE_SUMS, 1))
+NARROW_SUMS, TWO_DIGITS, FOUR_DIGITS, WIDE_SUMS = range(4)
+"""Forms of sums: int32; int32 in units of 1 and, ``plane`` bytes behind, of 2^8; int32 in units of 1, 2^8, 2^8 and 2^16
+in four planes; int64. Results of int32 sums fit int32, of int64 ones int64."""
+UNITS_OF_PLANES = {TWO_DIGITS: ((1,),), FOUR_DIGITS: ((1, 2), (3,))}
+"""Of planes behind the first: those that are in units of 2^8, then those of 2^16."""
+CASES = ((NARROW_SUMS, 0), (NARROW_SUMS, 1), (TWO_DIGITS, 0), (FOUR_DIGITS, 0), (WIDE_SUMS, 0), (WIDE_SUMS, 1))
 """Forms with and without zero points of weights."""
 ARGUMENTS = 20
 
 
 def _products(builder: Any, form: int, zeros: int, arguments: Any, multipliers: Any, index: Any) -> Iterable[Any]:
     """Corrected sums times multipliers, of even and of odd columns."""
-    sums, high, weight_zero, row_sum = arguments
+    sums, plane, weight_zero, row_sum = arguments
     zero = lanes.load(builder, weight_zero, index, WORDS) if zeros else None
     if form == WIDE_SUMS:
         first, second = (lanes.load(builder, sums, builder.add(index, I64(i)), HALF) for i in (0, HALF.count))
@@ -44,13 +46,16 @@ def _products(builder: Any, form: int, zeros: int, arguments: Any, multipliers: 
     if zeros:
         factor = lanes.same(builder, builder.trunc(row_sum, vector(I32, 1)), WIDTH)
         value = builder.sub(value, builder.mul(zero, factor))
-    upper = lanes.load(builder, builder.add(sums, high), index, WORDS) if form == TWO_DIGITS else None
+    uppers = []
+    for planes in UNITS_OF_PLANES.get(form, ()):
+        places = (builder.add(sums, builder.mul(plane, I64(number))) for number in planes)
+        uppers.append(reduce(builder.add, [lanes.load(builder, place, index, WORDS) for place in places]))
     for half, multiplier in zip(HALVES, multipliers, strict=True):
         factor = lanes.even(builder, multiplier)  # it has 32 bits
         product = builder.mul(half(builder, value), factor)
-        if upper is not None:
+        for digit, upper in enumerate(uppers, 1):
             more = builder.mul(half(builder, upper), factor)
-            product = builder.add(product, builder.shl(more, lanes.repeated(HALF, 8)))
+            product = builder.add(product, builder.shl(more, lanes.repeated(HALF, 8 * digit)))
         yield product
 
 
@@ -67,13 +72,13 @@ def _results(builder: Any, form: int, zeros: int, arguments: Any, scale: Any, li
 
 def _body(builder: Any, function: Any, form: int, zeros: int, size: int) -> Any:
     """Emit the loop over rows; return how many results the clamp changed."""
-    rows, count, out, out_row, sums, sums_row, high, weight_zero, row_sums, *rest = function.args[3:]
+    rows, count, out, out_row, sums, sums_row, plane, weight_zero, row_sums, *rest = function.args[3:]
     *scale, scale_row, each, zero_point, low, most = rest
     changed = Counter(builder)
     with cgutils.for_range(builder, rows, intp=I64) as loop:
         row = loop.index
         row_sum = lanes.load(builder, row_sums, row, vector(I64, 1)) if zeros else None
-        arguments = builder.add(sums, builder.mul(row, sums_row)), high, weight_zero, row_sum
+        arguments = builder.add(sums, builder.mul(row, sums_row)), plane, weight_zero, row_sum
         scales = [*(builder.add(array, builder.mul(row, scale_row)) for array in scale), each]
         target = builder.add(out, builder.mul(row, out_row))
 
@@ -99,7 +104,7 @@ def _finish(module: Any) -> Any:
 @intrinsic
 def finish(
     typing_context: Any, form: Any, zeros: Any, size: Any, rows: Any, count: Any, out: Any, out_row: Any, sums: Any,
-    sums_row: Any, high: Any, weight_zero: Any, row_sums: Any, multiplier: Any, rounding: Any, shift: Any,
+    sums_row: Any, plane: Any, weight_zero: Any, row_sums: Any, multiplier: Any, rounding: Any, shift: Any,
     scale_row: Any, each: Any, zero_point: Any, low: Any, most: Any,
 ) -> Any:  # fmt: skip
     """Write rows of ``count`` results of ``size`` bytes at ``out``; return how many the clamp changed.
