@@ -6,6 +6,8 @@ What is kept is dropped as soon as an instruction is about to write to the bytes
 
 from __future__ import annotations
 
+from typing import Any
+
 from npusim.engine.cache import helper
 from npusim.engine.context import KEPT, KEPT_SLOTS, KEPT_WORDS, Place, Words
 
@@ -23,7 +25,7 @@ def is_kept(c: Words, slot: int, start: int, one: int, two: int, three: int, fou
 
 
 @helper
-def slot_of_columns(c: Words, start: int, one: int, two: int, three: int, four: int, five: int) -> int:
+def slot_of_columns(c: Words, start: int, one: int, two: int, three: int, four: int, five: int) -> Any:
     """The slot that has columns already, or the one of two that was not used last."""
     slot = COLUMNS + OTHER_COLUMNS - c[LAST]
     for used in (COLUMNS, OTHER_COLUMNS):
