@@ -72,7 +72,8 @@ def page(run: RunData, pictures: Sequence[Picture], folder: str) -> str:
         ("roofline", "Roofline"), ("causes_by_layer", "Cycles by cause and layer"),
         ("causes_by_step", "Cycles by cause and step"), ("timeline", "Units over one step"),
         ("memory", "Memories over one step"), ("energy_by_component", "Energy by component"),
-        ("energy_by_layer", "Energy by layer"), ("energy_by_step", "Energy by step"), ("area", "Area and rates"),
+        ("energy_by_layer", "Energy by layer"), ("energy_by_cause", "Idle and leakage by cause"),
+        ("energy_by_step", "Energy by step"), ("area", "Area and rates"),
         ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
         ("fidelity_by_layer", "Fidelity by layer and step"),
     ):  # fmt: skip
