@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compiler import compile_model
+from models.workloads import Workload
 from npusim.cli import main
 from npusim.cost import area, energy
 from npusim.errors import UserError
@@ -255,6 +256,19 @@ def test_a_point_is_what_the_library_says_of_it(write, tiny_machine):
     assert figures["storage_read_bytes"] == cost.storage_read_bytes > 0
     assert figures["energy_joules"] > plain["figures"]["energy_joules"]
     assert evaluate(space.point({"policy": "never"}))["message"].startswith("policy = 'never': allowed in_dram, ")
+
+
+def test_points_are_timed_without_weights(write, monkeypatch):
+    """But for a method that chooses its ranges by calibration statistics."""
+    space = load_space(write(AXES))
+
+    def read(work: Workload) -> None:
+        raise UserError("weights are read")
+
+    monkeypatch.setattr(Workload, "load_model", read)
+    record = evaluate(space.point({"method": "asq"}))
+    assert (record["status"], record["message"]) == ("ok", "")
+    assert evaluate(space.point({"method": "tsq_dp"}))["message"] == "weights are read"
 
 
 @pytest.mark.parametrize("given", ["", "n/a", "null", "4"])
