@@ -226,8 +226,8 @@ def _pareto_plot(study: Study, scores: Scores) -> bytes:
             figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
             clips = sorted({score.clips for _, score, _ in found})
             axis.set_title(
-                "Filled: no other is as good in SQNR, time and bytes of DRAM. Named: method, time ranges; "
-                f"{' or '.join(map(str, clips))} clips"
+                "filled: no other is as good in SQNR, time and DRAM\n"
+                f"text: method, time ranges; means of {' or '.join(map(str, clips))} clips"
             )
         else:
             axis.text(0.5, 0.5, "fidelity: n/a", ha="center", transform=axis.transAxes)
