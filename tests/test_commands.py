@@ -63,6 +63,9 @@ REDUCED = {
     f"npusim run --timing-only {EDGE} --method asq --out runs/static": (
         f"npusim run --timing-only {TINY} --method asq --out runs/static"
     ),
+    f"npusim run --timing-only {EDGE} --method asq --no-reuse --out runs/static": (
+        f"npusim run --timing-only {TINY} --method asq --no-reuse --out runs/static"
+    ),
     f"npusim run --timing-only --workload emoji {DYNAMIC} --out runs/dynamic": (
         f"npusim run --timing-only --workload tiny {DYNAMIC} --out runs/dynamic"
     ),
