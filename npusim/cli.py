@@ -88,7 +88,8 @@ def run(
     overrides: Overrides = None,
     factored: Factored = False,
     policy: Annotated[
-        str, typer.Option(help="How sets come from storage: blocking, resident, shadow, streamed, adaptive.")
+        str,
+        typer.Option(help="Sets from storage: blocking, resident, shadow, streamed, adaptive.", show_default=False),
     ] = "in_dram",
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
