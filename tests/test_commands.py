@@ -54,6 +54,10 @@ REDUCED = {
     "--out runs/swap-xl2": (
         f"npusim swap {TINY} --methods tsq --ranges 2,4 --policies blocking,shadow --out runs/swap-xl2"
     ),
+    "npusim swap --workload stdit-xl2-16x512x512 --hw hwconfigs/edge_8k.yaml --methods tsq --ranges 20 "
+    "--policies blocking,shadow --out runs/swap-xl2-512": (
+        f"npusim swap {TINY} --methods tsq --ranges 4 --policies blocking,shadow --out runs/swap-xl2-512"
+    ),
     "npusim quantize --workload emoji --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors": (
         "npusim quantize --workload tiny --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors"
     ),
