@@ -54,6 +54,10 @@ REDUCED = {
     "--out runs/swap-xl2": (
         f"npusim swap {TINY} --methods tsq --ranges 2,4 --policies blocking,shadow --out runs/swap-xl2"
     ),
+    f"npusim swap {XL2} --hw hwconfigs/edge_8k.yaml --methods tsw,tsq_pot --ranges 20 --policies blocking,shadow "
+    "--out runs/swap-xl2-small": (
+        f"npusim swap {TINY} --methods tsw,tsq_pot --ranges 4 --policies blocking,shadow --out runs/swap-xl2-small"
+    ),
     "npusim swap --workload stdit-xl2-16x512x512 --hw hwconfigs/edge_8k.yaml --methods tsq --ranges 20 "
     "--policies blocking,shadow --out runs/swap-xl2-512": (
         f"npusim swap {TINY} --methods tsq --ranges 4 --policies blocking,shadow --out runs/swap-xl2-512"
