@@ -234,9 +234,9 @@ plt.show()
 
 # %% [markdown]
 # The second estimate is within a tenth of the simulation, so it may stand for it on paper. What it adds to the first is
-# not small: on a fast machine with short steps two latencies of 80 us are a quarter of a step, and for methods with
-# small sets the constants of the steps are half of all bytes. **A storage is bought by its latency as much as by its
-# rate.**
+# not small: on a fast machine with short steps two latencies of 80 us are a quarter of a step, and where small sets
+# change once, the constants of the steps are half of all bytes. **A storage is bought by its latency as much as by
+# its rate.**
 
 # %%
 for (method, ranges), guess in with_requests.items():

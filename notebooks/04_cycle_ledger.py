@@ -177,6 +177,7 @@ print(npusim.explain(program, index).split("operands")[0])
 row = base[worst]
 print(f"useful {row['useful'] / sum(row.values()):.1%} of its time")
 assert row["useful"] < 0.1 * sum(row.values())
+assert FAST or order[0] == worst == "attn_temp", "the largest row"
 
 # %% [markdown]
 # ## 3. Who is waited for
@@ -326,4 +327,4 @@ Markdown("\n".join(table))
 #   frames is as small as products get.
 # * An explanation of cycles is worth what its prediction is worth. Change the machine and look.
 #
-# In a browser: `npusim trace runs/demo --open` shows any window of a step, with the tokens as arrows.
+# In a browser: `npusim trace runs/demo --window 0:20000 --open` shows a window of a step, with the tokens as lines.

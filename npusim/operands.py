@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC
-from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, NO_ADDRESS, Decoded, is_packed
+from npusim.isa.encoding import DTYPE_NAMES, DTYPES, ELEMENT_BITS, NO_ADDRESS, Decoded, Field, is_packed
 from npusim.memory import MachineState, Operand
 
 _MARK = 80
@@ -71,11 +71,7 @@ class Access:
 
 def accesses(ins: Decoded, machine: Machine) -> list[Access]:
     """Operands of a decoded instruction, reads before writes, as its family's ``footprint`` lists them."""
-    spec, marked, names = BY_MNEMONIC[ins.op], copy(ins), dict[int, str]()
-    for number, f in enumerate(spec.fields, 1):
-        if f.name.endswith("addr") and getattr(ins, f.name) != NO_ADDRESS:
-            names[number] = f.name.removesuffix("addr").rstrip("_")
-            setattr(marked, f.name, getattr(ins, f.name) + (number << _MARK))
+    spec, (marked, names) = BY_MNEMONIC[ins.op], _marked(ins)
     regions = spec.footprint(marked)
     notes = _Notes(machine, {(region.memory, region.start) for region in chain(*regions)})
     # It stops when every operand was asked for. Made-up memory contents may be undefined; what was noted before stands.
@@ -86,10 +82,34 @@ def accesses(ins: Decoded, machine: Machine) -> list[Access]:
         for region in some:
             mark, start = region.start >> _MARK, region.start & ((1 << _MARK) - 1)
             end = start + region.end - region.start
-            name = names.get(mark, "")
+            name = names[mark].name.removesuffix("addr").rstrip("_") if mark in names else ""
             seen = notes.seen.get((region.memory, region.start), ("u8", (), ()))
             found.append(Access(name, region.memory, start, end, region.base, bool(written), *seen))
     return found
+
+
+def regions_by_field(ins: Decoded, memory: str) -> list[tuple[Field, int, int, bool]]:
+    """Regions of a memory on the chip as the address fields place them, reads before writes.
+
+    (field, bytes from its address to the region, bytes of the region, whether written).
+    """
+    marked, fields = _marked(ins)
+    found = []
+    for written, regions in enumerate(BY_MNEMONIC[ins.op].footprint(marked)):
+        for region in (region for region in regions if region.memory == memory):
+            field, start = fields[region.start >> _MARK], region.start & ((1 << _MARK) - 1)
+            found.append((field, start - getattr(ins, field.name), region.end - region.start, bool(written)))
+    return found
+
+
+def _marked(ins: Decoded) -> tuple[Decoded, dict[int, Field]]:
+    """A copy in which every address is marked with a number, and the address fields by number."""
+    marked, fields = copy(ins), dict[int, Field]()
+    for number, f in enumerate(BY_MNEMONIC[ins.op].fields, 1):
+        if f.name.endswith("addr") and getattr(ins, f.name) != NO_ADDRESS:
+            fields[number] = f
+            setattr(marked, f.name, getattr(ins, f.name) + (number << _MARK))
+    return marked, fields
 
 
 class _AllSeenError(Exception):

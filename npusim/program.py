@@ -82,6 +82,10 @@ class Code:
     def __iter__(self) -> Iterator[Decoded]:
         return chain.from_iterable(piece for _, piece in self.pieces())
 
+    def __getitem__(self, index: int) -> Decoded:
+        """One instruction, from the front."""
+        return self._piece(index, 1)[0] if self._held is None else self._held[index]
+
     def pieces(self) -> Iterator[tuple[int, list[Decoded]]]:
         """The instructions piece by piece, each with its first one's index."""
         if self._held is not None:

@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from npusim.errors import UserError
 from npusim.folder import write_folder
+from npusim.html.style import MARKERS, drawing, new_figure, of_number
 from npusim.isa.manual import table
 from npusim.report import csv_bytes
 from npusim.swap import ALL_SETS, FOLDER, Study, SwapCost
@@ -125,8 +128,18 @@ def _exposed_plot(study: Study) -> bytes:
     return _png(figure)
 
 
-def _scores(study: Study, folder: Path | None) -> dict[tuple[str, int], float]:
-    """Mean noise SQNR in dB of the cells of `npusim evaluate --tables`, by method and ranges. One range is one set."""
+class Score(NamedTuple):
+    """Noise SQNR of a method at a number of ranges: dB, the mean over so many clips and their steps."""
+
+    sqnr_db: float
+    clips: int
+
+
+Scores = dict[tuple[str, int], Score]
+
+
+def _scores(study: Study, folder: Path | None) -> Scores:
+    """The cells of `npusim evaluate --tables`, by method and ranges. One range is one set."""
     if folder is None:
         return {}
     if not (folder / "cells").is_dir():
@@ -144,65 +157,84 @@ def _scores(study: Study, folder: Path | None) -> dict[tuple[str, int], float]:
     return scores
 
 
-def _score(path: Path, workload: str) -> float:
+def _score(path: Path, workload: str) -> Score:
     """Raises UserError for a damaged cell, and one of another workload."""
     try:
         cell = json.loads(path.read_text(encoding="utf-8"))
         found, measured = np.array(cell["figures"]["eps_sqnr_db"], float), cell["settings"]["workload"]
-        if not np.isfinite(found).all():
+        if not found.size or not np.isfinite(found).all():
             raise ValueError("figures.eps_sqnr_db is no list of numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a cell's file ({error})") from None
     if measured != workload:
         raise UserError(f"{path}: workload = {measured!r}: says nothing of {workload!r}; allowed: {workload!r}")
-    return float(np.mean(found))
+    return Score(float(np.mean(found)), len(found))
 
 
-def pareto(study: Study, scores: dict[tuple[str, int], float]) -> list[tuple[SwapCost, float | None, bool]]:
-    """(cost, noise SQNR, whether no other is at least as good in SQNR, time and DRAM and better in one).
+def pareto(study: Study, scores: Scores) -> list[tuple[SwapCost, Score | None, bool]]:
+    """(cost, its score, whether no other is at least as good in SQNR, time and DRAM and better in one).
 
     Without a score nothing can be said, and nothing is on the front.
     """
     costs = [cost for cost in study.costs if cost.swapped == ALL_SETS and not cost.refused]
-    points = [(scores.get((c.method, c.ranges)), -c.cycles, -c.dram_bytes) for c in costs]
+    found = [scores.get((cost.method, cost.ranges)) for cost in costs]
+    points = [
+        None if score is None else (score.sqnr_db, -cost.cycles, -cost.dram_bytes)
+        for cost, score in zip(costs, found, strict=True)
+    ]
     rows = []
-    for cost, point in zip(costs, points, strict=True):
-        score = point[0]
-        beaten = score is None or any(
-            other[0] is not None and (other[0], *other[1:]) != point and other[0] >= score
-            and other[1] >= point[1] and other[2] >= point[2]
+    for cost, score, point in zip(costs, found, points, strict=True):
+        beaten = point is None or any(
+            other is not None and other != point and all(a >= b for a, b in zip(other, point, strict=True))
             for other in points
-        )  # fmt: skip
+        )
         rows.append((cost, score, not beaten))
     return rows
 
 
-def _pareto_csv(study: Study, scores: dict[tuple[str, int], float]) -> bytes:
-    header = ["method", "ranges", "policy", "noise_sqnr_db", "seconds", "dram_bytes", "on_front"]
-    rows = [
-        [c.method, c.ranges, c.policy, NOT_MODELLED if score is None else f"{score:.2f}", c.seconds, c.dram_bytes,
-         NOT_MODELLED if score is None else int(front)]
-        for c, score, front in pareto(study, scores)
-    ]  # fmt: skip
+def _pareto_csv(study: Study, scores: Scores) -> bytes:
+    header = ["method", "ranges", "policy", "noise_sqnr_db", "clips", "seconds", "dram_bytes", "on_front"]
+    rows = []
+    for cost, score, front in pareto(study, scores):
+        measured = [NOT_MODELLED] * 2 if score is None else [f"{score.sqnr_db:.2f}", score.clips]
+        best = NOT_MODELLED if score is None else int(front)
+        rows.append([cost.method, cost.ranges, cost.policy, *measured, cost.seconds, cost.dram_bytes, best])
     return csv_bytes(header, rows)
 
 
-def _pareto_plot(study: Study, scores: dict[tuple[str, int], float]) -> bytes:
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axis = figure.subplots()
-    rows = [(cost, score, front) for cost, score, front in pareto(study, scores) if score is not None]
-    for policy in dict.fromkeys(cost.policy for cost, _, _ in rows):
-        mine = [(cost.seconds * 1e3, score, front) for cost, score, front in rows if cost.policy == policy]
-        x, y, front = zip(*mine, strict=True)
-        axis.scatter(x, y, [40 if on else 12 for on in front], label=policy, alpha=0.7)
-    if rows:
-        axis.legend(title="large: on the front")
-    else:
-        axis.text(0.5, 0.5, "fidelity: n/a", ha="center", transform=axis.transAxes)
-    axis.set_xlabel("denoiser, ms a video")
-    axis.set_ylabel("noise SQNR, dB")
-    axis.grid(alpha=0.3)
-    return _png(figure)
+def _pareto_plot(study: Study, scores: Scores) -> bytes:
+    """Noise SQNR over time, a mark for each policy, filled on the front; each method and number of ranges is named."""
+    found = [(cost, score, front) for cost, score, front in pareto(study, scores) if score is not None]
+    with drawing():
+        figure = new_figure(8, 4.6)
+        axis = figure.subplots()
+        policies = list(dict.fromkeys(cost.policy for cost, _, _ in found))
+        for cost, score, front in found:
+            number = policies.index(cost.policy)
+            colour = of_number(number)[0]
+            axis.scatter(cost.seconds * 1e3, score.sqnr_db, 60, marker=MARKERS[number % len(MARKERS)], edgecolor=colour,
+                         facecolor=colour if front else "white", linewidth=1.3, zorder=3)  # fmt: skip
+        for method, ranges in dict.fromkeys((cost.method, cost.ranges) for cost, _, _ in found):
+            last = max(cost.seconds for cost, _, _ in found if (cost.method, cost.ranges) == (method, ranges))
+            place = last * 1e3, scores[method, ranges].sqnr_db
+            axis.annotate(f"{method}, {ranges}", place, (8, -3), textcoords="offset points", fontsize=8.5)
+        if found:
+            handles = [
+                Line2D([], [], linestyle="", marker=MARKERS[i % len(MARKERS)], color=of_number(i)[0], label=policy)
+                for i, policy in enumerate(policies)
+            ]
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+            clips = sorted({score.clips for _, score, _ in found})
+            axis.set_title(
+                "filled: no other is as good in SQNR, time and DRAM\n"
+                f"text: method, time ranges; means of {' or '.join(map(str, clips))} clips"
+            )
+        else:
+            axis.text(0.5, 0.5, "fidelity: n/a", ha="center", transform=axis.transAxes)
+        axis.set(xlabel="denoiser, ms a video", ylabel="noise SQNR, dB")
+        axis.margins(x=0.14, y=0.1)
+        axis.grid()
+        return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

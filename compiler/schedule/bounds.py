@@ -22,7 +22,7 @@ from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.dma import dma_bytes
 from npusim.isa.encoding import HEADER, Decoded, decode_row
 from npusim.isa.matmul import fold_height, pass_cycles
-from npusim.timing.cost import DMA, shapes
+from npusim.timing.cost import DMA, distinct_shapes
 from npusim.units import kind_of
 
 _LAYER = next(f for f in HEADER if f.name == "layer")
@@ -90,16 +90,8 @@ def layer_bounds(code: NDArray[np.uint32], machine: Machine) -> dict[int, Bounds
 
 def _costs(code: NDArray[np.uint32], machine: Machine) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Bytes of DRAM, cycles of the array (three), of the vector unit: a row for each shape; the shapes' numbers."""
-    table: dict[bytes, int] = {}
-    rows: list[list[float]] = []
-    which = np.empty(len(code), np.int64)
-    for index, shape in enumerate(np.ascontiguousarray(shapes(code))):
-        key = shape.tobytes()
-        if key not in table:
-            table[key] = len(rows)
-            rows.append(_cost(decode_row(shape.tolist(), BY_OPCODE), machine))
-        which[index] = table[key]
-    return np.array(rows), which
+    kinds, which = distinct_shapes(code)
+    return np.array([_cost(decode_row(kind, BY_OPCODE), machine) for kind in kinds.tolist()]), which
 
 
 def _cost(ins: Decoded, machine: Machine) -> list[float]:

@@ -12,7 +12,7 @@ from npusim.config import Machine
 from npusim.isa import BY_MNEMONIC, BY_OPCODE
 from npusim.isa.encoding import DTYPE_NAMES, ELEMENT_BITS, HEADER, Decoded, decode_row, row_bytes
 from npusim.isa.matmul import RQ_MODES, fold_height
-from npusim.timing.cost import shapes
+from npusim.timing.cost import distinct_shapes
 
 MATMUL = BY_MNEMONIC["matmul"].opcode
 LAYER = next(f for f in HEADER if f.name == "layer")
@@ -44,10 +44,10 @@ def array_actions(code: NDArray[np.uint32], machine: Machine) -> dict[int, Array
     if not len(rows):
         return {}
     layers = (rows[:, LAYER.word] >> np.uint32(LAYER.lo)) & np.uint32((1 << LAYER.bits) - 1)
-    kinds, which = np.unique(shapes(rows), axis=0, return_inverse=True)
-    decoded = [decode_row(kind.tolist(), BY_OPCODE) for kind in kinds]
+    kinds, which = distinct_shapes(rows)
+    decoded = [decode_row(kind, BY_OPCODE) for kind in kinds.tolist()]
     found: dict[int, ArrayActions] = {}
-    pairs, counts = np.unique(np.stack([layers.astype(np.int64), which.ravel()]), axis=1, return_counts=True)
+    pairs, counts = np.unique(np.stack([layers.astype(np.int64), which]), axis=1, return_counts=True)
     for layer, kind, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
         _add(found.setdefault(layer, ArrayActions()), decoded[kind], machine, count)
     return found

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from npusim.config import Machine
 from npusim.cost.actions import ArrayActions, array_actions
-from npusim.cost.area import accumulator_macros, area, param_macros, sram_macros
+from npusim.cost.area import accumulator_macros, param_macros, sram_macros
+from npusim.cost.static import IDLE, LEAKAGE, Static, added, static_energy
 from npusim.cost.tables import Base, Macros, Range, base_table, sram_table
 from npusim.program import Program
 from npusim.timing import CodeTiming, ProgramTiming, Traffic
@@ -28,7 +29,7 @@ WORK = (
     "decoder",
 )
 """Components that a layer's own actions cause."""
-TIME = ("idle", "leakage")
+TIME = (IDLE, LEAKAGE)
 """Components that time causes; they belong to a part, not to a layer."""
 COMPONENTS = (*WORK, *TIME)
 
@@ -38,15 +39,22 @@ Energies = Mapping[str, Range]
 
 @dataclass(frozen=True)
 class PartEnergy:
-    """One execution of the prologue or of a step: ``layers`` by number, with `WORK`; ``time``: `TIME`."""
+    """One execution of the prologue or of a step: ``layers`` by number, with `WORK`; ``static``: `TIME`, by cause."""
 
     layers: Mapping[int, Energies]
-    time: Energies
+    static: Static
+
+    @property
+    def time(self) -> Energies:
+        """`TIME` of all units."""
+        return {
+            name: total(parts[name] for causes in self.static.values() for parts in causes.values()) for name in TIME
+        }
 
     @property
     def by_component(self) -> Energies:
         work = {name: total(layer[name] for layer in self.layers.values()) for name in WORK}
-        return work | dict(self.time)
+        return {**work, **self.time}
 
     @property
     def total_pj(self) -> Range:
@@ -68,6 +76,14 @@ class Energy:
     @property
     def step(self) -> PartEnergy:
         return self.codes[0]
+
+    @property
+    def static(self) -> Static:
+        """Idle and leakage of the whole video by unit and cause."""
+        found = self.prologue.static
+        for number, count in Counter(self.code_of_step).items():
+            found = added(found, self.codes[number].static, count)
+        return found
 
     @property
     def by_component(self) -> Energies:
@@ -101,7 +117,6 @@ class Unit:
     decoded_byte: Range
     idle_cell_cycle: Range
     idle_lane_cycle: Range
-    leakage_mw: Range
 
 
 def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) -> Energy:
@@ -110,7 +125,7 @@ def energy(program: Program, timing: ProgramTiming, node_nm: int | None = None) 
     node = base.node_of(machine.name) if node_nm is None else node_nm
     units = unit_energies(machine, node)
     prologue, *codes = (
-        _part(machine, units, array_actions(code, machine), part)
+        _part(machine, node, units, array_actions(code, machine), part)
         for (_, code), part in zip(program.code(), (timing.prologue, *timing.codes), strict=True)
     )
     return Energy(prologue, tuple(codes), timing.code_of_step, node)
@@ -157,7 +172,6 @@ def unit_energies(machine: Machine, node_nm: int) -> Unit:
         decoded_byte=pj("decoded_byte_pj"),
         idle_cell_cycle=product_pj(multiply, add, register, (8, 8), array.acc_bits) * idle,
         idle_lane_cycle=lane * idle,
-        leakage_mw=leakage_mw(machine, node_nm),
     )
 
 
@@ -174,18 +188,10 @@ def byte_access(base: Base, macros: Macros, node_nm: int) -> tuple[Range, Range]
     return Range(*bank.read_pj) * factor, Range(*bank.write_pj) * factor
 
 
-def leakage_mw(machine: Machine, node_nm: int) -> Range:
-    """Of SRAM, parameter memory and logic."""
-    base, table = base_table(), sram_table()
-    memory = Range()
-    for macros, banks in ((sram_macros(machine), machine.sram.banks), (param_macros(machine), 1)):
-        memory += Range(*table.bank(macros.bytes, macros.word_bits).leakage_mw) * (macros.count * banks)
-    logic = area(machine, node_nm).logic_mm2 * base.figures.logic_leakage_mw_per_mm2.range
-    return memory * base.energy_factor(table.node_nm, node_nm) + logic
-
-
-def _part(machine: Machine, units: Unit, array: Mapping[int, ArrayActions], timing: CodeTiming) -> PartEnergy:
-    arrays, vectors = machine.units_of("mac"), machine.units_of("vector")
+def _part(
+    machine: Machine, node_nm: int, units: Unit, array: Mapping[int, ArrayActions], timing: CodeTiming
+) -> PartEnergy:
+    vectors = machine.units_of("vector")
     layers = {
         number: _layer(
             machine,
@@ -196,14 +202,10 @@ def _part(machine: Machine, units: Unit, array: Mapping[int, ArrayActions], timi
         )
         for number, layer in timing.layers.items()
     }
-    cells, lanes = machine.mac_array.rows * machine.mac_array.cols, machine.vector_unit.lanes
-    waiting_arrays, waiting_vectors = (
-        sum(timing.total_cycles - timing.ledger[unit]["busy"] for unit in names) for names in (arrays, vectors)
+    static = static_energy(
+        machine, node_nm, units.idle_cell_cycle, units.idle_lane_cycle, timing.ledger, timing.total_cycles
     )
-    idle = units.idle_cell_cycle * (cells * waiting_arrays) + units.idle_lane_cycle * (lanes * waiting_vectors)
-    # mW times seconds is 1e9 pJ.
-    leakage = units.leakage_mw * (timing.total_cycles / machine.clock_hz * 1e9)
-    return PartEnergy(layers, {"idle": idle, "leakage": leakage})
+    return PartEnergy(layers, static)
 
 
 def _layer(machine: Machine, units: Unit, array: ArrayActions, traffic: Traffic, vector_cycles: int) -> Energies:
@@ -238,11 +240,15 @@ def as_pj(value: Range) -> dict[str, int]:
 
 
 def energy_block(found: Energy) -> dict[str, object]:
-    """``cost.energy_pj`` of run.json: in all, by component, of prologue and step."""
+    """``cost.energy_pj`` of run.json: in all, by component, of prologue and step; idle and leakage by cause."""
     return {
         "total": as_pj(found.total_pj),
         "prologue": as_pj(found.prologue.total_pj),
         "step": as_pj(found.step.total_pj),
         "by_component": {name: as_pj(value) for name, value in found.by_component.items()},
+        "static_by_cause": {
+            unit: {cause: as_pj(total(parts.values())) for cause, parts in causes.items()}
+            for unit, causes in found.static.items()
+        },
         "node_nm": found.node_nm,
     }

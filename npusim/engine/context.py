@@ -66,10 +66,15 @@ def table_of(instructions: Sequence[Decoded]) -> NDArray[np.int64]:
     return table
 
 
+KEPT_SLOTS, KEPT_WORDS = 3, 7
+"""What MATMULs keep (`npusim.engine.kept`): slots, and words of each: bytes of SRAM or 0, where they are, how made."""
+
+
 class Place(IntEnum):
     """Words of a context. Addresses and sizes of memories come first, in the order of ``MEMORY``.
 
-    From ``HELD`` on: what the first MAC array holds; from ``SECOND_HELD`` on the same of the second.
+    From ``HELD`` on: what the first MAC array holds; from ``SECOND_HELD`` on the same of the second; from ``KEPT`` on
+    what MATMULs keep.
     """
 
     DRAM = 0
@@ -107,7 +112,9 @@ class Place(IntEnum):
     SECOND_HELD_N = auto()
     SECOND_HELD_BOUND = auto()
     SECOND_HELD_LARGEST_ROW = auto()
-    SIZE = auto()
+    KEPT_LAST = auto()
+    KEPT = 40 + BASES
+    SIZE = 40 + BASES + KEPT_SLOTS * KEPT_WORDS
 
 
 # Kernels take numbers only.
@@ -115,6 +122,7 @@ DRAM, SRAM, PARAM, PARAM_NEXT = (int(place) for place in (Place.DRAM, Place.SRAM
 BYTES, BASE, PART, PARTS = int(Place.DRAM_BYTES), int(Place.BASE), int(Place.PART), int(Place.PARTS)
 TALLIES, ARENA, SIZE = int(Place.TALLIES), int(Place.ARENA), int(Place.SIZE)
 NOTES, MEETING, LOOKS, STOPPED = (int(place) for place in (Place.NOTES, Place.MEETING, Place.LOOKS, Place.STOPPED))
+KEPT = int(Place.KEPT)
 
 U8, I8, I16, I32, U16 = (DTYPE_NAMES.index(name) for name in ("u8", "i8", "i16", "i32", "u16"))
 ELEMENT_BYTES = tuple({U8: 1, I8: 1, I16: 2, U16: 2, I32: 4}.get(number, 0) for number in range(len(DTYPE_NAMES)))

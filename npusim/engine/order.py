@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from npusim.engine.cache import helper
-from npusim.engine.context import MOST_NOTES, NOTES, PARTS, STOPPED, Words, inside, words
+from npusim.engine.context import MOST_NOTES, NOTES, PARTS, SRAM, STOPPED, Words, inside, words
+from npusim.engine.kept import drop_written
 from npusim.engine.meeting import meet
 
 NOTE = 4
@@ -28,6 +29,8 @@ def region(c: Words, memory: int, start: int, size: int, written: int) -> bool:
     at = 2 + NOTE * (notes[0] + notes[1])
     notes[at], notes[at + 1], notes[at + 2], notes[at + 3] = memory, start, size, written
     notes[1] += 1
+    if written and memory == SRAM:
+        drop_written(c, start, size)
     return True
 
 

@@ -155,7 +155,7 @@ STAYS = -1
 
 def held_places(c: NDArray[np.int64]) -> NDArray[np.int64]:
     """The words of a context about held sums, those from ``Place.HELD`` on of each MAC array: (arrays, words)."""
-    return c[Place.HELD :].reshape(len(of_kind("mac")), -1)
+    return c[Place.HELD : Place.KEPT_LAST].reshape(len(of_kind("mac")), -1)
 
 
 @cache
@@ -259,7 +259,10 @@ class Session:
         return reached
 
     def _take(self) -> None:
-        """Held sums that fit go to the arena; others stay, and a MATMUL that goes on from them is not taken."""
+        """Held sums that fit go to the arena; others stay, and a MATMUL that goes on from them is not taken.
+
+        What MATMULs kept is dropped: others may have written to SRAM since.
+        """
         nothing = Sums(np.zeros((0, 0), np.int64), np.zeros((0, 1), np.int64))
         for array, unit in enumerate(of_kind("mac")):
             held = self.state.held.get(unit, nothing)
@@ -269,6 +272,7 @@ class Session:
                 self.arena.held[array, : held.products.size] = held.products.reshape(-1)
                 self.arena.held_rows[array, : held.rows.size] = held.rows.reshape(-1)
             for c in self.contexts:
+                c[Place.KEPT :] = 0
                 held_places(c)[array, 2:] = (*held.products.shape, bound, row_bound) if fits else (STAYS, 0, 0, 0)
 
     def _give(self) -> None:

@@ -1,27 +1,24 @@
-"""MATMUL of 16 by 16 bits on tiles of bytes: packing of low and high bytes, and the products of a block of rows.
+"""Packing of a MATMUL's operands of 16 by 16 bits: low and high bytes apart, for tiles of bytes.
 
-``x y = xl yl + 2^8 (xl yh + xh yl + 2^8 xh yh)`` with low bytes unsigned and high ones signed. The parentheses fit
-int32 for up to 504 k: 255 * 128 twice, and 2^8 * 128 * 128, of each.
+``x y = xl yl + 2^8 (xl yh + xh yl) + 2^16 xh yh`` with low bytes unsigned, high ones signed. Each of the four sums, and
+that in parentheses, fits int32 for up to ``MOST_K``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 
-from npusim.engine import amx
 from npusim.engine.cache import helper
 from npusim.engine.dot import I8, I16, I32, I64, VARIANT, broadcast, get_or_insert_function, out_of_line, vector
-from npusim.engine.finish import narrowed
-from npusim.engine.native import carray, intrinsic, pointer, turn
+from npusim.engine.lanes import narrowed
+from npusim.engine.native import intrinsic, turn
 
 LANES, WORDS = VARIANT.lanes, 32
-SEGMENT = 504 // (4 * amx.UNITS) * amx.UNITS
-"""Units of four bytes, in whole tiles, whose sums fit int32."""
+MOST_K = 1 << 15
 
 
 def _masked_load(builder: Any, address: Any, count: Any, lanes: int) -> Any:
@@ -118,41 +115,3 @@ def split_columns(
             at = i * LANES * 4 * LANES
             turn(rows_at + i * 4 * LANES, row_bytes, count - 1, place + at)
             turn(behind + i * 4 * LANES, row_bytes, count - 1, place + plane + at)
-
-
-@helper
-def multiply_split(
-    rows: int,
-    panel: int,
-    a: int,
-    a_high: int,
-    a_row: int,
-    b: int,
-    b_high: int,
-    b_vector: int,
-    units: int,
-    block: int,
-    block_bytes: int,
-    block_row: int,
-) -> None:
-    """Multiply rows by ``panel`` vectors of columns over ``units`` units, at most ``SEGMENT``.
-
-    Low by low bytes go to ``block``, the rest ``block_bytes`` behind, as int32 in units of 2^8; there is room for 16
-    blocks behind.
-    """
-    plane = 4 * block_bytes + block_row
-    for r in range(0, rows, amx.ROWS):
-        for v in range(panel):
-            amx.multiply_digits(
-                a + r * a_row, a_high, a_row, b + v * b_vector, b_high, units // LANES,
-                block + r * block_row + v * 4 * LANES, plane, block_row,
-            )  # fmt: skip
-    for r in range(rows):
-        at, count = block + r * block_row, panel * LANES
-        one, other = carray(pointer(at + plane), count, np.int32), carray(pointer(at + 2 * plane), count, np.int32)
-        high, sums = (
-            carray(pointer(at + 3 * plane), count, np.int32),
-            carray(pointer(at + block_bytes), count, np.int32),
-        )
-        for j in range(count):
-            sums[j] = one[j] + other[j] + (high[j] << 8)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from npusim.engine.cache import helper
 from npusim.engine.context import (
     COLUMNS,
     ELEMENT_BYTES,
@@ -24,16 +21,15 @@ from npusim.engine.context import (
     tally,
     words,
 )  # fmt: skip
+from npusim.engine.exponential import exponentials
 from npusim.engine.native import carray, pointer
 from npusim.engine.order import begin, region
-from npusim.engine.scalar import EXP2_KNOTS, clamp, normalised_multiplier, reciprocal, rescale, rsqrt
+from npusim.engine.scalar import clamp, normalised_multiplier, reciprocal, rescale, rsqrt
 from npusim.engine.stream_rows import scratch32, write_values
 from npusim.engine.stream_vector import rows_of, same_rows
 from npusim.isa.encoding import MAX_SHIFT, NO_ADDRESS
 
 LNSTAT, LNAPPLY, SMEXP, RECIP = (columns(name) for name in ("lnstat", "lnapply", "smexp", "recip"))
-KNOTS = EXP2_KNOTS.astype(np.uint32)
-FALLS = KNOTS[:-1] - KNOTS[1:]
 LNAPPLY_KIND = KIND_OF["lnapply"]
 
 
@@ -107,23 +103,6 @@ def lnapply(context: int, row: int) -> int:
     return 1
 
 
-@helper
-def exponential(distance: Any, fraction_bits: Any, most: Any) -> Any:
-    """`npusim.numerics.exp2_negative` of a distance below 2^16; all are uint32, ``most`` the greatest result.
-
-    In 32 bits but for one product, so that a vector has twice as many; each step is narrowed: Numba's results have 64.
-    """
-    amount = np.uint32(fraction_bits & np.uint32(31))
-    whole = np.uint32(min(np.uint32(distance >> amount), np.uint32(17)))  # from 17 on, every result is 0
-    wide = np.uint32(np.uint32(distance << np.uint32(16 - amount)) & np.uint32(0xFFFF))
-    segment = np.uint32(wide >> np.uint32(9))
-    fall = np.uint32(np.uint32(FALLS[segment] * np.uint32(wide & np.uint32(511))) >> np.uint32(9))
-    value = np.uint32(KNOTS[segment] - fall)
-    scaled = np.uint32((np.uint64(value) * np.uint64(most)) >> np.uint64(16))
-    rounding = np.uint32(np.uint32(1) << np.uint32(whole + np.uint32(13)))
-    return np.uint32(np.uint32(scaled + rounding) >> np.uint32(whole + np.uint32(14)))
-
-
 def smexp(context: int, row: int) -> int:
     """Execute an SMEXP; 0 where it is left to the other kernels."""
     c, w = words(context, SIZE), words(row, COLUMNS)
@@ -150,24 +129,11 @@ def smexp(context: int, row: int) -> int:
     begin(c)
     valid = cols if valid_at == NO_ADDRESS else np.int64(carray(pointer(c[SRAM] + valid_at), 1, np.int32)[0])
     valid = max(1, min(valid, cols))
-    sums = carray(pointer(c[SRAM] + at), rows, np.int32)
-    fraction_bits, most = np.uint32(w[SMEXP.fraction_bits]), np.uint32((1 << w[SMEXP.p_bits]) - 1)
-    results = scratch32(c, 0, cols)
     first, last = share(c, rows)
-    for i in range(first, last):
-        values = carray(pointer(c[SRAM] + a + i * a_row), cols, np.int16)
-        top = values[0]
-        for j in range(1, valid):
-            top = max(top, values[j])
-        total = np.int64(0)
-        for j in range(valid):
-            p = exponential(np.uint32(np.int32(top) - np.int32(values[j])), fraction_bits, most)
-            results[j] = p
-            total += np.int64(p)
-        for j in range(valid, cols):
-            results[j] = 0
-        sums[i] = total
-        write_values(c[SRAM] + out + i * out_row, out_kind, results, cols)
+    exponentials(
+        ELEMENT_BYTES[out_kind], last - first, cols, valid, c[SRAM] + a + first * a_row, a_row,
+        c[SRAM] + out + first * out_row, out_row, c[SRAM] + at + 4 * first, w[SMEXP.fraction_bits], w[SMEXP.p_bits],
+    )  # fmt: skip
     return 1
 
 

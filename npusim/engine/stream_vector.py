@@ -27,15 +27,17 @@ from npusim.engine.context import (
     tally,
     words,
 )  # fmt: skip
-from npusim.engine.native import carray, pointer
+from npusim.engine.interpolate import interpolate
 from npusim.engine.order import begin, region
-from npusim.engine.scalar import INT32_HIGH, INT32_LOW, clamp, rescale
-from npusim.engine.stream_rows import aligned, read_values, scratch32, write_values
+from npusim.engine.scalar import INT32_HIGH, clamp, rescale
+from npusim.engine.scaled_sum import scaled_sum
+from npusim.engine.stream_rows import aligned, place32, read_values, scratch32, write_values
 from npusim.isa.elementwise import MAX_MULTIPLIER
 from npusim.isa.encoding import NO_ADDRESS
 from npusim.isa.table import ENTRIES
 
 EWLIN, EWMUL, TABLE = columns("ewlin"), columns("ewmul"), columns("table")
+LARGEST = tuple(max(HIGH[kind], -LOW[kind]) for kind in range(len(HIGH)))
 EWLIN_KIND, EWMUL_KIND, TABLE_KIND = (KIND_OF[name] for name in ("ewlin", "ewmul", "table"))
 
 
@@ -93,6 +95,15 @@ def _parameters(c: Words, w: Words, address: int, wide: int, shared: int) -> Any
     return address & (size - 1) == 0 and region(c, PARAM, address, size * (1 if shared else w[EWLIN.cols]), 0)
 
 
+@helper
+def _greatest(values: Any, count: int) -> Any:
+    """The greatest magnitude of int32 values."""
+    low, high = np.int32(0), np.int32(0)
+    for j in range(count):
+        low, high = min(low, values[j]), max(high, values[j])
+    return max(np.int64(high), -np.int64(low))
+
+
 def ewlin(context: int, row: int) -> int:
     """Execute an EWLIN; 0 where it is left to the other kernels."""
     c, w = words(context, SIZE), words(row, COLUMNS)
@@ -113,8 +124,8 @@ def ewlin(context: int, row: int) -> int:
     ):
         return 0
     begin(c)
-    left, right, results = scratch32(c, 0, cols), scratch32(c, 1, cols), scratch32(c, 2, cols)
-    a_mul, b_mul, offset = scratch32(c, 3, cols), scratch32(c, 4, cols), scratch32(c, 5, cols)
+    left, right = scratch32(c, 0, cols), scratch32(c, 1, cols)
+    a_mul, b_mul, offset = scratch32(c, 2, cols), scratch32(c, 3, cols), scratch32(c, 4, cols)
     if _multipliers(c, w, w[EWLIN.a_mul_addr], w[EWLIN.a_mul], a_kind, a_mul):
         return 0
     if two and _multipliers(c, w, w[EWLIN.b_mul_addr], w[EWLIN.b_mul], b_kind, b_mul):
@@ -126,6 +137,10 @@ def ewlin(context: int, row: int) -> int:
         for j in range(cols):
             offset[j] = only
     shift, zero_point, low, high = w[EWLIN.shift], w[EWLIN.out_zp], LOW[out_kind], HIGH[out_kind]
+    bound = _greatest(offset, cols) + LARGEST[a_kind] * _greatest(a_mul, cols)
+    if two:
+        bound += LARGEST[b_kind] * _greatest(b_mul, cols)
+    wide = np.int64((bound >> shift) + 1 + abs(zero_point) > INT32_HIGH)
     rows, clamped = w[EWLIN.rows], 0
     first, last = share(c, rows * w[EWLIN.batch])
     for i in range(first, last):
@@ -133,20 +148,11 @@ def ewlin(context: int, row: int) -> int:
         read_values(c[SRAM] + a + plane * w[EWLIN.a_batch] + line * w[EWLIN.a_row], a_kind, left, cols)
         if two:
             read_values(c[SRAM] + b + plane * w[EWLIN.b_batch] + line * w[EWLIN.b_row], b_kind, right, cols)
-            for j in range(cols):
-                total = np.int64(left[j]) * np.int64(a_mul[j]) + np.int64(right[j]) * np.int64(b_mul[j]) + offset[j]
-                exact = rescale(total, 1, shift) + zero_point
-                result = clamp(exact, low, high)
-                results[j] = result
-                clamped += result != exact
-        else:
-            for j in range(cols):
-                exact = rescale(np.int64(left[j]) * np.int64(a_mul[j]) + offset[j], 1, shift) + zero_point
-                result = clamp(exact, low, high)
-                results[j] = result
-                clamped += result != exact
-        address = c[SRAM] + target + plane * w[EWLIN.out_batch] + line * w[EWLIN.out_row]
-        write_values(address, out_kind, results, cols)
+        clamped += scaled_sum(
+            np.int64(two), wide, ELEMENT_BYTES[out_kind], cols, place32(c, 0), place32(c, 1), place32(c, 2),
+            place32(c, 3), place32(c, 4), c[SRAM] + target + plane * w[EWLIN.out_batch] + line * w[EWLIN.out_row],
+            shift, zero_point, low, high,
+        )  # fmt: skip
     tally(c, w, EWLIN_KIND, clamped, rows * w[EWLIN.batch] * cols)
     return 1
 
@@ -212,30 +218,18 @@ def table(context: int, row: int) -> int:
         rows_of(c, I16, a, a_row, rows, cols, 0)
         and rows_of(c, out_kind, out, out_row, rows, cols, 1)
         and same_rows(a, I16, a_row, out, out_kind, out_row, rows, cols)
+        and ELEMENT_BYTES[out_kind] <= 2
+        and ((w[TABLE.multiplier] << 22) >> w[TABLE.shift]) + 1 + abs(w[TABLE.out_zp]) <= INT32_HIGH
         and at & 1 == 0
         and region(c, PARAM, at, 2 * ENTRIES, 0)
     ):
         return 0
     begin(c)
-    entries, left, slope = scratch32(c, 0, ENTRIES), scratch32(c, 1, ENTRIES), scratch32(c, 2, ENTRIES)
-    read_values(c[PARAM] + at, I16, entries, ENTRIES)
-    for i in range(ENTRIES - 1):
-        left[i], slope[i] = entries[i] << 7, entries[i + 1] - entries[i]
-    multiplier, shift, zero_point = w[TABLE.multiplier], w[TABLE.shift], w[TABLE.out_zp]
-    low, high, clamped = LOW[out_kind], HIGH[out_kind], 0
-    looked, results = scratch32(c, 3, cols), scratch32(c, 4, cols)
     first, last = share(c, rows)
-    for i in range(first, last):
-        values = carray(pointer(c[SRAM] + a + i * a_row), cols, np.int16)
-        for j in range(cols):
-            place = np.uint32(np.int32(values[j]) + 32768)
-            looked[j] = left[place >> 7] + slope[place >> 7] * np.int32(place & 127)
-        # A loop of its own: the compiler vectorises two short loops, not one long one.
-        for j in range(cols):
-            scaled = rescale(np.int64(looked[j]), multiplier, shift)
-            result = clamp(clamp(scaled, INT32_LOW, INT32_HIGH) + zero_point, low, high)
-            results[j] = result
-            clamped += result != scaled + zero_point
-        write_values(c[SRAM] + out + i * out_row, out_kind, results, cols)
+    clamped = interpolate(
+        ELEMENT_BYTES[out_kind], last - first, cols, c[SRAM] + a + first * a_row, a_row,
+        c[SRAM] + out + first * out_row, out_row, c[PARAM] + at, w[TABLE.multiplier], w[TABLE.shift], w[TABLE.out_zp],
+        LOW[out_kind], HIGH[out_kind],
+    )  # fmt: skip
     tally(c, w, TABLE_KIND, clamped, rows * cols)
     return 1

@@ -1,4 +1,4 @@
-"""Energy by component, layer and step, and the machine's area, each with low, nominal and high."""
+"""Energy by component, layer, cause and step, and the machine's area, each with low, nominal and high."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 
 from npusim.cost import Range, area, rates, tops_per_watt
 from npusim.cost.energy import COMPONENTS, WORK, Energies, as_pj
+from npusim.cost.energy import total as sum_of
+from npusim.cost.static import ALWAYS, LEAKAGE, MEMORIES
 from npusim.html.figure import Picture
 from npusim.html.source import RunData, layer_class
 from npusim.html.style import (
@@ -27,8 +29,10 @@ from npusim.html.style import (
     drawing,
     legend_below,
     new_figure,
+    of_causes,
     shorter,
 )
+from npusim.html.style import words as cause_words
 
 MOST_CLASSES = 28
 BOUNDS = ("low", "nominal", "high")
@@ -51,8 +55,14 @@ COMPONENT_CAPTION = (
 )
 LAYER_CAPTION = (
     "One denoising step, nominal, by layer and component. Layers of one name in different blocks are summed. Idle "
-    "cells and leakage come with time, which layers share; they are in no bar. The CSV has every layer of its own, of "
-    "the prologue too, with low and high."
+    "cells and leakage come with time, which layers share; they are in no bar, but in the next figure. The CSV has "
+    "every layer of its own, of the prologue too, with low and high."
+)
+CAUSE_CAPTION = (
+    "Energy that comes with time, for the whole run, nominal, by what each unit did in that time: leakage of its logic "
+    "in every cycle, and idle cells or lanes where it is not busy. The memories on the chip leak all the time and "
+    "belong to no unit; DMA units have no static power of their own in this model. The CSV has idle and leakage apart, "
+    "with low and high."
 )
 STEP_CAPTION = (
     "Prologue and steps in order of execution, nominal, by component. The CSV has low and high. Steps that run the "
@@ -106,6 +116,34 @@ def by_layer(run: RunData) -> Picture:
     ]  # fmt: skip
     header = ["part", "layer", "executions", "component", *(f"energy_{bound}_pj" for bound in BOUNDS)]
     return Picture.of("energy_by_layer", "Energy by layer", LAYER_CAPTION, figure, header, rows)
+
+
+def by_cause(run: RunData) -> Picture:
+    """Idle and leakage: a bar for each unit with static power, stacked by cause, and one for the memories."""
+    static, ledger = run.energy.static, run.timing.ledger
+    units = [unit for unit in static if unit != MEMORIES]
+    memories = static[MEMORIES][ALWAYS][LEAKAGE]
+    with drawing():
+        figure = new_figure(11, 1.9 + 0.5 * len(static))
+        axis = figure.subplots()
+        before, places = np.zeros(len(units)), np.arange(len(units))
+        for cause, colour, hatch in of_causes():
+            values = np.array([sum_of(static[unit][cause].values()).nominal for unit in units]) / 1e9
+            axis.barh(places, values, 0.7, left=before, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.4,
+                      label=cause_words(cause))  # fmt: skip
+            before = before + values
+        axis.barh([len(units)], [memories.nominal / 1e9], 0.7, color="#8C564B", edgecolor=INK, linewidth=0.4,
+                  label="all the time")  # fmt: skip
+        axis.set_yticks(range(len(static)), [*units, MEMORIES])
+        axis.set(ylim=(len(static) - 0.4, -0.6), xlabel="mJ, nominal")
+        axis.grid(axis="x")
+        legend_below(figure, axis, 5)
+    rows = [
+        [unit, cause, run.timing.cycles if unit == MEMORIES else ledger[unit][cause], component, *whole_pj(value)]
+        for unit, causes in static.items() for cause, parts in causes.items() for component, value in parts.items()
+    ]  # fmt: skip
+    header = ["unit", "cause", "cycles", "component", *(f"energy_{bound}_pj" for bound in BOUNDS)]
+    return Picture.of("energy_by_cause", "Idle and leakage by cause", CAUSE_CAPTION, figure, header, rows)
 
 
 def by_step(run: RunData) -> Picture:

@@ -7,7 +7,8 @@ import numpy as np
 from npusim.html.figure import Picture
 from npusim.html.source import RunData
 from npusim.html.style import BLUE, INK, ORANGE, SKY, drawing, new_figure, thousands
-from npusim.trace.counters import RATES, mean_by_bin, most_by_bin, occupancy, rate
+from npusim.trace.counters import RATES, mean_by_bin, most_by_bin, rate
+from npusim.trace.occupancy import occupancy
 
 BINS = 800
 CAPTION = (

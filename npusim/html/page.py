@@ -16,7 +16,7 @@ from npusim.fidelity import PAIRS
 from npusim.html.energy import rate_rows, words
 from npusim.html.fidelity import figures
 from npusim.html.figure import Picture
-from npusim.html.source import RunData
+from npusim.html.source import RunData, layer_class
 from npusim.html.stacks import BARRIER, by_layer
 from npusim.timing import CAUSES
 
@@ -72,7 +72,8 @@ def page(run: RunData, pictures: Sequence[Picture], folder: str) -> str:
         ("roofline", "Roofline"), ("causes_by_layer", "Cycles by cause and layer"),
         ("causes_by_step", "Cycles by cause and step"), ("timeline", "Units over one step"),
         ("memory", "Memories over one step"), ("energy_by_component", "Energy by component"),
-        ("energy_by_layer", "Energy by layer"), ("energy_by_step", "Energy by step"), ("area", "Area and rates"),
+        ("energy_by_layer", "Energy by layer"), ("energy_by_cause", "Idle and leakage by cause"),
+        ("energy_by_step", "Energy by step"), ("area", "Area and rates"),
         ("swap", "Parameter swap"), ("fidelity", "Fidelity by step"),
         ("fidelity_by_layer", "Fidelity by layer and step"),
     ):  # fmt: skip
@@ -102,7 +103,12 @@ def shown(value: object) -> str:
         return {True: "yes", False: "no", None: "n/a"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return four_digits(value) if isinstance(value, float) else str(value)
+
+
+def four_digits(value: float) -> str:
+    """At least four digits, and no exponent for large numbers."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
 
 
 def _title(run: RunData) -> str:
@@ -133,11 +139,17 @@ def _part(run: RunData) -> str:
 def _summary(run: RunData) -> str:
     timing, machine = run.timing, run.program.machine
     cards = [
-        (f"{timing.seconds * 1e3:,.4g} ms", f"{'a part of ' * bool(_part(run))}one video at {machine.clock_mhz:,} MHz"),
+        (
+            f"{four_digits(timing.seconds * 1e3)} ms",
+            f"{'a part of ' * bool(_part(run))}one video at {machine.clock_mhz:,} MHz",
+        ),
         (f"{timing.cycles:,}", "cycles"),
         (f"{timing.mac_utilisation:.1%}", "MAC utilisation"),
         (f"{timing.dram_bandwidth_share:.1%}", "DRAM share"),
-        (f"{(timing.traffic.dram_read_bytes + timing.traffic.dram_write_bytes) / 1e6:,.4g} MB", "on the DRAM bus"),
+        (
+            f"{four_digits((timing.traffic.dram_read_bytes + timing.traffic.dram_write_bytes) / 1e6)} MB",
+            "on the DRAM bus",
+        ),
         _energy_card(run.energy.total_pj),
         (_bits(run.record), "engine against reference"),
     ]
@@ -179,7 +191,7 @@ def _executed(run: RunData) -> int:
 
 
 def _energy_card(value: Range) -> tuple[str, str]:
-    low, nominal, high = (f"{pj / 1e9:,.3g}" for pj in (value.low, value.nominal, value.high))
+    low, nominal, high = (four_digits(float(f"{pj / 1e9:.3g}")) for pj in (value.low, value.nominal, value.high))
     return f"{nominal} mJ", f"energy of the denoiser, {low} to {high} mJ"
 
 
@@ -194,7 +206,7 @@ def _energy_table(run: RunData) -> str:
 
 
 def _microjoules(value: Range) -> str:
-    low, nominal, high = (f"{pj / 1e6:,.4g}" for pj in (value.low, value.nominal, value.high))
+    low, nominal, high = (four_digits(pj / 1e6) for pj in (value.low, value.nominal, value.high))
     return f"{nominal} ({low} to {high})"
 
 
@@ -266,10 +278,16 @@ def _layers(run: RunData) -> str:
             cycles = every_unit[used]
             total = cycles.sum(axis=1).tolist()
             rows.append([name, part.name, *cycles[:, CAUSES.index("busy")].tolist(), *total])
-    longest = sorted((row for row in rows if row[0] != BARRIER and row[1] == "step"), key=_busiest, reverse=True)
+    classes: dict[str, list[Any]] = {}
+    for layer, _, *counts in (row for row in rows if row[0] != BARRIER and row[1] == "step"):
+        of_class = classes.setdefault(layer_class(str(layer)), [0, *[0] * len(counts)])
+        classes[layer_class(str(layer))] = [a + b for a, b in zip(of_class, [1, *counts], strict=True)]
+    named = [[f"{name}  ×{count}" if count > 1 else name, "step", *c] for name, (count, *c) in classes.items()]
+    longest = sorted(named, key=_busiest, reverse=True)
     header = ["layer", "part", *(f"{unit} busy" for unit in run.units), *(f"{unit} all" for unit in run.units)]
     note = (
-        '<p class="note">Cycles of one execution: busy, and with waiting. The CSV of the figure by cause and layer has '
+        '<p class="note">Cycles of one execution: busy, and with waiting; layers of one name in different blocks are '
+        "summed above, each of its own in all rows. The CSV of the figure by cause and layer has "
         "them by cause.</p>"
     )
     every = f"<details><summary>All {len(rows)} rows</summary>{table(header, rows)}</details>"
@@ -280,10 +298,17 @@ def _bounds(run: RunData) -> str:
     """What no schedule can beat, beside what the layers of a step took."""
     part, names = run.step, run.program.layers
     bounds = layer_bounds(run.program.step, run.program.machine)
-    taken = {index: layer.span_cycles for index, layer in part.timing.layers.items() if index in bounds}
-    longest = sorted(taken, key=lambda index: (-taken[index], index))[:15]
+    classes: dict[str, list[int]] = {}
+    for index in sorted(set(part.timing.layers) & set(bounds)):
+        classes.setdefault(layer_class(names[index]), []).append(index)
+    taken = {name: sum(part.timing.layers[index].span_cycles for index in own) for name, own in classes.items()}
+    longest = sorted(taken, key=lambda name: (-taken[name], name))[:15]
     header = ["layer", "first start to last end", *(name.replace("_", " ") for name in COLUMNS)]
-    rows = [[names[index], taken[index], *bounds[index].row().values()] for index in longest]
+    rows = [
+        [f"{name}  ×{len(classes[name])}" if len(classes[name]) > 1 else name, taken[name],
+         *total(bounds[index] for index in classes[name]).row().values()]
+        for name in longest
+    ]  # fmt: skip
     every = total(bounds.values()).row().values()
     return table(header, [*rows, ["whole step", part.timing.total_cycles, *every]], "Bounds of the longest layers")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npusim.atomic_file import write_atomically
 from npusim.folder import Layout, check_folder, writing
-from npusim.html.energy import area_picture, by_component, by_layer, by_step
+from npusim.html.energy import area_picture, by_cause, by_component, by_layer, by_step
 from npusim.html.fidelity import fidelity
 from npusim.html.figure import Picture
 from npusim.html.memory import memory
@@ -23,7 +23,8 @@ from npusim.html.timeline import timeline
 PAGE, FIGURES = "report.html", "figures"
 REPORT_FOLDER = Layout("report", (PAGE, FIGURES))
 PICTURES: tuple[Callable[[RunData], Picture | None], ...] = (
-    roofline, layers_picture, steps_picture, timeline, memory, by_component, by_layer, by_step, area_picture, swap,
+    roofline, layers_picture, steps_picture, timeline, memory, by_component, by_layer, by_cause, by_step, area_picture,
+    swap,
     fidelity,
 )  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from npusim.cost import Energy, energy
 from npusim.errors import UserError
@@ -103,9 +104,8 @@ def layer_group(name: str) -> str:
 
 def groups_by_time(part: Part, most: int) -> list[str]:
     """The groups of layers of a part that keep units busy longest, at most ``most``, longest first."""
-    busy = Counter[str]()
-    lasted = (part.cost.busy + part.cost.transfer).tolist()
-    for index in range(len(part.instructions)):
-        if name := part.layer(index):
-            busy[layer_group(name)] += lasted[index]
-    return [name for name, _ in sorted(busy.items(), key=lambda item: (-item[1], item[0]))[:most]]
+    names, which = part.by_name(layer_group)
+    busy = np.zeros(len(names), np.int64)
+    np.add.at(busy, which[~part.cost.barrier], (part.cost.busy + part.cost.transfer)[~part.cost.barrier])
+    of_layers = {name: cycles for name, cycles in zip(names, busy.tolist(), strict=True) if name}
+    return sorted(of_layers, key=lambda name: (-of_layers[name], name))[:most]

@@ -32,16 +32,16 @@ STEPS_CAPTION = (
 
 def by_layer(part: Part) -> dict[str, Int64]:
     """Cycles (units, causes) by layer in the order of the code, barriers last; each unit's sum is the ledger's."""
-    found: dict[str, Int64] = {}
+    names, which = part.by_name()
     units = part.program.machine.units
-    for unit, name in enumerate(units):
-        for index in np.flatnonzero((part.cost.unit == UNITS.index(name)) & ~part.cost.barrier).tolist():
-            table = found.setdefault(part.layer(index), np.zeros((len(units), len(CAUSES)), np.int64))
-            table[unit] += part.causes[index]
-    first = {part.layer(i): i for i in reversed(range(len(part.instructions)))}
-    ordered = {name: found[name] for name in sorted(found, key=lambda name: first[name])}
+    sums = np.zeros((len(names), len(UNITS), len(CAUSES)), np.int64)
+    own = ~part.cost.barrier
+    for cause in range(len(CAUSES)):
+        np.add.at(sums[:, :, cause], (which[own], part.cost.unit[own]), part.causes[own, cause])
+    tables = sums[:, [UNITS.index(unit) for unit in units]]
     ledger = np.array([[part.timing.ledger[unit][cause] for cause in CAUSES] for unit in units])
-    return ordered | {BARRIER: ledger - sum(found.values(), np.zeros_like(ledger))}
+    found = {name: table for name, table in zip(names, tables, strict=True) if name}
+    return found | {BARRIER: ledger - tables.sum(axis=0)}
 
 
 def layers_picture(run: RunData) -> Picture:

@@ -1,4 +1,4 @@
-"""Evaluates one point: quantize, compile, time. No clip is made.
+"""Evaluates one point: outline, compile, time. No clip is made, and no weights are read.
 
 A point's record is plain data: {"key", "workload", "settings", "status": "ok" or "refused", "message", "figures"}.
 """
@@ -87,7 +87,14 @@ def _bounds(value: Range) -> dict[str, float]:
 
 @lru_cache(maxsize=2)
 def _quantized(workload: str, method: str, weight_bits: int, act_bits: int, ranges: str) -> Any:
-    """Neighbouring points of a grid share it; ``ranges`` as JSON."""
+    """An outline, or where the method chooses its ranges by calibration statistics, the whole model.
+
+    Neighbouring points of a grid share it; ``ranges`` as JSON.
+    """
+    from models.quantize.methods import get_method
+    from models.quantize.outline import outline
+    from models.workloads import get_workload
     from npusim.run import quantize_workload
 
-    return quantize_workload(workload, method, weight_bits=weight_bits, act_bits=act_bits, ranges=json.loads(ranges))
+    make = quantize_workload if get_method(method).chosen_ranges else outline
+    return make(get_workload(workload), method, weight_bits=weight_bits, act_bits=act_bits, ranges=json.loads(ranges))

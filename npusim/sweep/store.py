@@ -17,8 +17,8 @@ from npusim.sweep.space import DEFAULTS, FIDELITY, Space
 from npusim.text_file import read_text
 
 MARKER, POINTS, PARQUET = "sweep.json", "points", "results.parquet"
-DATA_SET = "data_set"
-"""Column of a fidelity file."""
+DATA_SET, RANGES = "data_set", "ranges"
+"""Columns of a fidelity file."""
 LAYOUT = Layout("sweep", (MARKER, POINTS, PARQUET))
 
 
@@ -60,15 +60,35 @@ class Store:
         temporary.replace(self.folder / PARQUET)
 
 
+NO_RANGES = ("", "n/a", "null", "None")
+"""What a file of measured figures may hold where a method has its own time ranges."""
+
+
 def row_of(record: Record, fidelity: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
-    """A record flat: key, status, message, settings, figures, and what `fidelity` knows of such settings."""
+    """A record flat: key, status, message, settings, figures, and what `fidelity` knows of such settings.
+
+    Time ranges that neither the sweep nor the file names are the method's own, which the other may name.
+    """
     row = {name: record[name] for name in ("key", "workload", "status", "message")}
     row |= {name: _flat(value) for name, value in record["settings"].items()} | record["figures"]
     for given in fidelity if record["status"] == OK else ():
         own = {name: value for name, value in given.items() if name in DEFAULTS or name == "workload"}
-        if all(str(_flat(row[name])) == value for name, value in own.items()):
+        if all(str(_flat(row[name])) == value for name, value in own.items() if name != RANGES) and (
+            RANGES not in own or _ranges(row, row[RANGES]) == _ranges(row, own[RANGES])
+        ):
             return row | {f"{FIDELITY}{name}": _number(value) for name, value in given.items() if name not in own}
     return row
+
+
+def _ranges(row: dict[str, Any], given: Any) -> str:
+    """Ranges as text; for none given, how many ``row``'s method has on its workload by default."""
+    if given is not None and given not in NO_RANGES:
+        return str(given)
+    from models.quantize.methods import get_method  # imports torch, which most sweeps' tables do without
+    from models.quantize.ranges import check_ranges
+    from models.workloads import get_workload
+
+    return str(check_ranges(get_method(row["method"]), None, get_workload(row["workload"]).num_steps))
 
 
 def read_fidelity(path: Path | None, data_set: str | None = None) -> list[dict[str, str]]:

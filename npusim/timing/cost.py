@@ -255,6 +255,14 @@ def shapes(code: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return shapes
 
 
+def distinct_shapes(code: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], Int64]:
+    """The different `shapes` of ``code`` as they first come, (kinds, 32); each instruction's kind."""
+    numbers: dict[bytes, int] = {}
+    every = np.ascontiguousarray(shapes(code))
+    which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in every], np.int64)
+    return np.frombuffer(b"".join(numbers), np.uint32).reshape(-1, WORDS), which
+
+
 def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,) * BASES) -> Costs:
     """Cost every instruction of ``code`` (count, 32), with the base registers at ``bases``.
 
@@ -264,25 +272,20 @@ def costs(code: NDArray[np.uint32], machine: Machine, bases: Sequence[int] = (0,
     if code.ndim != 2 or code.shape[1] != WORDS:
         raise UserError(f"code has shape {code.shape}; allowed: (count, {WORDS})")
     words = code.astype(np.int64)
-    table: dict[bytes, int] = {}
     rows: list[list[int]] = []
-    which = np.empty(len(code), np.int64)
+    kinds, which = distinct_shapes(code)
     copies: dict[int, tuple[Decoded, list[int]]] = {}
     on_chip: dict[int, list[tuple[Field, int, int, bool]]] = {}
-    for index, shape in enumerate(np.ascontiguousarray(shapes(code))):
-        key = shape.tobytes()
-        if key not in table:
-            try:
-                ins = decode_row(shape.tolist(), BY_OPCODE)
-                busy, counts = _cost_of_shape(ins, machine)
-                if ins.op in DMA:
-                    copies[len(rows)] = ins, storage.geometry(ins, machine) if ins.op == "fetch" else geometry(ins)
-                on_chip[len(rows)] = sram.operands(ins, machine)
-            except UserError as error:
-                raise UserError(f"instruction {index}: {error}") from None
-            table[key] = len(rows)
-            rows.append([busy, int(ins.op in JOINS), *counts])
-        which[index] = table[key]
+    for number, kind in enumerate(kinds.tolist()):
+        try:
+            ins = decode_row(kind, BY_OPCODE)
+            busy, counts = _cost_of_shape(ins, machine)
+            if ins.op in DMA:
+                copies[number] = ins, storage.geometry(ins, machine) if ins.op == "fetch" else geometry(ins)
+            on_chip[number] = sram.operands(ins, machine)
+        except UserError as error:
+            raise UserError(f"instruction {np.argmax(which == number)}: {error}") from None
+        rows.append([busy, int(ins.op in JOINS), *counts])
     each = np.array(rows, np.int64).reshape(-1, 2 + len(TRAFFIC))[which]
 
     def field(bits: tuple[int, int, int]) -> Any:

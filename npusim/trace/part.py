@@ -7,7 +7,7 @@ the tokens that they take. The sums are the ledger's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from npusim.errors import UserError
 from npusim.isa.control import TOKEN_KINDS
-from npusim.isa.encoding import Decoded
 from npusim.program import Code, Program
 from npusim.timing import CAUSES, CodeTiming, ProgramTiming
 from npusim.timing.cost import Costs, costs
@@ -38,11 +37,16 @@ class TokenPairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One piece of a program's code with its timing; ``executions``: how often a video runs it."""
+    """One piece of a program's code with its timing; ``executions``: how often a video runs it.
+
+    A large network's step has a million instructions, which as Python objects would take gigabytes: what concerns all
+    of them is read from ``words``, uint32 (instructions, 32), and ``cost``; ``instructions`` decodes on demand.
+    """
 
     program: Program
     name: str
-    instructions: list[Decoded]
+    words: NDArray[np.uint32]
+    instructions: Code
     cost: Costs
     timing: CodeTiming
     executions: int
@@ -65,12 +69,29 @@ class Part:
     def end(self) -> Int64:
         return self.timing.end_cycle
 
-    def layer(self, index: int) -> str:
-        """Name of an instruction's layer; "" for a barrier, which belongs to none."""
-        number, names = int(self.cost.layer[index]), self.program.layers
-        if self.cost.barrier[index]:
+    @cached_property
+    def layer_numbers(self) -> Int64:
+        """Each instruction's layer; -1 for a barrier, which belongs to none."""
+        return np.where(self.cost.barrier, -1, self.cost.layer)
+
+    def layer_name(self, number: int) -> str:
+        """Name of a layer by number; "" for -1."""
+        names = self.program.layers
+        if number < 0:
             return ""
         return (names[number] or "(no name)") if number < len(names) else f"number {number}"
+
+    def layer(self, index: int) -> str:
+        """Name of an instruction's layer; "" for a barrier."""
+        return self.layer_name(int(self.layer_numbers[index]))
+
+    def by_name(self, named: Callable[[str], str] = str) -> tuple[list[str], Int64]:
+        """Names in the order of the code, and each instruction's position in them; ``named`` renames layers."""
+        numbers, first, inverse = np.unique(self.layer_numbers, return_index=True, return_inverse=True)
+        positions, places = dict[str, int](), np.zeros(len(numbers), np.int64)
+        for place in np.argsort(first).tolist():
+            places[place] = positions.setdefault(named(self.layer_name(int(numbers[place]))), len(positions))
+        return list(positions), places[inverse]
 
 
 def parts_of(program: Program, timing: ProgramTiming, names: Sequence[str] = PARTS) -> Mapping[str, Part]:
@@ -83,7 +104,7 @@ def parts_of(program: Program, timing: ProgramTiming, names: Sequence[str] = PAR
     executions = Counter(["prologue", *(program.part_of_step(step) for step in range(timing.steps))])
     return {
         name: Part(
-            program, name, list(Code(name, code[name])), costs(code[name], machine, bases), timings[name],
+            program, name, code[name], Code(name, code[name]), costs(code[name], machine, bases), timings[name],
             executions[name],
         )
         for name in names if len(code[name])

@@ -13,7 +13,8 @@ import numpy as np
 
 from npusim.timing import CAUSES
 from npusim.timing.cost import TRAFFIC
-from npusim.trace.counters import RATES, Curve, occupancy, rate
+from npusim.trace.counters import RATES, Curve, rate
+from npusim.trace.occupancy import occupancy
 from npusim.trace.part import Part
 from npusim.trace.protobuf import block, double, fixed64, number, text
 from npusim.units import UNITS
@@ -36,9 +37,8 @@ SRAM_HELD = "SRAM held"
 def perfetto_trace(part: Part, window: Window | None = None) -> bytes:
     """The trace file of one part; of ``window`` [first cycle, last cycle), everything that overlaps it."""
     first, last = window or (0, part.timing.total_cycles)
-    tracks = {
-        name: ROOT + 1 + rank for rank, name in enumerate([*part.program.machine.units, BARRIERS, *counters(part)])
-    }
+    names = [*part.program.machine.units, BARRIERS, SRAM_HELD, *RATES]
+    tracks = {name: ROOT + 1 + rank for rank, name in enumerate(names)}
     packets = [_descriptor(ROOT, f"{part.name}, 1 cycle = 1 ns", None, 0, None)]
     for rank, (name, uuid) in enumerate(tracks.items()):
         unit_name = "bytes" if name == SRAM_HELD else "bytes per cycle" if name in RATES else None
@@ -72,21 +72,23 @@ def slice_name(part: Part, index: int) -> str:
     return f"{part.layer(index)} {part.instructions[index].op}".strip()
 
 
-def flows(part: Part, shown: set[int]) -> list[tuple[int, int, str]]:
+def flows(part: Part, shown: list[int]) -> list[tuple[int, int, str]]:
     """(sender, taker, kind) of the tokens whose ends are both shown."""
-    return [
-        (s, t, pairs.kind)
-        for pairs in part.tokens
-        for s, t in zip(pairs.sender.tolist(), pairs.taker.tolist(), strict=True)
-        if s in shown and t in shown
-    ]
+    seen = np.zeros(len(part.instructions), bool)
+    seen[shown] = True
+    found = []
+    for pairs in part.tokens:
+        both = seen[pairs.sender] & seen[pairs.taker]
+        ends = zip(pairs.sender[both].tolist(), pairs.taker[both].tolist(), strict=True)
+        found += [(sender, taker, pairs.kind) for sender, taker in ends]
+    return found
 
 
 def _slices(part: Part, tracks: dict[str, int], first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
     """(cycle, rank, event): ends stand before beginnings of the same cycle."""
     shown = within(part, first, last)
     sent, taken, numbers = defaultdict[int, list[int]](list), defaultdict[int, list[int]](list), count(1)
-    for sender, taker, _ in flows(part, set(shown)):
+    for sender, taker, _ in flows(part, shown):
         flow = next(numbers)
         sent[sender].append(flow)
         taken[taker].append(flow)

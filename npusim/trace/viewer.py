@@ -70,7 +70,7 @@ def viewer(part: Part, title: str, window: Window | None = None) -> str:
     data = {
         "first": first, "last": last, "slices": slices, "tracks": [*tracks, BARRIERS], "groups": [*groups, "others"],
         "colours": [colour for colour, _ in CYCLE[: len(groups)]] + [CYCLE[-1][0]],
-        "flows": [[place[s], place[t], kind] for s, t, kind in flows(part, set(shown))],
+        "flows": [[place[s], place[t], kind] for s, t, kind in flows(part, shown)],
     }  # fmt: skip
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     height = str(22 + 46 * (len(tracks) + 1))

@@ -11,9 +11,14 @@ from npusim.folder import check_above
 from npusim.program_file import load_program
 from npusim.run_folder import program_of
 from npusim.timing import time_program
-from npusim.trace.part import the_part
-from npusim.trace.perfetto import Window, perfetto_trace
+from npusim.trace.part import Part, the_part
+from npusim.trace.perfetto import Window, perfetto_trace, within
 from npusim.trace.viewer import viewer
+
+MOST_INSTRUCTIONS = 200_000
+"""What one trace shows: about 70 MB, and 20 seconds to write."""
+INSTRUCTION_BYTES = 350
+"""Of a trace for an instruction with its tokens and counters, roughly."""
 
 
 def write_trace(
@@ -25,7 +30,7 @@ def write_trace(
     it; page: write an HTML timeline beside the trace, under its name with ``.html`` at the end.
 
     Raises UserError for a source that is no program, a part that it lacks, a window that is empty or begins behind its
-    end, and if nothing can be written.
+    end, one of more than `MOST_INSTRUCTIONS`, and if nothing can be written.
     """
     source, out = Path(source), Path(out)
     if out.is_dir():
@@ -38,6 +43,7 @@ def write_trace(
         if not 0 <= window[0] < min(window[1], total):
             raise UserError(f"window = {window[0]}:{window[1]}: allowed A:B with 0 <= A < B and A < {total} cycles")
         window = window[0], min(window[1], total)
+    _check_size(found, window or (0, total))
     files = {out: perfetto_trace(found, window)}
     if page:
         files[out.with_suffix(".html")] = viewer(found, f"{part} of {source.name}", window).encode()
@@ -47,6 +53,19 @@ def write_trace(
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     return list(files)
+
+
+def _check_size(part: Part, window: Window) -> None:
+    """Refuse a trace that would be too large to write and to look at."""
+    count = len(within(part, *window))
+    if count > MOST_INSTRUCTIONS:
+        cycles = (window[1] - window[0]) * MOST_INSTRUCTIONS // count
+        rounded = cycles // (unit := 10 ** (len(str(cycles)) - 1)) * unit
+        raise UserError(
+            f"window = {window[0]}:{window[1]}: {part.name} has {count:,} instructions there, about "
+            f"{count * INSTRUCTION_BYTES / 1e6:,.0f} MB of trace: allowed up to {MOST_INSTRUCTIONS:,} instructions; "
+            f"choose a shorter --window A:B, here of about {rounded} cycles (one cycle is 1 ns)"
+        )
 
 
 def parse_window(text: str) -> Window:

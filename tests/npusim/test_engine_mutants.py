@@ -38,7 +38,7 @@ ROUNDINGS: dict[str, Mutant] = {
     "double rounding from 31": (SCALAR, "if shift > 31:", "if shift >= 31:", "scalar_functions"),
     "double rounding upwards": (SCALAR, "value >= 0 else -(1 << 30)", "value >= 0 else 1 << 30", "scalar_functions"),
     "sums in registers not rounded": (
-        "finish.py",
+        "lanes.py",
         "builder.ashr(builder.add(product, rounding), shift)",
         "builder.ashr(product, shift)",
         "ties and matmul",
@@ -55,6 +55,18 @@ TABLES: dict[str, Mutant] = {
     "table fraction of 6 bits": (SCALAR, "((value + 32768) & 127)", "((value + 32768) & 63)", "reference and table"),
     "table slope negated": (SCALAR, "(left << 7) + (table", "(left << 7) - (table", "reference and table"),
     "exponential shifted by one": (SCALAR, ">> (14 + whole)", ">> (15 + whole)", "scalar_functions"),
+    "exponential in registers not rounded": (
+        "exponential.py",
+        "builder.lshr(builder.add(doubled, one), one)",
+        "builder.lshr(doubled, one)",
+        "reference and smexp",
+    ),
+    "entries in registers weighed the other way": (
+        "interpolate.py",
+        "builder.sub(lanes.repeated(WORDS, 128), behind)",
+        "behind",
+        "reference and table",
+    ),
     "carry of a multiplier dropped": (SCALAR, "carry = rounded >> (bits - 1)", "carry = 0", "scalar_functions"),
     "one Newton step for 1 / x": (SCALAR, NEWTON.format(2), NEWTON.format(1), "scalar_functions"),
 }

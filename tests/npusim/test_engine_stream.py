@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from npusim import engine, reference
 from npusim.config import Machine
-from npusim.engine import finish, stream
+from npusim.engine import lanes, stream
 from npusim.engine.context import table_of, table_of_words
 from npusim.isa import ALL, BY_OPCODE
 from npusim.isa.assembly import assemble
 from npusim.isa.encoding import Decoded, decode_row, encode
-from npusim.isa.matmul import RECORD
+from npusim.isa.matmul import RECORD, RQ_MODES
 from npusim.memory import MachineState, Sums
 from npusim.testing import cases, matmuls
 from npusim.units import UNITS, of_kind
@@ -93,6 +94,38 @@ def test_handlers_equal_the_reference(family: str, monkeypatch: pytest.MonkeyPat
     assert np.mean(taken) >= (0.5 if family == "products" else LEAST_TAKEN)
 
 
+@st.composite
+def repeated_products(draw: st.DrawFn) -> tuple[MachineState, list[Decoded]]:
+    """A MATMUL, a LOAD over a few bytes of SRAM, and MATMULs of the same operands or of some of them."""
+    case = draw(products())
+    ins = case.ins
+    assume(not (ins.acc_hold or ins.acc_continue))
+    end = ins.rq_addr if RQ_MODES[ins.rq_mode] == "row" else ins.out_addr + 8
+    near = st.sampled_from([ins.a_addr, ins.b_addr, ins.out_addr]).flatmap(lambda at: st.integers(at - 8, at + 8))
+    size = draw(st.integers(1, 64))
+    start = min(max(draw(st.one_of(near, st.integers(0, end))), 0), end - size)
+    assume(start >= 0)
+    load = make("load", unit=UNITS.index("load"), local_addr=start, row_bytes=size, rows=1, planes=1)
+    again = [copy(ins) for _ in range(draw(st.integers(1, 3)))]
+    for other in again:
+        if draw(st.booleans()):
+            other.m = draw(st.integers(1, ins.m))
+        if draw(st.booleans()):
+            other.n = draw(st.integers(1, ins.n))
+    return case.state, [ins, load, *again]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(repeated_products())
+def test_what_products_keep_is_what_memory_holds(drawn: tuple[MachineState, list[Decoded]]) -> None:
+    """Packed operands and sums of rows are used again unless the bytes that they were made from are written."""
+    state, code = drawn
+    twin = state.copy()
+    engine.execute(state, code)
+    reference.execute(twin, code)
+    assert state.difference(twin) is None
+
+
 def test_both_forms_give_one_table() -> None:
     """Of every instruction, each field at its ends or anything between."""
 
@@ -113,20 +146,20 @@ def slipped(handler: Any, **names: Any) -> Any:
 
 
 def half_down(builder: Any, product: Any, rounding: Any, shift: Any) -> Any:
-    """As `npusim.engine.finish.rounded`, with ties to -infinity."""
+    """As `npusim.engine.lanes.rounded`, with ties to -infinity."""
     return builder.ashr(builder.add(product, builder.sub(rounding, rounding.type([1] * rounding.type.count))), shift)
 
 
-LONG = [pytest.param(op, marks=pytest.mark.slow) for op in ("ewlin", "table", "matmul")]
-"""They take seconds to compile."""
+LANES = ("ewlin", "table", "matmul")
+"""They round in LLVM code, and take seconds to compile."""
 
 
-@pytest.mark.parametrize("op", ["ewmul", "lnapply", *LONG])
+@pytest.mark.parametrize("op", ["ewmul", "lnapply", *(pytest.param(op, marks=pytest.mark.slow) for op in LANES)])
 def test_a_rounding_slip_in_a_handler_is_seen(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = numba.njit(SLIPS["half down"])
     names: dict[str, Any] = {"rescale": wrong}
-    if op == "matmul":
-        monkeypatch.setattr(finish, "rounded", half_down)
+    if op in LANES:
+        monkeypatch.setattr(lanes, "rounded", half_down)
     state, ins = tied(op), TIES[op]
     assert takes(state, ins)
     monkeypatch.setattr(stream, "callback", lambda function, signature: numba.cfunc(signature)(function))  # not on disk
@@ -176,7 +209,7 @@ def test_held_sums_pass_between_handlers_and_kernels() -> None:
 @pytest.mark.parametrize(("m", "k", "n"), [(7, 5, 3), (17, 448, 33), (17, 449, 33), (3, 1100, 20)])
 @pytest.mark.parametrize("keys", [True, False])
 def test_words_at_their_ends(values: list[int], m: int, k: int, n: int, keys: bool) -> None:
-    """16 by 16 bits, whose bytes' products come close to int32 at 448 k and are added in segments behind."""
+    """16 by 16 bits, whose bytes' products come close to int32 at 448 k where they are not added apart."""
     array = {**LARGE["mac_array"], "acc_bits": 48, "acc_rows": 64, "cols": 64, "rows": 64}
     state = MachineState(Machine.model_validate({**LARGE, "mac_array": array}), DRAM)
     state.sram.view(np.int16)[:] = np.random.default_rng(m).choice(values, state.sram.size // 2)

@@ -20,7 +20,7 @@ from npusim.isa import decode
 from npusim.run import quantize_workload
 from npusim.swap import ALL_SETS, Study, SwapCost, compare, rate_that_hides, swap
 from npusim.swap_timer import Timer, with_rate
-from npusim.swap_write import _scores, pareto
+from npusim.swap_write import Score, _scores, pareto
 from npusim.timing import time_program
 
 QUICK = ("blocking", "resident", "shadow")
@@ -109,7 +109,7 @@ def test_folder_and_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ]
     assert all(int(row["startup_cycles"]) > 0 for row in rows)
     assert float(rows[-1]["slow_down_against_one_set"]) < float(rows[-2]["slow_down_against_one_set"])
-    assert (out / "pareto.csv").read_text().count("n/a") == 2 * 4
+    assert (out / "pareto.csv").read_text().count("n/a") == 3 * 4
     assert "The denoiser's time only" in (out / "swap.md").read_text()
     capsys.readouterr()
     for extra, message in (
@@ -163,7 +163,7 @@ def test_the_front_has_what_nothing_beats() -> None:
 
     costs = (cost(1, 10, 10), cost(2, 12, 10), cost(2, 12, 11), cost(4, 9, 20), cost(4, 8, 8, "no"), cost(10, 1, 1))
     study = Study("tiny", Any, costs, {"tsq": 1}, {})  # type: ignore[arg-type]
-    rows = pareto(study, {("tsq", 1): 30.0, ("tsq", 2): 31.0, ("tsq", 4): 29.0})
+    rows = pareto(study, {("tsq", 1): Score(30.0, 2), ("tsq", 2): Score(31.0, 2), ("tsq", 4): Score(29.0, 2)})
     assert [(c.ranges, c.dram_bytes, front) for c, _, front in rows] == [
         (1, 10, True), (2, 10, True), (2, 11, False), (4, 20, True), (10, 1, False),
     ]  # fmt: skip
@@ -182,7 +182,7 @@ def test_scores_are_means_of_the_cells_of_the_same_workload_and_bits(tmp_path: P
     cell("asq-w8a8-r1", "emoji", [[30.0, 31.0], [32.0, 33.0]])
     cell("tsq-w8a8-r4", "emoji", [[34.0, 36.0]])
     cell("tsq-w4a8-r4", "emoji", [[1.0]])
-    assert _scores(study, tmp_path) == {("tsq", 1): 31.5, ("tsq", 4): 35.0}
+    assert _scores(study, tmp_path) == {("tsq", 1): (31.5, 2), ("tsq", 4): (35.0, 1)}
     with pytest.raises(UserError, match="workload = 'emoji': says nothing of 'tiny'"):
         _scores(replace(study, workload="tiny"), tmp_path)
     cell("tsq-w8a8-r4", "emoji", None)

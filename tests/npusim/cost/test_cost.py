@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from compiler import Builder, compile_graph
-from npusim.config import Machine
+from npusim.config import Machine, load_machine
 from npusim.cost import area, energy, swap_energy, tables
 from npusim.cost.actions import array_actions
 from npusim.cost.energy import TIME, WORK, Range, unit_energies
+from npusim.cost.static import leakage_mw
 from npusim.cost.tables import Macros, base_table, macros_of, sram_table
 from npusim.errors import UserError
 from npusim.isa import decode
@@ -120,11 +121,45 @@ def test_leakage_and_idle_follow_time(program: Program, tiny_machine: Machine) -
     timing = time_program(program)
     found, units = energy(program, timing), unit_energies(tiny_machine, 22)
     seconds = timing.step.total_cycles / 200e6
-    assert found.step.time["leakage"].nominal == pytest.approx(units.leakage_mw.nominal * 1e-3 * seconds * 1e12)
+    milliwatts = sum(value.nominal for value in leakage_mw(tiny_machine, 22).values())
+    assert found.step.time["leakage"].nominal == pytest.approx(milliwatts * 1e-3 * seconds * 1e12)
     waiting = sum(cycles for cause, cycles in timing.step.ledger["mac"].items() if cause != "busy")
     lanes = sum(cycles for cause, cycles in timing.step.ledger["vector"].items() if cause != "busy")
     expected = units.idle_cell_cycle.high * 64 * waiting + units.idle_lane_cycle.high * 8 * lanes
     assert found.step.time["idle"].high == pytest.approx(expected)
+
+
+def test_static_energy_by_cause(program: Program, tiny_machine: Machine) -> None:
+    """A unit leaks in every cycle and idles where it is not busy; memories leak whatever the units do."""
+    timing = time_program(program)
+    found, units, leaks = energy(program, timing), unit_energies(tiny_machine, 22), leakage_mw(tiny_machine, 22)
+    assert found.step.static.keys() == leaks.keys() == {"mac", "vector", "memories"}
+    for unit, idle in (("mac", units.idle_cell_cycle.low * 64), ("vector", units.idle_lane_cycle.low * 8)):
+        for cause, cycles in timing.step.ledger[unit].items():
+            parts = found.step.static[unit][cause]
+            assert parts["idle"].low == pytest.approx(0 if cause == "busy" else idle * cycles)
+            assert parts["leakage"].low == pytest.approx(leaks[unit].low * 1e-3 * cycles / 200e6 * 1e12)
+    logic = area(tiny_machine, 22).logic_mm2 * base_table().figures.logic_leakage_mw_per_mm2.range
+    assert leaks["mac"].high + leaks["vector"].high == pytest.approx(logic.high)
+    whole = sum(
+        (part for causes in found.static.values() for parts in causes.values() for part in parts.values()), Range()
+    )
+    assert whole.high == pytest.approx(found.by_component["idle"].high + found.by_component["leakage"].high)
+    array = found.static["mac"]["wait_dram"]["leakage"].nominal, found.static["mac"]["busy"]["leakage"].nominal
+    assert array == pytest.approx([leaks["mac"].nominal * 5 * timing.ledger["mac"][c] for c in ("wait_dram", "busy")])
+
+
+def test_two_arrays_share_the_leakage_of_their_logic(repository: Path) -> None:
+    one, two = (load_machine(repository / "hwconfigs" / f"{name}.yaml") for name in ("edge_8k", "edge_2x4k"))
+    single, several = leakage_mw(one, 4), leakage_mw(two, 4)
+    assert several["mac"] == several["mac2"]
+    assert several["mac"].nominal * 2 == pytest.approx(area_leakage(two))
+    assert single["mac"].nominal == pytest.approx(area_leakage(one))
+
+
+def area_leakage(machine: Machine) -> float:
+    size = area(machine, 4)
+    return (size.array_mm2 + size.requantizers_mm2).nominal * base_table().figures.logic_leakage_mw_per_mm2.nominal
 
 
 def test_scaling() -> None:

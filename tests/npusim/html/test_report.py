@@ -25,7 +25,7 @@ from npusim.run import RunResult, run
 from npusim.timing import CAUSES
 from npusim.units import KINDS
 
-ENERGY = {"energy_by_component", "energy_by_layer", "energy_by_step"}
+ENERGY = {"energy_by_component", "energy_by_layer", "energy_by_cause", "energy_by_step"}
 ALWAYS = {"roofline", "causes_by_layer", "causes_by_step", "timeline", "memory", "area"} | ENERGY
 
 
@@ -150,6 +150,20 @@ def test_energy_adds_up_to_that_of_run_json(report, tiny_folder: Path, bound):
         time = [row for row in steps if row["part"] == execution and row["component"] in ("idle", "leakage")]
         own += sum(int(row[column]) for row in time)
         assert own == pytest.approx(record[part][bound], abs=len(layers))
+
+
+def test_static_energy_by_cause_is_that_of_run_json(report, tiny_folder: Path, tiny_result: RunResult):
+    record = json.loads((tiny_folder / "run.json").read_text())["cost"]["energy_pj"]
+    table = rows(report, "energy_by_cause")
+    for component in ("idle", "leakage"):
+        own = [int(row["energy_high_pj"]) for row in table if row["component"] == component]
+        assert sum(own) == pytest.approx(record["by_component"][component]["high"], abs=len(own))
+    for unit, causes in record["static_by_cause"].items():
+        for cause, value in causes.items():
+            own = [row for row in table if (row["unit"], row["cause"]) == (unit, cause)]
+            assert sum(int(row["energy_nominal_pj"]) for row in own) == pytest.approx(value["nominal"], abs=len(own))
+            if unit != "memories":
+                assert {int(row["cycles"]) for row in own} == {tiny_result.timing.ledger[unit][cause]}
 
 
 def test_the_energy_of_run_json_stands_on_the_card(report, tiny_folder: Path):

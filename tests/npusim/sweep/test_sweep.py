@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compiler import compile_model
+from models.workloads import Workload
 from npusim.cli import main
 from npusim.cost import area, energy
 from npusim.errors import UserError
@@ -255,6 +256,36 @@ def test_a_point_is_what_the_library_says_of_it(write, tiny_machine):
     assert figures["storage_read_bytes"] == cost.storage_read_bytes > 0
     assert figures["energy_joules"] > plain["figures"]["energy_joules"]
     assert evaluate(space.point({"policy": "never"}))["message"].startswith("policy = 'never': allowed in_dram, ")
+
+
+def test_points_are_timed_without_weights(write, monkeypatch):
+    """But for a method that chooses its ranges by calibration statistics."""
+    space = load_space(write(AXES))
+
+    def read(work: Workload) -> None:
+        raise UserError("weights are read")
+
+    monkeypatch.setattr(Workload, "load_model", read)
+    record = evaluate(space.point({"method": "asq"}))
+    assert (record["status"], record["message"]) == ("ok", "")
+    assert evaluate(space.point({"method": "tsq_dp"}))["message"] == "weights are read"
+
+
+@pytest.mark.parametrize("given", ["", "n/a", "null", "4"])
+def test_ranges_left_open_are_the_methods(write, tmp_path, given):
+    """4 for tsq, one for each of tiny's steps, 1 for cw_tw; left open on either side."""
+    (tmp_path / "measured.csv").write_text(f"method,ranges,psnr_db\ntsq,2,20\ntsq,{given},33\ncw_tw,1,30\n")
+    space = load_space(write(AXES + "fidelity: measured.csv\n"))
+    measured, record = read_fidelity(space.fidelity), {"key": "", "workload": "tiny", "status": "ok", "message": ""}
+
+    def psnr_db(**settings: object) -> float | None:
+        values = space.point(settings).settings()
+        return row_of(record | {"settings": values, "figures": {}}, measured).get("fidelity_psnr_db")
+
+    assert psnr_db(method="tsq") == psnr_db(method="tsq", ranges=4) == 33
+    assert psnr_db(method="tsq", ranges=2) == 20
+    assert psnr_db(method="cw_tw") == psnr_db(method="cw_tw", ranges=1) == 30
+    assert psnr_db(method="tsq", ranges=1) is None
 
 
 def test_a_damaged_point_is_named(write, evaluated, tmp_path):

@@ -6,7 +6,8 @@ from npusim.orders import tokens
 from npusim.program_rules import bare_program
 from npusim.timing import CAUSES, simulate
 from npusim.timing.cost import costs
-from npusim.trace.counters import mean_by_bin, most_by_bin, occupancy
+from npusim.trace.counters import mean_by_bin, most_by_bin
+from npusim.trace.occupancy import occupancy
 from npusim.trace.part import instruction_causes, parts_of, token_pairs, unit_free
 from npusim.units import UNITS
 from tests.npusim.timing import programs
