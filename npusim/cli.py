@@ -88,7 +88,8 @@ def run(
     overrides: Overrides = None,
     factored: Factored = False,
     policy: Annotated[
-        str, typer.Option(help="How sets come from storage: blocking, resident, shadow, streamed, adaptive.")
+        str,
+        typer.Option(help="Sets from storage: blocking, resident, shadow, streamed, adaptive.", show_default=False),
     ] = "in_dram",
     checkpoint: Checkpoint = None,
     calibration: Calibration = None,
@@ -100,6 +101,7 @@ def run(
     branch: Annotated[str | None, typer.Option(help="A part: conditional or unconditional.")] = None,
     verify_sample: Annotated[float, typer.Option(help="Share of instructions to repeat.")] = 0.0,
     save_seconds: Annotated[float, typer.Option(help="Time between savings.")] = 60.0,
+    no_reuse: Annotated[bool, typer.Option("--no-reuse", help="Time all steps anew: same totals, slow.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run).
@@ -117,7 +119,7 @@ def run(
             timed = job.run_timing(
                 workload, hw, method, out, weight_bits=weight_bits, act_bits=act_bits, attention_bits=attention_bits,
                 **quantization(ranges, alpha, overrides), factored=factored, policy=policy, dump_passes=dump_passes,
-                steps=steps, blocks=blocks, branch=branch, notify=notify,
+                steps=steps, blocks=blocks, branch=branch, reuse=not no_reuse, notify=notify,
             )  # fmt: skip
         _show(timed, out, as_json)
         return
@@ -127,7 +129,7 @@ def run(
             act_bits=act_bits, attention_bits=attention_bits, **quantization(ranges, alpha, overrides),
             factored=factored, policy=policy, checkpoint=checkpoint, calibration=calibration, dump_passes=dump_passes,
             steps=steps, blocks=blocks, branch=branch, integer_only=integer_only, verify_sample=verify_sample,
-            save_seconds=save_seconds, notify=notify,
+            save_seconds=save_seconds, reuse=not no_reuse, notify=notify,
         )  # fmt: skip
     _show(result, out, as_json)
     if result.bit_exact.equal is False:

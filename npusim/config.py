@@ -125,15 +125,40 @@ class MacArray(Section):
         return self
 
 
+def _depth(op: str) -> Any:
+    return whole(0, 1024, f"pipeline depth of {op}, 0: vector_unit.op_latency_cycles")
+
+
+class LatencyByOp(Section):
+    """Pipeline depths of single vector operations; 0: as `VectorUnit.op_latency_cycles`."""
+
+    ewlin_cycles: Annotated[int, _depth("EWLIN")] = 0
+    ewmul_cycles: Annotated[int, _depth("EWMUL")] = 0
+    transpose_cycles: Annotated[int, _depth("TRANSPOSE")] = 0
+    table_cycles: Annotated[int, _depth("TABLE")] = 0
+    table8_cycles: Annotated[int, _depth("TABLE8")] = 0
+    lnstat_cycles: Annotated[int, _depth("LNSTAT")] = 0
+    lnapply_cycles: Annotated[int, _depth("LNAPPLY")] = 0
+    smexp_cycles: Annotated[int, _depth("SMEXP")] = 0
+    recip_cycles: Annotated[int, _depth("RECIP")] = 0
+    rtquant_cycles: Annotated[int, _depth("RTQUANT")] = 0
+
+
 class VectorUnit(Section):
     """The unit for everything that is not a matrix product: LayerNorm, softmax, GELU, residuals, the sampler."""
 
     lanes: Annotated[int, whole(1, 4096, "elements processed per cycle")]
-    op_latency_cycles: Annotated[int, whole(1, 1024, "pipeline depth of one vector operation")]
+    op_latency_cycles: Annotated[int, whole(1, 1024, "pipeline depth of a vector operation without one of its own")]
+    latency_by_op: LatencyByOp = LatencyByOp()
     runtime_quantization: Annotated[
         bool, Field(description="computes scale and zero point of each token at run time (dynamic quantization)")
     ]
     count: Annotated[int, whole(1, MOST, "vector units, all as described")] = 1
+
+    def latency_cycles(self, op: str) -> int:
+        """Pipeline depth of the operation with the mnemonic ``op``."""
+        own: int = getattr(self.latency_by_op, f"{op}_cycles")
+        return own or self.op_latency_cycles
 
 
 class ParamMemory(Section):

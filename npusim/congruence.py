@@ -161,18 +161,30 @@ def digest(code: NDArray[np.uint32]) -> bytes:
 def time_digest(code: NDArray[np.uint32], bases: Sequence[int], machine: Machine) -> bytes:
     """Equal for pieces that take equal time on ``machine`` by the rules of `npusim.timing.reuse`.
 
-    ``bases``: what the base registers hold.
+    ``bases``: what the base registers hold. It compares words, not what they cost, so it is quick, and finer than need
+    be: other places in SRAM may take the same time.
     """
-    found, turn = _all_places(code), machine.dram.turn_bytes
+    found = _all_places(code)
     if found is None:
         return _hash(code, np.array(bases))
-    registers = np.array(bases, np.int64)
-    # A turn more than is reached: old bytes are read by as many bursts as are written.
-    first, last = found.first + registers[found.base], found.end + registers[found.base] - 1 + turn * found.old
-    if machine.dram.background_bytes_per_second and (last >= machine.dram.capacity_bytes // 2).any():
-        return _hash(_with_offsets(code, found, first), np.zeros(0))
+    origin = np.array(bases, np.int64)[found.base]
+    # Old bytes are read by as many bursts as are written, which may be one more than they touch.
+    more = machine.dram.device.burst_bytes * found.old
+    offset, cluster = in_turns(found.first + origin, found.end + origin - 1 + more, machine)
+    return _hash(_with_offsets(code, found, offset), cluster)
+
+
+def in_turns(first: Int64, last: Int64, machine: Machine) -> tuple[Int64, Int64]:
+    """All that the DRAM's time depends on of the addresses of a piece, whose copies reach bytes ``first`` to ``last``.
+
+    Returns each ``first`` from the beginning of its cluster of turns on, and the cluster's number; where background
+    traffic may share rows with the piece, ``first`` as it is, and no numbers.
+    """
+    dram, turn = machine.dram, machine.dram.turn_bytes
+    if dram.background_bytes_per_second and (last >= dram.capacity_bytes // 2).any():
+        return first, np.zeros(0, np.int64)
     cluster, begin = places(np.zeros_like(first), first // turn, last // turn + 1)
-    return _hash(_with_offsets(code, found, first - begin * turn), cluster)
+    return first - begin * turn, cluster
 
 
 def _all_places(code: NDArray[np.uint32]) -> _Places | None:

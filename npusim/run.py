@@ -124,6 +124,7 @@ def run(
     integer_only: bool = False,
     verify_sample: float = 0.0,
     save_seconds: float = 60.0,
+    reuse: bool = True,
     notify: Notify | None = None,
 ) -> RunResult:
     """Quantize, compile, simulate and measure one clip, or go on with an interrupted run of the same arguments.
@@ -158,6 +159,8 @@ def run(
         verify_sample: share 0..1 of the executed instructions, chosen at random by ``seed``, that the reference
             computes again, each from what it met in memory (`npusim.sampled`).
         save_seconds: time after which a run keeps what is finished, and between two savings.
+        reuse: time equal pieces of code once; without, every instruction of all steps (`npusim.timing.time_program`).
+            The result is the same.
         notify: told of progress.
 
     Raises:
@@ -184,7 +187,7 @@ def run(
     if not 0 <= save_seconds < math.inf:
         raise UserError(f"save_seconds = {save_seconds}: allowed seconds from 0 on")
     store = Unfinished(None if out is None else Path(out), _about(config, work), save_seconds)
-    result = _run(config, prompt, work, overrides, dump_passes, Stages(notify), store)
+    result = _run(config, prompt, work, overrides, dump_passes, Stages(notify), store, reuse)
     if out is not None:
         write_run(result, Path(out))
         store.remove()
@@ -216,6 +219,7 @@ def _run(
     dump_passes: bool,
     stages: Stages,
     store: Unfinished,
+    reuse: bool,
 ) -> RunResult:
     assert config.seed is not None
     assert config.verify is not None
@@ -237,7 +241,7 @@ def _run(
     sample = Sample(config.verify_sample, config.seed) if config.verify_sample else None
     clips["integer"], simulation = integer_clip(stages, inputs, program, trajectory, vae, verified, sample, store)
     with stages.stage("time"):
-        timing = time_program(program, steps=executed)
+        timing = time_program(program, reuse, executed)
     if not config.integer_only:
         with stages.stage("measure"):
             fidelity = measure(clips)
@@ -311,6 +315,7 @@ def run_timing(
     steps: int | None = None,
     blocks: int | None = None,
     branch: str | None = None,
+    reuse: bool = True,
     notify: Notify | None = None,
 ) -> TimingResult:
     """The cycles of a clip, of any prompt and seed: no checkpoint, calibration or tensor data is needed.
@@ -334,7 +339,7 @@ def run_timing(
     with stages.stage("compile"):
         made, program = outlined(work, config, passes.__setitem__ if dump_passes else None)
     with stages.stage("time"):
-        timing = time_program(program, steps=steps)
+        timing = time_program(program, reuse, steps)
     stages.wall_clock["peak_resident_bytes"] = peak_resident_bytes()
     result = TimingResult(config, made, program, timing, timesteps_of(work)[:steps], passes, stages.wall_clock)
     if out is not None:

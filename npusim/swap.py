@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from compiler import compile_model
@@ -24,7 +23,7 @@ from models.workloads import Workload
 from npusim import callable_module
 from npusim.clips import Notify, one_thread
 from npusim.config import Machine, load_machine
-from npusim.congruence import joins, pieces
+from npusim.congruence import joins, pieces, time_digest
 from npusim.cost import Range, swap_energy
 from npusim.delta import coded_share
 from npusim.errors import UserError
@@ -224,7 +223,7 @@ def rate_that_hides(plain: Program, made: Program, machine: Machine) -> int | No
     found = dict[bytes, tuple[Words, int]]()
     for piece in (code[begin:end] for code in codes for begin, end in pieces(joins(code))):
         if stored := sum(ins.coded_bytes or ins.bytes for ins in _fetches(piece)):
-            found.setdefault(blake2b(piece.tobytes()).digest(), (piece, stored))
+            found.setdefault(time_digest(piece, made.bases(0), machine), (piece, stored))
     timer = Timer(with_rate(machine, MAX_RATE), made.bases(0))
     # What needs most comes first: bytes of storage for each cycle with the fastest one.
     order = sorted(found.values(), key=lambda entry: -entry[1] / timer.cycles(entry[0]))

@@ -54,6 +54,14 @@ REDUCED = {
     "--out runs/swap-xl2": (
         f"npusim swap {TINY} --methods tsq --ranges 2,4 --policies blocking,shadow --out runs/swap-xl2"
     ),
+    f"npusim swap {XL2} --hw hwconfigs/edge_8k.yaml --methods tsw,tsq_pot --ranges 20 --policies blocking,shadow "
+    "--out runs/swap-xl2-small": (
+        f"npusim swap {TINY} --methods tsw,tsq_pot --ranges 4 --policies blocking,shadow --out runs/swap-xl2-small"
+    ),
+    "npusim swap --workload stdit-xl2-16x512x512 --hw hwconfigs/edge_8k.yaml --methods tsq --ranges 20 "
+    "--policies blocking,shadow --out runs/swap-xl2-512": (
+        f"npusim swap {TINY} --methods tsq --ranges 4 --policies blocking,shadow --out runs/swap-xl2-512"
+    ),
     "npusim quantize --workload emoji --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors": (
         "npusim quantize --workload tiny --method tsq --weight-bits 4 --ranges 4 --out tsq.safetensors"
     ),
@@ -62,6 +70,9 @@ REDUCED = {
     ),
     f"npusim run --timing-only {EDGE} --method asq --out runs/static": (
         f"npusim run --timing-only {TINY} --method asq --out runs/static"
+    ),
+    f"npusim run --timing-only {EDGE} --method asq --no-reuse --out runs/static": (
+        f"npusim run --timing-only {TINY} --method asq --no-reuse --out runs/static"
     ),
     f"npusim run --timing-only --workload emoji {DYNAMIC} --out runs/dynamic": (
         f"npusim run --timing-only --workload tiny {DYNAMIC} --out runs/dynamic"

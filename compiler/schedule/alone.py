@@ -11,6 +11,7 @@ from compiler.schedule.fuse import matrices
 from compiler.schedule.place import ALIGN, Zones, row_bytes, value_bytes
 from compiler.schedule.tile_attention import Shape, blocks_of, overlaps, p_type
 from compiler.schedule.tile_linear import linear_tiles
+from compiler.schedule.tile_rows import MNEMONICS
 from npusim.config import Machine
 from npusim.errors import UserError
 
@@ -90,14 +91,15 @@ def _counts(whole: int, part: int) -> list[tuple[int, int]]:
 
 def quantize_cost(machine: Machine, rows: int, cols: int, times: int) -> Cost:
     """RTQUANT, ``times`` times."""
-    return Cost(vector=times * (vector_pass(machine, rows, cols, 2) + rows + machine.vector_unit.op_latency_cycles))
+    cycles = vector_pass(machine, "rtquant", rows, cols, 2) + rows + machine.vector_unit.latency_cycles("rtquant")
+    return Cost(vector=times * cycles)
 
 
 def vector_cost(machine: Machine, op: Op, rows: int, cols: int, times: int) -> Cost:
     """LayerNorm, or an operation of one pass, ``times`` times."""
     if op.kind == "layernorm_modulate":
-        return Cost(vector=times * (vector_pass(machine, rows, cols, 3) + rows))
-    return Cost(vector=times * vector_pass(machine, rows, cols))
+        return Cost(vector=times * (vector_pass(machine, "lnapply", rows, cols, 3) + rows))
+    return Cost(vector=times * vector_pass(machine, MNEMONICS[op.kind], rows, cols))
 
 
 def alone_zones(emitter: Emitter, resident: int) -> Zones:
@@ -118,7 +120,8 @@ def attention_cost(emitter: Emitter, op: Op, blocks: int, rows: int | None) -> C
         m, n, count = block.rows, shape.key.tokens, block.batches
         mac = matmul_cycles(machine, m, shape.width, n, types[0], types[1], count)
         mac += matmul_cycles(machine, m, n, shape.width, "i16" if p_type(op)[1] == 2 else "u8", types[2], count)
-        vector = vector_pass(machine, count * m, n, 2) + count * m + machine.vector_unit.op_latency_cycles
+        vector = vector_pass(machine, "smexp", count * m, n, 2)
+        vector += count * m + machine.vector_unit.latency_cycles("recip")
         stand = block.held and block.row != parts[0].row
         loaded = [(op.inputs[role], n) for role in "kv" if not stand] + [(op.inputs["q"], m)]
         size = sum(

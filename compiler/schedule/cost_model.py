@@ -72,7 +72,7 @@ def _matmul_cycles(array: _Array, m: int, k: int, n: int, a_dtype: str, b_dtype:
     return MATMUL.cycles(SimpleNamespace(**shape, **types), array.machine)
 
 
-def vector_pass(machine: Machine, rows: int, cols: int, passes: int = 1) -> int:
-    """Cycles of a vector instruction, shared by all vector units."""
+def vector_pass(machine: Machine, op: str, rows: int, cols: int, passes: int = 1) -> int:
+    """Cycles of a vector instruction with the mnemonic ``op``, shared by all vector units."""
     unit = machine.vector_unit
-    return -(-(passes * -(-rows * cols // unit.lanes) + unit.op_latency_cycles) // unit.count)
+    return -(-(passes * -(-rows * cols // unit.lanes) + unit.latency_cycles(op)) // unit.count)

@@ -9,7 +9,7 @@ from npusim.errors import UserError
 from npusim.isa.encoding import NO_ADDRESS
 from npusim.isa.layernorm import STATISTICS
 
-MNEMONICS = {"elementwise": "ewlin", "product": "ewmul"}
+MNEMONICS = {"elementwise": "ewlin", "product": "ewmul", "table": "table"}
 
 
 def moved(emitter: Emitter, *names: str) -> list[int]:

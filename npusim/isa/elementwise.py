@@ -169,7 +169,7 @@ def cycles(ins: Decoded, machine: Any) -> int:
     vector_unit = machine.vector_unit
     wide = "i32" in {DTYPE_NAMES[d] for d in (ins.a_dtype, ins.b_dtype, ins.out_dtype)}
     passes = -(-ins.batch * ins.rows * ins.cols // vector_unit.lanes) * (2 if wide else 1)
-    return int(passes + vector_unit.op_latency_cycles)
+    return int(passes + vector_unit.latency_cycles(ins.op))
 
 
 EWLIN = Instruction(

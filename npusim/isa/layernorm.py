@@ -141,12 +141,12 @@ def _pass(ins: Decoded, machine: Any) -> int:
 
 def cycles_statistics(ins: Decoded, machine: Any) -> int:
     """One pass for both sums, one row a cycle through the reciprocal square root behind it, and the pipeline."""
-    return _pass(ins, machine) + int(ins.rows) + int(machine.vector_unit.op_latency_cycles)
+    return _pass(ins, machine) + int(ins.rows) + int(machine.vector_unit.latency_cycles(ins.op))
 
 
 def cycles_apply(ins: Decoded, machine: Any) -> int:
     """Two passes, normalise and modulate, and the pipeline."""
-    return 2 * _pass(ins, machine) + int(machine.vector_unit.op_latency_cycles)
+    return 2 * _pass(ins, machine) + int(machine.vector_unit.latency_cycles(ins.op))
 
 
 LNSTAT = Instruction(

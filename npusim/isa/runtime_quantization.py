@@ -95,7 +95,7 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
 def cycles(ins: Decoded, machine: Any) -> int:
     """Two passes, range and rounding; one row a cycle through the reciprocal in between; the pipeline twice."""
     passes = 2 * -(-ins.rows * ins.cols // machine.vector_unit.lanes)
-    return int(passes + ins.rows + 2 * machine.vector_unit.op_latency_cycles)
+    return int(passes + ins.rows + 2 * machine.vector_unit.latency_cycles(ins.op))
 
 
 RULES = (

@@ -124,12 +124,12 @@ def footprint_recip(ins: Decoded) -> tuple[list[Region], list[Region]]:
 def cycles_exp(ins: Decoded, machine: Any) -> int:
     """Two passes, the row maximum, then the exponentials with their sum; and the pipeline."""
     passes = 2 * -(-ins.rows * ins.cols // machine.vector_unit.lanes)
-    return int(passes + machine.vector_unit.op_latency_cycles)
+    return int(passes + machine.vector_unit.latency_cycles(ins.op))
 
 
 def cycles_recip(ins: Decoded, machine: Any) -> int:
     """One row a cycle through one reciprocal unit, and the pipeline."""
-    return int(ins.rows) + int(machine.vector_unit.op_latency_cycles)
+    return int(ins.rows) + int(machine.vector_unit.latency_cycles(ins.op))
 
 
 SMEXP = Instruction(

@@ -111,7 +111,7 @@ def footprint8(ins: Decoded) -> tuple[list[Region], list[Region]]:
 def cycles(ins: Decoded, machine: Any) -> int:
     """One pass, ceil(rows cols / lanes), and the pipeline: each lane has its own port to the table."""
     passes = -(-ins.rows * ins.cols // machine.vector_unit.lanes)
-    return int(passes + machine.vector_unit.op_latency_cycles)
+    return int(passes + machine.vector_unit.latency_cycles(ins.op))
 
 
 TABLE = Instruction(

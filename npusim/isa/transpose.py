@@ -48,7 +48,7 @@ def footprint(ins: Decoded) -> tuple[list[Region], list[Region]]:
 def cycles(ins: Decoded, machine: Any) -> int:
     """One pass, ceil(batch rows cols / lanes), and the pipeline: a lane writes one element a cycle to any bank."""
     passes = -(-ins.batch * ins.rows * ins.cols // machine.vector_unit.lanes)
-    return int(passes + machine.vector_unit.op_latency_cycles)
+    return int(passes + machine.vector_unit.latency_cycles(ins.op))
 
 
 RULES = (

@@ -9,7 +9,7 @@ The rules, in full:
 * Of an address the DRAM takes everything below the row (channel, bank group, bank, place in the row) as it is; these
   repeat with every *turn* of the mapping, one row of every bank. Of rows it asks only whether two are the same.
 * So a copy's address is known well enough by its place in a turn, and by which copies share turns with it. The turns
-  that copies reach, from first to last, form clusters (`npusim.congruence.places`): moving a cluster by whole turns
+  that copies reach, from first to last, form clusters (`npusim.congruence.in_turns`): moving a cluster by whole turns
   to where it meets no other changes no answer. Two pieces whose instructions agree in all the above, addresses taken
   relative to their clusters' first turns, take the same time, cycle by cycle.
 * A FETCH counts as a copy to its place in DRAM and, of coded bytes, one from the old bytes. Addresses in storage play
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npusim.config import Machine
-from npusim.congruence import pieces, places
+from npusim.congruence import in_turns, pieces
 from npusim.timing import core, dram, sram, storage
 from npusim.timing.cost import Costs, Int64
 from npusim.units import KINDS, of_kind
@@ -87,11 +87,10 @@ def run_pieces(cost: Costs, machine: Machine) -> Run:
     """Time each piece between barriers unless an equal one is known."""
     known, cuts = _Machine.of(machine), pieces(cost.barrier)
     salt = blake2b(b"".join(array.tobytes() for array in known)).digest()
-    fixed = machine.dram.capacity_bytes // 2 if machine.dram.background_bytes_per_second else dram.NEVER
     runs = list[Run]()
     for begin, end in cuts:
         part = slice(begin, end)
-        key = _key(cost, part, machine, fixed, salt)
+        key = _key(cost, part, machine, salt)
         run = _kept.pop(key, None) or _run(cost, part, known)
         if run.outcome != core.DONE:
             return run_whole(cost, machine)  # for its cycle and indices
@@ -108,14 +107,11 @@ def _forget() -> None:
         count -= len(_kept.popitem(last=False)[1].start)
 
 
-def _key(cost: Costs, part: slice, machine: Machine, fixed: int, salt: bytes) -> bytes:
-    """A digest of all that the time of a piece depends on; ``fixed``: the first byte of background traffic."""
-    geometry, turn = cost.geometry[part].copy(), machine.dram.turn_bytes
+def _key(cost: Costs, part: slice, machine: Machine, salt: bytes) -> bytes:
+    """A digest of all that the time of a piece depends on."""
+    geometry = cost.geometry[part].copy()
     row, column, start, last = _reached(geometry, cost.unit[part], cost.transfer[part], machine.dram.device.burst_bytes)
-    cluster = np.zeros(0, np.int64)
-    if len(row) and last.max() < fixed:
-        cluster, begin = places(np.zeros_like(start), start // turn, last // turn + 1)
-        geometry[row, column] -= begin * turn
+    geometry[row, column], cluster = in_turns(start, last, machine)
     digest = blake2b(salt)
     for array in (
         cost.unit[part], cost.barrier[part], cost.busy[part], cost.transfer[part], cost.wait[part], cost.signal[part],

@@ -82,7 +82,7 @@ def time_program(program: Program, reuse: bool = True, steps: int | None = None)
             raise UserError(f"{name}: does not end in a barrier or halt, so that repetitions cannot be added up")
     bases = program.bases(0)
     executed = program.steps if steps is None else steps
-    prologue, *codes = (_named(name, code, program.machine, bases) for name, code in program.code())
+    prologue, *codes = (_named(name, code, program.machine, bases, reuse) for name, code in program.code())
     numbers = [program.code_number(step) for step in range(executed)]
     if reuse:
         cycles, ledger, traffic, memory = prologue.total_cycles, prologue.ledger, prologue.traffic, prologue.dram
@@ -112,10 +112,10 @@ def time_program(program: Program, reuse: bool = True, steps: int | None = None)
     )
 
 
-def _named(name: str, code: NDArray[np.uint32], machine: Machine, bases: Sequence[int]) -> CodeTiming:
+def _named(name: str, code: NDArray[np.uint32], machine: Machine, bases: Sequence[int], reuse: bool) -> CodeTiming:
     try:
         check_halt(code)
-        return simulate(code, machine, bases)
+        return simulate(code, machine, bases, reuse)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 

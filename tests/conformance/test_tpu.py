@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.conformance.tpu_rows import MEASURED, OTHERS, SIZES, mean_error, ours
 
-CYCLES = (2480, 8271, 42438, 285574)
+CYCLES = (2480, 8271, 42485, 285574)
 """Ours; a change of compiler or cycle model that moves them changes the table of npusim/VALIDATION.md."""
 
 

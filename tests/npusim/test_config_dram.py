@@ -87,3 +87,33 @@ def test_every_device_table_loads_and_every_value_names_its_source(
         for line in table.read_text(encoding="utf-8").splitlines():
             if line.startswith("t") and "_l_" not in line:
                 assert "#" in line, f"{table.name}: {line}"
+
+
+def test_tables_have_the_clocks_of_their_sources(repository: Path, edge_text: str, tmp_path: Path) -> None:
+    """LPDDR4X: DRAMSys' memspec, clock by clock; HBM2: gem5's class, whose clock is 1 ns."""
+    dramsys = {
+        "RCD": 39, "RPpb": 39, "WL": 18, "RAS": 90, "RRD": 22, "FAW": 86, "CCD": 8, "WTR": 22, "WR": 39, "RTP": 17,
+        "REFI": 8341, "RFCab": 812, "RL": 36, "DQSCK": 4, "WPRE": 2, "BL/2": 8,
+    }  # fmt: skip
+    gem5 = {"tRP": 14, "tRCD": 12, "tCL": 18, "tCWL": 7, "tRAS": 28, "tREFI": 3900, "tWR": 14, "tRTP": 5, "tRTW": 18}
+    fields = {
+        "lpddr4x_4266": {
+            "trcd": "RCD", "trp": "RPpb", "cwl": "WL", "tras": "RAS", "trrd_s": "RRD", "tfaw": "FAW", "tccd_s": "CCD",
+            "twtr_s": "WTR", "twr": "WR", "trtp": "RTP", "trefi": "REFI", "trfc": "RFCab", "burst": "BL/2",
+        },
+        "hbm2_2000": {
+            "trp": "tRP", "trcd": "tRCD", "cas": "tCL", "cwl": "tCWL", "tras": "tRAS", "trefi": "tREFI", "twr": "tWR",
+            "trtp": "tRTP", "trtw": "tRTW",
+        },
+    }  # fmt: skip
+    for (table, names), source in zip(fields.items(), (dramsys, gem5), strict=True):
+        text = edited(edge_text, "device: lpddr5_6400", f"device: {table}")
+        text = edited(text, "barrier_cycles: 400", "barrier_cycles: 900")
+        (tmp_path / "machine.yaml").write_text(text, encoding="utf-8")
+        device = load_machine(tmp_path / "machine.yaml").dram.device
+        for field, name in names.items():
+            assert getattr(device, f"{field}_clocks") == source[name], f"{table}: {field}"
+        if table == "lpddr4x_4266":
+            s = dramsys
+            assert device.cas_clocks == s["RL"] + s["DQSCK"]
+            assert device.trtw_clocks == s["RL"] + s["DQSCK"] + s["BL/2"] + s["WPRE"] - s["WL"]

@@ -79,7 +79,7 @@ def faults(schema: dict[str, Any], part: dict[str, Any], value: Any, path: str =
     if not part.get("minimum", 0) <= (value if isinstance(value, int) else 0) <= part.get("maximum", 1 << 60):
         found.append(f"{path}: {value!r} out of range") if isinstance(value, int) else None
     if part.get("type") == "object":
-        found += [f"{path}.{name}: missing" for name in part["required"] if name not in value]
+        found += [f"{path}.{name}: missing" for name in part.get("required", []) if name not in value]
         for name, item in value.items():
             if name in part["properties"]:
                 found += faults(schema, part["properties"][name], item, f"{path}.{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,3 +171,23 @@ def test_equal_blocks_of_the_real_model_are_timed_once(edge_machine: Machine, mo
     assert (quick.cycles, quick.ledger, quick.traffic, quick.dram) == (
         whole.cycles, whole.ledger, whole.traffic, whole.dram,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [["--timing-only"], ["--integer-only", "--verify", "none", "--steps", "2"]])
+def test_no_reuse_times_every_instruction_and_gives_the_same_files(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a piece of code may be reused")
+
+    def files(name: str, *more: str) -> dict[str, bytes]:
+        given = ["run", "--workload", "tiny", "--hw", "hwconfigs/tiny_8x8.yaml", "--out", str(tmp_path / name)]
+        assert main([*given, *options, *more]) == 0
+        held = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        record = json.loads(held.pop("run.json"))
+        assert record.pop("wall_clock")
+        return held | {"run.json": json.dumps(record).encode()}
+
+    quick = files("quick")
+    monkeypatch.setattr(sys.modules["npusim.timing.simulate"], "run_pieces", refuse)
+    assert files("whole", "--no-reuse") == quick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -16,12 +17,12 @@ from compiler.swap import IN_DRAM, POLICIES, swap_program
 from compiler.swap.coded import Codes
 from compiler.verify import verify
 from npusim.config import Machine
-from npusim.congruence import joins, pieces
+from npusim.congruence import joins, pieces, time_digest
 from npusim.crosscheck import random_inputs
 from npusim.isa import decode
 from npusim.program import Program
 from npusim.simulate import Simulation
-from npusim.swap import Timer, compare, with_rate
+from npusim.swap import Timer, compare, rate_that_hides, with_rate
 from npusim.timing import simulate, time_program
 from tests.compiler.runs import machine_like
 
@@ -143,3 +144,28 @@ def test_what_is_hidden_is_hidden_at_the_rate_that_was_found(plain: Any, machine
         ledgers = [simulate(code, slower, made.bases(0)).ledger for code in made.step_codes]
         waits = sum(causes["wait_param_swap"] for ledger in ledgers for causes in ledger.values())
         assert (waits == 0) is hidden
+
+
+def test_the_rate_is_searched_once_for_equal_pieces(
+    plain: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces that differ in layers' numbers and whole turns of DRAM alone need the same rate."""
+    program = plain(0, 1, 2, 3)
+    made = swap_program(program, Timer(machine, program.bases(0)), "shadow", "shadow")
+    fetching = [
+        code[begin:end]
+        for code in made.step_codes
+        for begin, end in pieces(joins(code))
+        if any(ins.op == "fetch" for ins in decode(code[begin:end]))
+    ]
+    module, searched = sys.modules["npusim.swap"], list[Any]()
+    search = module._rate_of_piece
+
+    def noted(piece: Any, *rest: Any) -> Any:
+        searched.append(piece)
+        return search(piece, *rest)
+
+    monkeypatch.setattr(module, "_rate_of_piece", noted)
+    assert rate_that_hides(program, made, machine) is not None
+    assert len(searched) == len({time_digest(piece, made.bases(0), machine) for piece in fetching})
+    assert len(searched) < len({piece.tobytes() for piece in fetching})

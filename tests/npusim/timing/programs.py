@@ -251,4 +251,6 @@ def random_machine(rng: np.random.Generator, base: Machine) -> Machine:
         "banks": pick(rng, 1, 2, 4, 16), "bytes_per_cycle": pick(rng, 1, 2, 4, 8, 16, 32),
         "ports": pick(rng, "1rw", "1r1w", "2rw", "unlimited"), "mapping": pick(rng, "interleaved", "blocked"),
     }  # fmt: skip
+    own = fields["vector_unit"]["latency_by_op"]
+    own |= {name: pick(rng, 0, number(rng, 1, 50)) for name in own}
     return Machine.model_validate(fields)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from npusim.config import Machine
+from npusim.config import LatencyByOp, Machine
+from npusim.hw import changed
 from npusim.isa import BY_MNEMONIC, decode
+from npusim.isa.control import JOINS
 from npusim.isa.encoding import NO_ADDRESS, encode
 from npusim.timing import CAUSES, CodeTiming, simulate
 from npusim.timing.cost import costs
@@ -187,3 +189,21 @@ def test_with_choices_a_faster_machine_stays_within_the_stated_bound(tiny_machin
             causes["wait_dram"] + causes["wait_bank"] for causes in timing.ledger.values()
         )
         assert timing.total_cycles <= simulate(code, machine).total_cycles + transfers, seed
+
+
+def test_each_vector_operation_has_the_latency_that_the_machine_gives_it(tiny_machine: Machine) -> None:
+    """As often as the operation goes through its pipeline: RTQUANT twice, the others once."""
+    ops = [op for op, spec in BY_MNEMONIC.items() if "vector" in spec.units and op not in ("token", *JOINS)]
+    own = {op: 20 + index for index, op in enumerate(ops)}
+    plain = changed(equipped(tiny_machine), {"vector_unit.op_latency_cycles": 1, "sram.ports": "unlimited"})
+    machine = changed(plain, {f"vector_unit.latency_by_op.{op}_cycles": cycles for op, cycles in own.items()})
+    seen = set[str]()
+    for seed in range(12):
+        code = random_code(np.random.default_rng([9, seed]), 40, 0.2, True)
+        timing, short = equal_to_the_stepper(code, machine), simulate(code, plain)
+        longer = (timing.end_cycle - timing.start_cycle) - (short.end_cycle - short.start_cycle)
+        for index, ins in enumerate(decode(code)):
+            if ins.op in own:
+                seen.add(ins.op)
+                assert longer[index] == (own[ins.op] - 1) * (2 if ins.op == "rtquant" else 1), ins.op
+    assert seen == set(own) == {name.removesuffix("_cycles") for name in LatencyByOp.model_fields}

@@ -100,7 +100,7 @@ def test_streaming_reaches_the_theoretical_share_of_the_peak(table_machine: Mach
     """Rows open behind the data; only refresh costs: from its time on tRP, tRFC, tRCD, the end of the row before
     (tRTP, or write recovery) and of the burst after, in each tREFI."""
     device = table_machine.dram.device
-    refresh = {"ddr4_3200": 12480, "hbm2_2000": 3900, "lpddr4x_4266": 8327, "lpddr5_6400": 3124}
+    refresh = {"ddr4_3200": 12480, "hbm2_2000": 3900, "lpddr4x_4266": 8341, "lpddr5_6400": 3124}
     trefi = next(v for k, v in refresh.items() if k.split("_")[0].upper() in device.kind.upper().replace("-", ""))
     size = 1 << 22
     for channels in (1, 4):

@@ -16,7 +16,7 @@ from npusim.errors import UserError
 from npusim.isa import BY_MNEMONIC, decode
 from npusim.isa.storage_dma import FETCH
 from npusim.timing import reuse, simulate
-from npusim.timing.cost import Costs
+from npusim.timing.cost import Costs, costs
 from tests.npusim.timing.programs import Words, equipped, random_code, random_machine
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(1, 6)), min_size=1, max_size=14)
@@ -111,6 +111,9 @@ def test_random_code_takes_the_same_time(block: int, tiny_machine: Machine, monk
         by_turns = moved(code, machine, rng, 2)
         if time_digest(by_turns, (0,) * 10, machine) == time_digest(code, (0,) * 10, machine):
             assert simulate(by_turns, machine).total_cycles == simulate(code, machine).total_cycles
+            # The digest of words is at least as fine as that of costs: they ask the same of addresses.
+            one, other = (costs(words, machine) for words in (by_turns, code))
+            assert reuse._key(one, slice(None), machine, b"") == reuse._key(other, slice(None), machine, b"")
 
 
 def test_background_traffic_that_may_meet_a_row_is_told_apart(tiny_machine: Machine) -> None:
