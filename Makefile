@@ -77,7 +77,7 @@ mutants: $(STAMP) verilator
 
 coverage: $(STAMP) verilator
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "$(MARKS)"
+	$(BIN)/python -m coverage run -m pytest -m "$(MARKS)" --timeout 2700 -n $(JOBS) --dist loadfile
 	$(BIN)/python -m coverage combine
 	$(BIN)/python -m coverage report
 

@@ -48,7 +48,7 @@ def _power(builder: Any, distance: Any, amount: Any, rest: Any, most: Any) -> An
     knot = lanes.looked_up(builder, _table(builder, "exp2_knots", KNOTS), segment, 4)
     fall = lanes.looked_up(builder, _table(builder, "exp2_falls", FALLS), segment, 4)
     value = builder.sub(knot, builder.lshr(builder.mul(fall, fraction), lanes.repeated(WORDS, 9)))
-    products = (builder.mul(half(builder, value), most) for half in lanes.HALVES)
+    products = (builder.mul(side(builder, value), most) for side in lanes.HALVES)
     by = lanes.repeated(lanes.HALF, 16)
     scaled = lanes.merged(builder, *(builder.lshr(product, by) for product in products))
     doubled = builder.lshr(scaled, builder.add(whole, lanes.repeated(WORDS, 13)))
@@ -86,11 +86,11 @@ def _body(builder: Any, function: Any, size: int) -> Any:
 
         def power_columns(columns: Columns) -> None:
             distance = builder.sub(top, builder.sext(columns.read(source, LOGITS), WORDS))
-            power = _power(builder, distance, amount, rest, most)
-            columns.write(target, lanes.narrowed(builder, power, place))
+            value = _power(builder, distance, amount, rest, most)
+            columns.write(target, lanes.narrowed(builder, value, place))
             if columns.inside is not None:
-                power = builder.select(columns.inside, power, lanes.repeated(WORDS, 0))
-            total.add(power)
+                value = builder.select(columns.inside, value, lanes.repeated(WORDS, 0))
+            total.add(value)
 
         lanes.over_columns(builder, valid, power_columns)
         behind = builder.add(target, builder.mul(valid, I64(size)))

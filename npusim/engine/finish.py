@@ -34,11 +34,11 @@ def _products(builder: Any, form: int, zeros: int, arguments: Any, multipliers: 
     zero = lanes.load(builder, weight_zero, index, WORDS) if zeros else None
     if form == WIDE_SUMS:
         first, second = (lanes.load(builder, sums, builder.add(index, I64(i)), HALF) for i in (0, HALF.count))
-        for number, half in enumerate(HALVES):
+        for number, side in enumerate(HALVES):
             order = ir.Constant(vector(I32, HALF.count), list(range(number, WIDTH, 2)))
             value = builder.shuffle_vector(first, second, order)
             if zeros:
-                correction = builder.mul(half(builder, zero), lanes.same(builder, row_sum, HALF.count))
+                correction = builder.mul(side(builder, zero), lanes.same(builder, row_sum, HALF.count))
                 value = builder.sub(value, correction)
             yield builder.mul(value, multipliers[number])
         return
@@ -50,11 +50,11 @@ def _products(builder: Any, form: int, zeros: int, arguments: Any, multipliers: 
     for planes in UNITS_OF_PLANES.get(form, ()):
         places = (builder.add(sums, builder.mul(plane, I64(number))) for number in planes)
         uppers.append(reduce(builder.add, [lanes.load(builder, place, index, WORDS) for place in places]))
-    for half, multiplier in zip(HALVES, multipliers, strict=True):
+    for side, multiplier in zip(HALVES, multipliers, strict=True):
         factor = lanes.even(builder, multiplier)  # it has 32 bits
-        product = builder.mul(half(builder, value), factor)
+        product = builder.mul(side(builder, value), factor)
         for digit, upper in enumerate(uppers, 1):
-            more = builder.mul(half(builder, upper), factor)
+            more = builder.mul(side(builder, upper), factor)
             product = builder.add(product, builder.shl(more, lanes.repeated(HALF, 8 * digit)))
         yield product
 

@@ -39,7 +39,7 @@ def _body(builder: Any, function: Any, size: int) -> Any:
 
         def look_up(columns: Columns) -> None:
             values = _interpolated(builder, columns.read(source, vector(I16, WIDTH)), table)
-            products = [builder.mul(half(builder, values), factor) for half in HALVES]
+            products = [builder.mul(side(builder, values), factor) for side in HALVES]
             found, differs = lanes.requantized(builder, products, [rounding] * 2, [down] * 2, limits, False)
             columns.write(target, lanes.narrowed(builder, found, vector(SIZES[size], WIDTH)))
             changed.count(columns.only(differs))

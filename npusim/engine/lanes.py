@@ -69,7 +69,7 @@ HALVES = even, odd
 def merged(builder: Any, first: Any, second: Any) -> Any:
     """The low words of even and odd columns, in the order of columns."""
     order = [i + (WIDTH - 1 if i % 2 else 0) for i in range(WIDTH)]
-    words = (builder.bitcast(half, WORDS) for half in (first, second))
+    words = (builder.bitcast(side, WORDS) for side in (first, second))
     return builder.shuffle_vector(*words, ir.Constant(WORDS, order))
 
 
@@ -125,7 +125,7 @@ def requantized(builder: Any, products: Any, roundings: Any, shifts: Any, limits
     halves = [rounded(builder, *terms) for terms in zip(products, roundings, shifts, strict=True)]
     if not wide:
         return clamped(builder, merged(builder, *halves), limits)
-    results, differs = zip(*(clamped(builder, half, limits) for half in halves), strict=True)
+    results, differs = zip(*(clamped(builder, side, limits) for side in halves), strict=True)
     changed = merged(builder, *(builder.sext(where, HALF) for where in differs))
     return merged(builder, *results), builder.icmp_signed("!=", changed, repeated(WORDS, 0))
 

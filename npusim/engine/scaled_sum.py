@@ -28,10 +28,10 @@ def _body(builder: Any, function: Any, two: int, wide: int, size: int) -> Any:
         operands = [[lanes.load(builder, array, columns.index, WORDS) for array in term] for term in terms]
         offsets = lanes.load(builder, offset, columns.index, WORDS)
         sums = []
-        for half in HALVES:
-            total = half(builder, offsets)
+        for side in HALVES:
+            total = side(builder, offsets)
             for value, factor in operands:
-                total = builder.add(total, builder.mul(half(builder, value), half(builder, factor)))
+                total = builder.add(total, builder.mul(side(builder, value), side(builder, factor)))
             sums.append(total)
         found, differs = lanes.requantized(builder, sums, [rounding] * 2, [down] * 2, limits, bool(wide))
         columns.write(out, lanes.narrowed(builder, found, vector(SIZES[size], WIDTH)))

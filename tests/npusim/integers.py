@@ -38,13 +38,18 @@ def floats_in_source(source: str) -> list[str]:
             what = _power(node)
         elif isinstance(node, ast.Name) and node.id in FLOAT_NAMES:
             what = f"name {node.id}"
-        elif isinstance(node, ast.Attribute) and node.attr in FLOAT_NAMES | {"double"}:
+        elif isinstance(node, ast.Attribute) and node.attr in FLOAT_NAMES | {"double"} and not _is_llvm(node):
             what = f"attribute {node.attr}"
         elif isinstance(node, ast.alias) and node.name in FLOAT_NAMES:
             what = f"import of {node.name}"
         if what:
             found.append(f"line {node.lineno}: {what}")
     return found
+
+
+def _is_llvm(node: ast.Attribute) -> bool:
+    """``builder.trunc``, which cuts an integer of LLVM's."""
+    return node.attr == "trunc" and isinstance(node.value, ast.Name) and node.value.id == "builder"
 
 
 def _power(node: ast.BinOp | ast.AugAssign) -> str | None:

@@ -51,11 +51,11 @@ def test_an_edit_to_a_function_that_a_kernel_calls_takes_effect(tmp_path: Path, 
     assert run(tmp_path, repository) == "[-1, 0, 1, 2] 0"
     assert run(tmp_path, repository) == "[-1, 0, 1, 2] 1"  # compiled once, found again
 
-    source = tmp_path / "npusim" / "engine" / "scalar.py"
+    source = tmp_path / "npusim" / "engine" / "lanes.py"
     text = source.read_text(encoding="utf-8")
-    before = "(value * multiplier + (ONE << (shift - 1))) >> shift"
+    before = "builder.ashr(builder.add(product, rounding), shift)"
     assert text.count(before) == 1
-    source.write_text(text.replace(before, "(value * multiplier) >> shift"), encoding="utf-8")
+    source.write_text(text.replace(before, "builder.ashr(product, shift)"), encoding="utf-8")
     assert run(tmp_path, repository) == "[-2, -1, 0, 1] 0"
 
     source.write_text(text, encoding="utf-8")
