@@ -77,6 +77,9 @@ REDUCED = {
     f"npusim run --timing-only --workload emoji {DYNAMIC} --out runs/dynamic": (
         f"npusim run --timing-only --workload tiny {DYNAMIC} --out runs/dynamic"
     ),
+    f"npusim run --timing-only {XL2} {DYNAMIC} --out runs/xl2-dynamic": (
+        f"npusim run --timing-only --workload tiny {DYNAMIC} --out runs/xl2-dynamic"
+    ),
     "npusim compare runs/demo runs/gemmini": "npusim compare runs/demo runs/gemmini",
     "npusim explain runs/demo/program.npu 78": "npusim explain runs/demo/program.npu 78",
     "npusim calibrate --workload emoji --out models/calibration/emoji.safetensors": (
