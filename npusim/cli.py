@@ -106,8 +106,8 @@ def run(
 ) -> None:
     """Make one clip with the float model and on the NPU; report fidelity and cost (npusim.run.run).
 
-    With --timing-only, report the cost of any clip, which depends on no data (npusim.run.run_timing). Interrupted, a
-    long run goes on when the same command is given again.
+    With --timing-only, only the cost (npusim.run.run_timing). Interrupted, a long run goes on when the same command
+    is given again.
     """
     from npusim import run as job
 
