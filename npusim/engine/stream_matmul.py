@@ -281,7 +281,8 @@ def matmul(context: int, row: int) -> int:
     padded, vectors = (units + LANES - 1) // LANES * LANES, (n + LANES - 1) // LANES
     left_row = 4 * padded + 64
     b_plane = vectors * padded * 4 * LANES
-    if RIGHT_AT + 2 * b_plane > ARENA_BYTES or digits * BLOCK_ROWS * left_row > RIGHT_AT - LEFT_AT - (1 << 20):
+    b_packed = b_plane * (2 if split else 1)
+    if RIGHT_AT + b_packed > ARENA_BYTES or digits * BLOCK_ROWS * left_row > RIGHT_AT - LEFT_AT - (1 << 20):
         return 0
     bound = k * LARGEST[a_kind] * LARGEST[b_kind] + (c[HELD_BOUND + second] if goes_on else 0)
     row_bound = k * LARGEST[a_kind] + (c[HELD_ROW_BOUND + second] if goes_on else 0)
@@ -330,14 +331,14 @@ def matmul(context: int, row: int) -> int:
             rounding[place] += fixed[j] * multiplier[place]
     column_sums, bias = scratch64(c, 2, n), scratch64(c, 3, n)
     left, block = c[ARENA] + LEFT_AT, c[ARENA] + BLOCK_AT
-    b_step, b_form, alone = w[MATMUL.b_k], 4 * b_size + 2 * as_bytes + split, batches == 1 and 2 * b_plane <= HALF
+    b_step, b_form, alone = w[MATMUL.b_k], 4 * b_size + 2 * as_bytes + split, batches == 1 and b_packed <= HALF
     slot = COLUMNS_SLOT
     if alone:
         slot = slot_of_columns(c, w[MATMUL.b_addr], k, n, w[MATMUL.b_n], b_step, b_form)
     kept = alone and is_kept(c, slot, w[MATMUL.b_addr], k, n, w[MATMUL.b_n], b_step, b_form)
     if not kept:
         drop(c, slot)
-    if 2 * b_plane > HALF:
+    if b_packed > HALF:
         drop(c, OTHER_COLUMNS)
     right = c[ARENA] + RIGHT_AT + (slot - COLUMNS_SLOT) * HALF
     direct = k % per_unit == 0 and digits == 1 and a_kind != I8 and a_kind != U16

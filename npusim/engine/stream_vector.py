@@ -1,4 +1,4 @@
-"""Handlers of EWLIN, EWMUL and TABLE: a row is read to int32, computed, and written."""
+"""Handlers of EWLIN, EWMUL and TABLE. Rows of the first two are read to int32, computed, and written."""
 
 from __future__ import annotations
 

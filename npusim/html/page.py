@@ -108,7 +108,7 @@ def shown(value: object) -> str:
 
 def four_digits(value: float) -> str:
     """At least four digits, and no exponent for large numbers."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
+    return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e15 else f"{value:,.4g}"
 
 
 def _title(run: RunData) -> str:

@@ -17,9 +17,11 @@ FLOAT_NAMES = {
     "float", "complex", "float16", "float32", "float64", "float128", "floating", "half", "single", "longdouble",
     "complex64", "complex128", "inexact", "true_divide", "divide", "sqrt", "exp", "exp2", "log", "log2", "power",
     "mean", "average", "std", "var", "linspace", "rint", "round", "floor", "ceil", "trunc", "Fraction", "Decimal",
+    "HalfType", "FloatType", "DoubleType", "fadd", "fsub", "fmul", "fdiv", "frem", "fneg", "fcmp_ordered",
+    "fcmp_unordered", "sitofp", "uitofp", "fptosi", "fptoui", "fptrunc", "fpext",
 }  # fmt: skip
-"""Names and attributes that stand for a float type or give floats."""
-FLOAT_TYPE = re.compile(r"^[<>=|]?[fc](2|4|8|16|32|64|128)$|^(float|complex)\d*$")
+"""Names and attributes that stand for a float type or give floats, LLVM's too."""
+FLOAT_TYPE = re.compile(r"^[<>=|]?[fc](2|4|8|16|32|64|128)$|^(float|complex)\d*$|^llvm\..*f(16|32|64)$")
 
 
 def floats_in_source(source: str) -> list[str]:

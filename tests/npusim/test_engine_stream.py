@@ -19,8 +19,8 @@ from npusim.engine import lanes, stream
 from npusim.engine.context import table_of, table_of_words
 from npusim.isa import ALL, BY_OPCODE
 from npusim.isa.assembly import assemble
-from npusim.isa.encoding import Decoded, decode_row, encode
-from npusim.isa.matmul import RECORD, RQ_MODES
+from npusim.isa.encoding import DTYPE_NAMES, Decoded, decode_row, encode
+from npusim.isa.matmul import RECORD, ROW_RECORD, RQ_MODES
 from npusim.memory import MachineState, Sums
 from npusim.testing import cases, matmuls
 from npusim.units import UNITS, of_kind
@@ -106,16 +106,20 @@ def repeated_products(draw: st.DrawFn) -> tuple[MachineState, list[Decoded]]:
     start = min(max(draw(st.one_of(near, st.integers(0, end))), 0), end - size)
     assume(start >= 0)
     load = make("load", unit=UNITS.index("load"), local_addr=start, row_bytes=size, rows=1, planes=1)
-    again = [copy(ins) for _ in range(draw(st.integers(1, 3)))]
+    again = [copy(ins) for _ in range(draw(st.integers(1, 4)))]
     for other in again:
-        if draw(st.booleans()):
-            other.m = draw(st.integers(1, ins.m))
-        if draw(st.booleans()):
-            other.n = draw(st.integers(1, ins.n))
+        for name in draw(st.sets(st.sampled_from(["m", "n", "k"]), max_size=1)):
+            setattr(other, name, draw(st.integers(1, getattr(ins, name))))
+        for name in draw(st.sets(st.sampled_from(["a_row", "b_k", "b_n"]), max_size=1)):
+            setattr(other, name, max(getattr(ins, name) - 4, 4 if name == "a_row" else WIDTH[DTYPE_NAMES[ins.b_dtype]]))
+        for name, step in draw(st.sets(st.sampled_from([("a_addr", 4), ("b_addr", 4), ("b_addr", 8)]), max_size=1)):
+            setattr(other, name, getattr(ins, name) + step)
+        kinds = {1: ["u8", "i8"], 2: ["i16", "u16"]}[WIDTH[DTYPE_NAMES[ins.a_dtype]]]
+        other.a_dtype = DTYPE_NAMES.index(draw(st.sampled_from(kinds)))
     return case.state, [ins, load, *again]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(repeated_products())
 def test_what_products_keep_is_what_memory_holds(drawn: tuple[MachineState, list[Decoded]]) -> None:
     """Packed operands and sums of rows are used again unless the bytes that they were made from are written."""
@@ -245,6 +249,74 @@ def test_what_a_holds_decides_where_its_type_could_overflow(largest: int, taken:
         "out_row": 4 * n,
     }
     ins = make("matmul", m=m, k=k, n=n, a_dtype="i16", b_dtype="i16", out_dtype="i32", **batches, **places)
+    assert takes(state, ins) == taken
+    assert agree(state, ins)
+
+
+@pytest.mark.parametrize(("multiplier", "shift", "zero_point", "taken"), [
+    (65535, 7, 0, True), (65535, 7, 32766, True), (65535, 7, 32767, False), (65535, 6, 0, False), (65535, 1, 0, False),
+    (40000, 1, -(1 << 31), False), (1, 1, (1 << 31) - 1, False), (1, 23, -(1 << 31) + 3, True),
+])  # fmt: skip
+@pytest.mark.parametrize("out", ["u8", "i16", "u16"])
+def test_a_table_is_taken_where_its_results_fit_int32(
+    multiplier: int, shift: int, zero_point: int, taken: bool, out: str
+) -> None:
+    """Interpolated values have 23 bits; 65535 * 2^22 >> 7 is 2^31 - 2^15."""
+    state = MachineState(machine(), DRAM)
+    state.sram.view(np.int16)[:512] = np.linspace(-32768, 32767, 512).astype(np.int16)
+    state.vector("param", 0, np.int16, 513)[:] = np.resize([-32768, 32767, -32768, -32768, 32767], 513)
+    ins = make(
+        "table", rows=4, cols=100, a_row=200, out_addr=2048, out_row=200, multiplier=multiplier, shift=shift,
+        out_zp=zero_point, out_dtype=out,
+    )  # fmt: skip
+    assert takes(state, ins) == taken
+    assert agree(state, ins)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("u8", "i8"), ("i8", "i8"), ("i16", "i8"), ("i16", "i16")])
+@pytest.mark.parametrize("mode", ["tensor", "row"])
+def test_results_beyond_int32_are_clamped(kind: str, weights: str, mode: str) -> None:
+    """Whether sums are requantized in 32 bits or in 64 is decided from what they could be; here they are that."""
+    array = {**LARGE["mac_array"], "acc_bits": 40, "acc_rows": 64, "cols": 64, "rows": 64}
+    on = Machine.model_validate({**LARGE, "mac_array": array})
+    m, k, n = 18, 64, 20
+    a, b = -(-m * k * WIDTH[kind] // 64) * 64, -(-n * k * WIDTH[weights] // 64) * 64
+    for shift in range(1, 26):
+        state = MachineState(on, DRAM)
+        state.sram[: a + b] = 0x80  # the greatest magnitude of signed bytes
+        if WIDTH[kind] == 2:
+            state.sram[:a].view(np.int16)[:] = -(1 << 15)
+        if WIDTH[weights] == 2:
+            state.sram[a : a + b].view(np.int16)[:] = -(1 << 15)
+        if mode == "row":
+            records = state.vector("sram", 1 << 17, ROW_RECORD, m)
+        else:
+            records = state.vector("param", 0, RECORD, 1)
+        records["multiplier"], records["shift"] = 32767, shift
+        ins = make(
+            "matmul", m=m, k=k, n=n, batch0=1, batch1=1, a_dtype=kind, b_dtype=weights, out_dtype="i32", rq_mode=mode,
+            a_row=k * WIDTH[kind], b_addr=a, b_k=WIDTH[weights], b_n=k * WIDTH[weights], out_addr=1 << 16,
+            out_row=4 * n, rq_addr=1 << 17 if mode == "row" else 0, out_zp=(-1) ** shift * (1 << 30),
+        )  # fmt: skip
+        assert takes(state, ins)
+        assert agree(state, ins)
+
+
+@pytest.mark.parametrize(("k", "n", "taken"), [(4608, 2048, True), (4608, 2049, False)])
+def test_columns_are_packed_where_there_is_room(k: int, n: int, taken: bool) -> None:
+    """9 MiB of weights fit; with more, the kernels take them."""
+    on = Machine.model_validate({
+        **LARGE, "sram": {**LARGE["sram"], "capacity_bytes": 1 << 24},
+        "mac_array": {**LARGE["mac_array"], "acc_bits": 40, "acc_rows": 64, "cols": 64, "rows": 64},
+    })  # fmt: skip
+    state = MachineState(on, DRAM)
+    state.sram[:] = np.random.default_rng(n).integers(0, 256, state.sram.size)
+    record = state.vector("param", 0, RECORD, 1)
+    record["multiplier"], record["shift"] = 20000, 30
+    ins = make(
+        "matmul", m=2, k=k, n=n, batch0=1, batch1=1, a_dtype="u8", b_dtype="i8", out_dtype="i16", a_row=k,
+        b_addr=2 * k, b_k=1, b_n=k, out_addr=(n + 2) * k, out_row=2 * n,
+    )  # fmt: skip
     assert takes(state, ins) == taken
     assert agree(state, ins)
 

@@ -24,7 +24,9 @@ def test_executors_hold_no_float(repository: Path) -> None:
     [
         "x = 0.5", "x = 1e3", "x = 2j", "x = a / b", "x /= 2", "x = a ** b", "x = a ** -1", "x = np.float32(1)",
         "x: float = 1", "x = y.astype('float64')", "x = np.dtype('<f4')", "from math import sqrt", "x = np.double(1)",
-        "x = y.mean()", "x = np.trunc(y)", "def f(x: np.float64): pass", "x = round(y)", "x = np.true_divide(a, b)",
+        "x = y.mean()", "x = np.trunc(y)",
+        "x = builder.fadd(y, z)", "x = ir.DoubleType()", "x = 'llvm.floor.f64'",
+        "def f(x: np.float64): pass", "x = round(y)", "x = np.true_divide(a, b)",
     ],
 )  # fmt: skip
 def test_the_scan_sees_a_float(line: str) -> None:
