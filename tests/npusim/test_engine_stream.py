@@ -130,6 +130,42 @@ def test_what_products_keep_is_what_memory_holds(drawn: tuple[MachineState, list
     assert state.difference(twin) is None
 
 
+BYTES: dict[str, Any] = {"a_dtype": "u8", "b_dtype": "i8", "a_row": 160, "b_n": 72, "b_k": 1}
+KEYS: dict[str, Any] = {"a_dtype": "i16", "b_dtype": "i16", "a_row": 160, "b_n": 144, "b_k": 2}
+VALUES: dict[str, Any] = KEYS | {"b_n": 2, "b_k": 48}
+OTHERS: list[dict[str, Any]] = [{"k": 69}, {"m": 19}, {"n": 19}, {"a_row": 156}, {"a_addr": 4}, {"b_addr": 8196}]
+
+
+@pytest.mark.parametrize(("base", "other"), [
+    *((base, other) for base in (BYTES, KEYS, VALUES) for other in OTHERS),
+    (BYTES, {"b_n": 76}), (BYTES, {"a_dtype": "i8"}), (BYTES, {"a_dtype": "i16"}), (BYTES, {"a_dtype": "u16"}),
+    (KEYS, {"b_n": 148}), (VALUES, {"b_k": 44}), (KEYS, {"a_dtype": "u16"}), (KEYS, {"b_dtype": "i8", "b_k": 1}),
+    *((base, None) for base in (BYTES, KEYS, VALUES)),
+])  # fmt: skip
+def test_products_that_differ_a_little_share_nothing_wrong(base: dict[str, Any], other: dict[str, Any] | None) -> None:
+    """A MATMUL, one that differs or a LOAD over the last byte that its columns are made from, and the first again."""
+    array = {**LARGE["mac_array"], "acc_bits": 40, "acc_rows": 64, "cols": 64, "rows": 64}
+    state = MachineState(Machine.model_validate({**LARGE, "mac_array": array}), DRAM)
+    state.sram[:] = np.random.default_rng(3).integers(0, 256, state.sram.size)
+    state.dram[:] = 85
+    m, k, n = 20, 70, 20
+    records = state.vector("param", 0, RECORD, n)
+    records["multiplier"], records["shift"], records["zero_point"] = 20000, 24, 7 if base is BYTES else 0
+    shape = {"m": m, "k": k, "n": n, "batch0": 1, "batch1": 1, "out_dtype": "i32", "out_row": 80, "rq_mode": "channel"}
+    first, again = (make("matmul", b_addr=8192, out_addr=at, **shape, **base) for at in (16384, 24576))
+    if other is None:
+        last = 8192 + (n - 1) * base["b_n"] + (k - 1) * base["b_k"] + WIDTH[base["b_dtype"]] - 1
+        middle = make("load", unit=UNITS.index("load"), local_addr=last, row_bytes=1, rows=1, planes=1)
+    else:
+        middle = make("matmul", **{"b_addr": 8192, "out_addr": 20480, **shape, **base, **other})
+    code = [first, middle, again]
+    assert stream.Session(state.copy(), stream.Code(code), stream.HANDLERS).run(0, 3) == 3
+    twin = state.copy()
+    engine.execute(state, code)
+    reference.execute(twin, code)
+    assert state.difference(twin) is None
+
+
 def test_both_forms_give_one_table() -> None:
     """Of every instruction, each field at its ends or anything between."""
 
