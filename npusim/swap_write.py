@@ -162,7 +162,7 @@ def _score(path: Path, workload: str) -> Score:
     try:
         cell = json.loads(path.read_text(encoding="utf-8"))
         found, measured = np.array(cell["figures"]["eps_sqnr_db"], float), cell["settings"]["workload"]
-        if found.ndim != 1 or not found.size or not np.isfinite(found).all():
+        if found.ndim == 0 or not found.size or not np.isfinite(found).all():
             raise ValueError("figures.eps_sqnr_db is no list of numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a cell's file ({error})") from None

@@ -185,9 +185,10 @@ def test_scores_are_means_of_the_cells_of_the_same_workload_and_bits(tmp_path: P
     assert _scores(study, tmp_path) == {("tsq", 1): (31.5, 2), ("tsq", 4): (35.0, 1)}
     with pytest.raises(UserError, match="workload = 'emoji': says nothing of 'tiny'"):
         _scores(replace(study, workload="tiny"), tmp_path)
-    cell("tsq-w8a8-r4", "emoji", None)
-    with pytest.raises(UserError, match="not a cell's file"):
-        _scores(study, tmp_path)
+    for figures in (None, 31.5):
+        cell("tsq-w8a8-r4", "emoji", figures)
+        with pytest.raises(UserError, match="not a cell's file"):
+            _scores(study, tmp_path)
 
 
 def test_methods_must_be_known(tiny_machine: Machine) -> None:
