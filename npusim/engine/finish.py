@@ -84,9 +84,8 @@ def _body(builder: Any, function: Any, form: int, zeros: int, size: int) -> Any:
 
         def finish_columns(columns: Columns) -> None:
             limits = zero_point, low, most
-            found, differs = _results(builder, form, zeros, arguments, scales, limits, columns.index)
-            columns.write(target, lanes.narrowed(builder, found, vector(SIZES[size], WIDTH)))
-            changed.count(columns.only(differs))
+            found = _results(builder, form, zeros, arguments, scales, limits, columns.index)
+            lanes.deliver(builder, columns, target, size, found, changed)
 
         lanes.over_columns(builder, count, finish_columns)
     return builder.sext(changed.total(), I64)

@@ -11,7 +11,7 @@ from numba.core import cgutils
 
 from npusim.engine import lanes
 from npusim.engine.dot import I16, I64, broadcast, dot_words, out_of_line, vector
-from npusim.engine.lanes import HALF, HALVES, SIZES, WIDTH, WORDS, Columns, Counter
+from npusim.engine.lanes import HALF, HALVES, WIDTH, WORDS, Columns, Counter
 from npusim.engine.native import intrinsic
 
 ARGUMENTS = 12
@@ -30,7 +30,7 @@ def _interpolated(builder: Any, values: Any, table: Any) -> Any:
 def _body(builder: Any, function: Any, size: int) -> Any:
     rows, cols, a, a_row, out, out_row, table, multiplier, shift, *limits = function.args[1:]
     factor, down = (broadcast(builder, value, HALF.count) for value in (multiplier, shift))
-    rounding = builder.shl(lanes.repeated(HALF, 1), builder.sub(down, lanes.repeated(HALF, 1)))
+    rounding = lanes.half_unit(builder, down)
     factor = lanes.even(builder, factor)  # it has 32 bits
     changed = Counter(builder)
     with cgutils.for_range(builder, rows, intp=I64) as loop:
@@ -40,9 +40,8 @@ def _body(builder: Any, function: Any, size: int) -> Any:
         def look_up(columns: Columns) -> None:
             values = _interpolated(builder, columns.read(source, vector(I16, WIDTH)), table)
             products = [builder.mul(side(builder, values), factor) for side in HALVES]
-            found, differs = lanes.requantized(builder, products, [rounding] * 2, [down] * 2, limits, False)
-            columns.write(target, lanes.narrowed(builder, found, vector(SIZES[size], WIDTH)))
-            changed.count(columns.only(differs))
+            found = lanes.requantized(builder, products, [rounding] * 2, [down] * 2, limits, False)
+            lanes.deliver(builder, columns, target, size, found, changed)
 
         lanes.over_columns(builder, cols, look_up)
     return builder.sext(changed.total(), I64)

@@ -106,6 +106,12 @@ def rounded(builder: Any, product: Any, rounding: Any, shift: Any) -> Any:
     return builder.ashr(builder.add(product, rounding), shift)
 
 
+def half_unit(builder: Any, shift: Any) -> Any:
+    """What `rounded` adds for shifts of at least 1."""
+    one = repeated(shift.type, 1)
+    return builder.shl(one, builder.sub(shift, one))
+
+
 def clamped(builder: Any, value: Any, limits: Any) -> tuple[Any, Any]:
     """A vector plus zero point, clamped between two more, and where the clamp changed it; the three are int64."""
     count, kind = value.type.count, value.type.element
@@ -193,6 +199,13 @@ class Columns:
     def only(self, where: Any) -> Any:
         """A condition, and that columns are there."""
         return where if self.inside is None else self._builder.and_(where, self.inside)
+
+
+def deliver(builder: Any, columns: Columns, row: Any, size: int, found: tuple[Any, Any], changed: Counter) -> None:
+    """Write results of `requantized`, of ``size`` bytes each, to the row at an address; count where the clamp bit."""
+    results, differs = found
+    columns.write(row, narrowed(builder, results, vector(SIZES[size], WIDTH)))
+    changed.count(columns.only(differs))
 
 
 def over_columns(builder: Any, count: Any, each: Callable[[Columns], None]) -> None:

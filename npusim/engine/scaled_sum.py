@@ -10,8 +10,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
 from npusim.engine import lanes
-from npusim.engine.dot import I64, broadcast, out_of_line, vector
-from npusim.engine.lanes import HALF, HALVES, SIZES, WIDTH, WORDS, Columns, Counter
+from npusim.engine.dot import I64, broadcast, out_of_line
+from npusim.engine.lanes import HALF, HALVES, SIZES, WORDS, Columns, Counter
 from npusim.engine.native import intrinsic
 
 ARGUMENTS = 14
@@ -20,7 +20,7 @@ ARGUMENTS = 14
 def _body(builder: Any, function: Any, two: int, wide: int, size: int) -> Any:
     cols, left, right, left_factor, right_factor, offset, out, shift, *limits = function.args[3:]
     down = broadcast(builder, shift, HALF.count)
-    rounding = builder.shl(lanes.repeated(HALF, 1), builder.sub(down, lanes.repeated(HALF, 1)))
+    rounding = lanes.half_unit(builder, down)
     changed = Counter(builder)
 
     def add_columns(columns: Columns) -> None:
@@ -33,9 +33,8 @@ def _body(builder: Any, function: Any, two: int, wide: int, size: int) -> Any:
             for value, factor in operands:
                 total = builder.add(total, builder.mul(side(builder, value), side(builder, factor)))
             sums.append(total)
-        found, differs = lanes.requantized(builder, sums, [rounding] * 2, [down] * 2, limits, bool(wide))
-        columns.write(out, lanes.narrowed(builder, found, vector(SIZES[size], WIDTH)))
-        changed.count(columns.only(differs))
+        found = lanes.requantized(builder, sums, [rounding] * 2, [down] * 2, limits, bool(wide))
+        lanes.deliver(builder, columns, out, size, found, changed)
 
     lanes.over_columns(builder, cols, add_columns)
     return builder.sext(changed.total(), I64)
